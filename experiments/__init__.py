@@ -1,0 +1,1 @@
+"""Analyses of captures. They may import anything; nothing imports them."""

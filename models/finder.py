@@ -1,0 +1,117 @@
+"""The import hook: transformers' modelling modules come in tapped.
+
+`import transformers.models.llama.modeling_llama` asks every finder on sys.meta_path in turn. Ours stands
+first and answers for modelling modules only: with a local copy models/llama/modeling_llama.py where there
+is one, else with the installed file, derived (models/derive.py). Either way the module keeps its upstream
+name and package, so its relative imports and transformers' own auto classes work as ever.
+
+No .pyc is read or written: a cached upstream one would be untapped, and ours must not poison its place.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.util import decode_source, spec_from_file_location
+from pathlib import Path
+from types import CodeType, ModuleType
+
+from models.derive import TAP_NAME, Derived, derive, observing_classes
+from sniffer.tap import TAP
+
+MODELLING_MODULE = re.compile(r"transformers\.models\.(\w+)\.(modeling_\w+)")
+DERIVED_NAME = "__sniffer_derived__"
+"""Where a derived module keeps its Derived record; None in a local copy."""
+TAPPED_CLASSES = "__sniffer_classes__"
+"""Where a module keeps the names of its classes that carry a tap."""
+
+
+class TappedLoader(SourceFileLoader):
+    """Runs a modelling file with the tap's socket in its namespace."""
+
+    def __init__(self, fullname: str, path: str, *, local_copy: bool = False) -> None:
+        super().__init__(fullname, path)
+        self.local_copy = local_copy
+        self.derived: Derived | None = None
+        self.classes: frozenset[str] = frozenset()
+
+    def get_code(self, fullname: str) -> CodeType:
+        source = decode_source(self.get_data(self.path))
+        if self.local_copy:
+            self.classes = observing_classes(source, self.path)
+            return compile(source, self.path, "exec", dont_inherit=True)
+        self.derived = derive(source, self.path)
+        self.classes = frozenset(one.class_name for one in self.derived.taps)
+        return compile(self.derived.tree, self.path, "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        setattr(module, TAP_NAME, TAP)
+        super().exec_module(module)
+        setattr(module, DERIVED_NAME, self.derived)
+        setattr(module, TAPPED_CLASSES, self.classes)
+
+
+class TappedFinder(MetaPathFinder):
+    """Answers for transformers' modelling modules; `copies` is the folder of local copies."""
+
+    def __init__(self, copies: Path) -> None:
+        self.copies = copies
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        match = MODELLING_MODULE.fullmatch(fullname)
+        if match is None:
+            return None
+        copy = self.copies / match[1] / f"{match[2]}.py"
+        if copy.is_file():
+            return _spec(fullname, str(copy), local_copy=True)
+        upstream = PathFinder.find_spec(fullname, path)
+        if upstream is None or upstream.origin is None or not upstream.origin.endswith(".py"):
+            return upstream
+        return _spec(fullname, upstream.origin, local_copy=False)
+
+
+def _spec(fullname: str, path: str, *, local_copy: bool) -> ModuleSpec | None:
+    loader = TappedLoader(fullname, path, local_copy=local_copy)
+    return spec_from_file_location(fullname, path, loader=loader)
+
+
+def install(copies: Path | None = None) -> None:
+    """Taps the modelling modules imported from now on; a second call changes nothing.
+
+    Args:
+        copies: the folder of hand-edited local copies; this package's own folder by default.
+    """
+    if not any(isinstance(finder, TappedFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, TappedFinder(copies or Path(__file__).parent))
+
+
+def uninstall() -> None:
+    """Takes the hook away. Modules that are already imported keep their taps, which stay silent."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, TappedFinder)]
+
+
+@contextmanager
+def installed(copies: Path | None = None) -> Iterator[None]:
+    """The hook for the length of a `with`; one that was there before stays."""
+    before = list(sys.meta_path)
+    install(copies)
+    try:
+        yield
+    finally:
+        if not any(isinstance(finder, TappedFinder) for finder in before):
+            uninstall()
+
+
+def is_modelling_module(name: str) -> bool:
+    return MODELLING_MODULE.fullmatch(name) is not None
+
+
+def is_tapped(name: str) -> bool:
+    """Whether an imported module came through the hook."""
+    return hasattr(sys.modules.get(name), TAP_NAME)

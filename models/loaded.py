@@ -1,0 +1,217 @@
+"""A backbone: the part of a loaded model that its attention layers live in, with the map of its layers.
+
+The language-model head, vision towers and the like are left out: of a whole model we take the deepest
+part that takes token ids and holds every tapped attention of its decoder. A layer's number is its place in
+the list of layers, since the `layer_idx` that modules carry is wrong or missing in some families.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from models import selfcheck
+from models.finder import TAPPED_CLASSES, is_modelling_module, is_tapped
+from sniffer.errors import UnsupportedModelError
+from sniffer.types import LayerGeometry
+
+
+class LoadedBackbone:
+    """A checked backbone: what `Checkpoint.load` returns.
+
+    Attributes:
+        geometry: one entry per layer that was seen to attend, in order.
+        layer_of: attention module -> layer number.
+        skipped_layers: paths of layers without softmax attention.
+        pre_missing: why q_pre and k_pre cannot be had; empty where they can. They are then absent from
+            the geometry too.
+    """
+
+    def __init__(self, module: PreTrainedModel) -> None:
+        """Finds the layers of a backbone and proves its taps.
+
+        Raises:
+            UnsupportedModelError: it cannot be tapped soundly, and why.
+        """
+        self.module = module.eval().requires_grad_(False)
+        self.dtype: torch.dtype = module.dtype
+        self.device: torch.device = module.device
+        self._takes_use_cache = _accepts(module, "use_cache")
+        names = {part: name for name, part in module.named_modules()}
+        embeddings: Any = module.get_input_embeddings()
+        ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device)
+        seen, received, hidden = selfcheck.observe_probe(self, ids, pre=False)
+        selfcheck.check_taps(seen, received, names)
+        selfcheck.check_causal(hidden, self, ids, seen)
+        self.pre_missing, seen = _with_pre(self, ids, seen, received, names)
+        numbers = number_layers({names[event.module]: event.module for event in seen}, module)
+        self.layer_of: Mapping[nn.Module, int] = numbers
+        windows = _windows(module)
+        self.geometry: tuple[LayerGeometry, ...] = tuple(
+            selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
+            for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
+        )
+        self.skipped_layers = skipped_layers(module, set(numbers))
+
+    def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
+        """Runs right-padded token ids, with no cache and no mask; the caller opens torch.inference_mode.
+
+        Returns the last hidden state, or None from a backbone that gives none.
+        """
+        options = {"use_cache": False} if self._takes_use_cache else {}
+        output = self.module(input_ids=input_ids, **options)
+        return getattr(output, "last_hidden_state", None)
+
+
+def find_backbone(model: PreTrainedModel) -> PreTrainedModel:
+    """The deepest part of a model that takes token ids and holds every tapped attention of its decoder.
+
+    Raises:
+        UnsupportedModelError: no attention in it is tapped, or its code was imported before the hook.
+    """
+    check_imports(model)
+    decoder = model.get_decoder() or model.base_model
+    attention = _tapped(decoder)
+    if not attention:
+        decoder = model.base_model
+        attention = _tapped(decoder)
+    if not attention:
+        raise UnsupportedModelError(
+            f"no attention of {type(model).__name__} is tapped: {_reasons(model)}; a local copy"
+            " models/<family>/modeling_<family>.py with tap lines can serve it"
+        )
+    holders = [
+        part
+        for part in decoder.modules()
+        if isinstance(part, PreTrainedModel) and _accepts(part, "input_ids", only_named=True)
+        if attention <= set(part.modules())
+    ]
+    if not holders:
+        raise UnsupportedModelError(f"no part of {type(model).__name__} takes input_ids and holds its attention")
+    return holders[-1]
+
+
+def check_imports(model: nn.Module) -> None:
+    """Refuses a model whose modelling code did not come through the import hook.
+
+    Raises:
+        UnsupportedModelError: naming those modules and what to do.
+    """
+    homes = {type(part).__module__ for part in model.modules()}
+    early = sorted(name for name in homes if is_modelling_module(name) and not is_tapped(name))
+    if early:
+        raise UnsupportedModelError(
+            f"{', '.join(early)} imported before the tap's import hook: call models.finder.install() first"
+        )
+    remote = sorted(name for name in homes if name.split(".")[0] == "transformers_modules")
+    if remote:
+        raise UnsupportedModelError(
+            f"the checkpoint brings its own code ({remote[0]}), which the import hook does not see: set"
+            " model.trust_remote_code=false if transformers has this family"
+        )
+
+
+def number_layers(attention: Mapping[str, nn.Module], backbone: nn.Module) -> dict[nn.Module, int]:
+    """Attention modules by their place in the outermost list of layers.
+
+    Where layers hold several attentions, or none lies in a list, they are counted in order instead.
+    """
+    places = {path: layer_place(path, backbone) for path in attention}
+    numbers = [number for number in places.values() if number is not None]
+    if len(set(numbers)) == len(attention):
+        return {module: places[path] or 0 for path, module in attention.items()}
+    return {module: number for number, module in enumerate(attention.values())}
+
+
+def layer_place(path: str, backbone: nn.Module) -> int | None:
+    """The index in the outermost ModuleList on a module's path, None if there is none."""
+    owner: nn.Module = backbone
+    for part in path.split("."):
+        if isinstance(owner, nn.ModuleList):
+            return int(part)
+        owner = getattr(owner, part)
+    return None
+
+
+def skipped_layers(backbone: nn.Module, attention: set[nn.Module]) -> tuple[str, ...]:
+    """Layers that hold none of the given attention modules, of the list that holds most of them."""
+    lists = [(name, part) for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)]
+    outer = [(name, part) for name, part in lists if not any(name.startswith(other + ".") for other, _ in lists)]
+    holding = [(len(attention & set(part.modules())), name, part) for name, part in outer]
+    if not holding:
+        return ()
+    _, name, layers = max(holding, key=lambda item: item[0])
+    return tuple(f"{name}.{i}" for i, layer in enumerate(layers) if not attention & set(layer.modules()))
+
+
+def _with_pre(
+    backbone: LoadedBackbone,
+    ids: Int[Tensor, "batch seq"],
+    seen: list[selfcheck.Seen],
+    received: list[selfcheck.Received],
+    names: Mapping[nn.Module, str],
+) -> tuple[str, list[selfcheck.Seen]]:
+    """Probes once more with the pre kinds: why they are missing, and the events to read the geometry from."""
+    missing = _pre_missing({event.module for event in seen})
+    if missing:
+        return missing, seen
+    with_pre, again, _ = selfcheck.observe_probe(backbone, ids, pre=True)
+    selfcheck.check_taps(with_pre, again, names)
+    return "", with_pre
+
+
+def _pre_missing(attention: set[nn.Module]) -> str:
+    for module in attention:
+        for cls in type(module).__mro__:
+            derived = getattr(sys.modules.get(cls.__module__), "__sniffer_derived__", None)
+            for one in derived.taps if derived is not None else ():
+                if one.class_name == cls.__name__ and one.pre_missing:
+                    return f"{cls.__name__}: {one.pre_missing}"
+    return ""
+
+
+def _tapped(root: nn.Module) -> set[nn.Module]:
+    """The modules under `root` whose class, or a base of it, carries a tap."""
+    return {part for part in root.modules() if any(_has_tap(cls) for cls in type(part).__mro__)}
+
+
+def _has_tap(cls: type) -> bool:
+    return cls.__name__ in getattr(sys.modules.get(cls.__module__), TAPPED_CLASSES, ())
+
+
+def _reasons(model: nn.Module) -> str:
+    """Where attention-like classes of the model's own files stand that no rule matched."""
+    used = {type(part).__name__: type(part).__module__ for part in model.modules()}
+    found = []
+    for name, home in used.items():
+        derived = getattr(sys.modules.get(home), "__sniffer_derived__", None)
+        for one in derived.untapped if derived is not None else ():
+            if one.class_name == name:
+                found.append(f"{name} at {home.rsplit('.', 1)[-1]}.py line {one.line}: {one.reason}")
+    return "; ".join(found) if found else "it has no softmax attention that we recognise"
+
+
+def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:
+    parameters = inspect.signature(module.forward).parameters
+    starred = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or (starred and not only_named)
+
+
+def _windows(module: PreTrainedModel) -> dict[int, int]:
+    """Windows that the config gives a layer but its attention call may not name (chunked attention)."""
+    config: Any = module.config
+    kinds = getattr(config, "layer_types", None) or []
+    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    found = {}
+    for layer, kind in enumerate(kinds):
+        size = chunk if "chunked" in str(kind) else window if "sliding" in str(kind) else None
+        if isinstance(size, int):
+            found[layer] = size
+    return found

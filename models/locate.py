@@ -1,0 +1,152 @@
+"""Where a checkpoint is: an embedded model, a local folder, the hub's cache, or the hub itself.
+
+Asked in that order, and the hub last and briefly: loading a hub id without network takes transformers half
+a minute of retries to fail, while one question to the hub is answered, or refused, at once. A snapshot
+that is complete in the local cache is used as it is, so that a run does not change because `main` moved.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from threading import Thread
+
+from models import embedded
+from sniffer.errors import CheckpointError
+
+EMBEDDED = "embedded:"
+PATIENCE_S = 2.5
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+
+
+def locate(checkpoint: str, revision: str | None) -> str:
+    """A folder, or a hub id that has been found accessible, as from_pretrained takes it.
+
+    Raises:
+        CheckpointError: there is no such folder, it has no config, or the hub denies or does not answer.
+    """
+    folder = on_disk(checkpoint, revision)
+    if folder is not None and _has_weights(folder):
+        return str(folder)
+    if folder is not None and not _is_hub_id(checkpoint):
+        raise CheckpointError(f"{folder} has a config but not all its weights (looked for {', '.join(WEIGHTS)})")
+    ask_hub(checkpoint, revision)
+    return checkpoint
+
+
+def on_disk(checkpoint: str, revision: str | None) -> Path | None:
+    """The folder of a checkpoint if it is on this machine; None for a hub id that is not cached.
+
+    Raises:
+        CheckpointError: it names a folder that is missing or is no checkpoint.
+    """
+    if checkpoint.startswith(EMBEDDED):
+        return embedded.path(checkpoint.removeprefix(EMBEDDED))
+    if not _is_hub_id(checkpoint):
+        return _folder(Path(checkpoint).expanduser())
+    return _cached(checkpoint, revision)
+
+
+@lru_cache
+def ask_hub(checkpoint: str, revision: str | None) -> None:
+    """Asks the hub, within seconds, whether a model is there and may be read.
+
+    Raises:
+        CheckpointError: it is gated, not found, or there is no network, and what to do about it.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    instead = "or set model.checkpoint=/local/folder, or model.weights=random to use the architecture alone"
+    if constants.is_offline_mode():
+        raise CheckpointError(f"{checkpoint} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {instead}")
+
+    def question() -> None:
+        HfApi().model_info(checkpoint, revision=revision, timeout=PATIENCE_S)
+        HfApi().auth_check(checkpoint)
+
+    try:
+        _within(PATIENCE_S, question)
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{checkpoint} is gated: accept its licence at {constants.ENDPOINT}/{checkpoint} and run"
+            f" `hf auth login`, {instead}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{checkpoint} has no revision {revision!r} on the hub: check model.revision") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{checkpoint} is not found on the hub, or is private: check the name, run `hf auth login`, {instead}"
+        ) from error
+    except HFValidationError as error:
+        raise CheckpointError(f"{checkpoint!r} is neither a local folder nor a hub id like owner/name") from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no status")
+        raise CheckpointError(f"the hub answered {status} for {checkpoint}: try again later, {instead}") from error
+    except Exception as error:  # the HTTP library below huggingface_hub has changed before, and will again
+        raise CheckpointError(
+            f"no network: the hub could not be asked for {checkpoint} ({str(error).strip() or type(error).__name__}):"
+            f" connect, {instead}"
+        ) from error
+
+
+def _within(seconds: float, question: Callable[[], None]) -> None:
+    """Runs a question in a thread, since a name server that stays silent knows no timeout."""
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            question()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if failures:
+        raise failures[0]
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights, with every shard that an index file names."""
+    shards = {
+        name
+        for index in folder.glob("*.index.json")
+        for name in json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()
+    }
+    return any(any(folder.glob(pattern)) for pattern in WEIGHTS) and all((folder / name).exists() for name in shards)
+
+
+def _is_hub_id(checkpoint: str) -> bool:
+    """Whether a name can only be meant for the hub: no such path exists, and it does not look like one."""
+    looks_local = checkpoint.startswith(("/", "./", "../", "~")) or checkpoint in (".", "..")
+    return not looks_local and not Path(checkpoint).exists() and not checkpoint.startswith(EMBEDDED)
+
+
+def _folder(folder: Path) -> Path:
+    if not folder.exists():
+        raise CheckpointError(f"no such folder: {folder} (model.checkpoint takes a folder or a hub id)")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: point model.checkpoint at a checkpoint's own folder")
+    return folder
+
+
+def _cached(checkpoint: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None

@@ -1,0 +1,182 @@
+"""From texts to batches: tokenisation ahead of the model, and batches with little padding.
+
+A background thread reads and tokenises windows of documents while the model loads and runs. Within a
+window documents are sorted by length and packed, longest first, so that a batch stays within the token
+budget and pads by no more than a twentieth. What is captured does not depend on any of this.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+
+import numpy as np
+
+from sniffer.types import Dataset, Document, TokenBatch, Tokenize
+
+WINDOW_TOKENS = 1 << 23
+WINDOW_DOCUMENTS = 4096
+MAX_PADDING = 1.05
+"""Computed tokens over real tokens, at most, in a batch of several documents."""
+
+
+@dataclass
+class ReadCounts:
+    """What happened to the documents read so far."""
+
+    examples: int = 0
+    skipped_empty: int = 0
+    truncated: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Window:
+    """Documents that are batched together; `last` when the dataset ends with them."""
+
+    documents: tuple[Document, ...]
+    last: bool
+
+
+@dataclass
+class Tokenizer:
+    """Turns texts into documents, counting what it skips and cuts."""
+
+    tokenize: Tokenize
+    max_tokens: int | None
+    counts: ReadCounts = field(default_factory=ReadCounts)
+
+    def documents(self, dataset: Dataset) -> Iterator[Document]:
+        for example_id, source_id, text in dataset.texts():
+            token_ids = np.asarray(self.tokenize(text), dtype=np.int32) if text.strip() else np.empty(0, np.int32)
+            if not len(token_ids):
+                self.counts.skipped_empty += 1
+                continue
+            truncated = self.max_tokens is not None and len(token_ids) > self.max_tokens
+            kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
+            self.counts.examples += 1
+            self.counts.truncated += truncated
+            self.counts.tokens += len(kept)
+            yield Document(example_id, source_id, kept, truncated)
+
+
+def windows(documents: Iterator[Document]) -> Iterator[Window]:
+    """Groups documents into windows of bounded size; always ends with one marked `last`."""
+    pending: list[Document] = []
+    tokens = 0
+    for document in documents:
+        if pending and (tokens + document.n_tokens > WINDOW_TOKENS or len(pending) >= WINDOW_DOCUMENTS):
+            yield Window(tuple(pending), last=False)
+            pending, tokens = [], 0
+        pending.append(document)
+        tokens += document.n_tokens
+    yield Window(tuple(pending), last=True)
+
+
+def batches(documents: Sequence[Document], max_tokens: int, pad_id: int) -> Iterator[TokenBatch]:
+    """Packs documents, longest first, into batches of at most `max_tokens` computed tokens.
+
+    A document longer than `max_tokens` gets a batch of its own.
+    """
+    pending: list[Document] = []
+    for document in sorted(documents, key=lambda document: (-document.n_tokens, document.example_id)):
+        if pending and not _fits(pending, document, max_tokens):
+            yield TokenBatch(tuple(pending), pad_id)
+            pending = []
+        pending.append(document)
+    if pending:
+        yield TokenBatch(tuple(pending), pad_id)
+
+
+def _fits(pending: Sequence[Document], document: Document, max_tokens: int) -> bool:
+    computed = (len(pending) + 1) * pending[0].n_tokens
+    real = sum(other.n_tokens for other in pending) + document.n_tokens
+    return computed <= max_tokens and computed <= MAX_PADDING * real
+
+
+class Feed:
+    """A run's documents: reading starts at once, in the background; batches come window by window.
+
+    `counts` is complete when the batches have ended.
+    """
+
+    def __init__(self, dataset: Dataset, tokenize: Tokenize, pad_id: int, *, max_tokens: int | None) -> None:
+        tokenizer = Tokenizer(tokenize, max_tokens)
+        self.counts = tokenizer.counts
+        self.pad_id = pad_id
+        self._ahead = Ahead(windows(tokenizer.documents(dataset)))
+        self._windows = iter(self._ahead)
+        self._n_texts = len(dataset)
+
+    @cached_property
+    def first(self) -> Window:
+        """The first window, from which the size of the run is told; waits until it is read."""
+        return next(self._windows)
+
+    @property
+    def expected_documents(self) -> int:
+        """How many documents there will be: exact once the last window is read, else at most this."""
+        if self.first.last:
+            return len(self.first.documents)
+        return self._n_texts - self.counts.skipped_empty
+
+    @property
+    def expected_tokens(self) -> float:
+        """Tokens in all, scaled up from the first window where that is not the last."""
+        read = sum(document.n_tokens for document in self.first.documents)
+        return read * self.expected_documents / max(1, len(self.first.documents))
+
+    def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
+        """All documents in batches of at most `max_tokens` computed tokens; to be called once."""
+        for window in chain([self.first], self._windows):
+            yield from batches(window.documents, max_tokens, self.pad_id)
+
+    def close(self) -> None:
+        """Stops reading; nothing more is needed."""
+        self._ahead.close()
+
+
+class Ahead:
+    """Windows made in a background thread, at most one ahead of the reader.
+
+    An exception in the thread is raised where the reader iterates.
+    """
+
+    def __init__(self, source: Iterator[Window]) -> None:
+        self._queue: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._fill, args=(source,), name="tokenizer", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[Window]:
+        while True:
+            item = self._queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+            if item.last:
+                return
+
+    def close(self) -> None:
+        """Stops reading; nothing more is needed."""
+        self._closed.set()
+
+    def _fill(self, source: Iterator[Window]) -> None:
+        try:
+            for window in source:
+                self._put(window)
+                if self._closed.is_set():
+                    return
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, item: Window | BaseException) -> None:
+        while not self._closed.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue

@@ -1,0 +1,201 @@
+"""The main job, start to end: from documents to a committed run folder.
+
+for batch in the dataset's documents:
+    picks are drawn on the CPU
+    the backbone runs once, with the tap open
+    the accumulator keeps the picked rows
+the writer writes, the manifest commits
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from sniffer.accumulator import Accumulator
+from sniffer.batching import Feed
+from sniffer.config import Config
+from sniffer.errors import ConfigError, DatasetError
+from sniffer.estimate import Estimate, estimate, refuse_if_too_large
+from sniffer.manifest import Manifest
+from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.sampler import Picker, describe
+from sniffer.selection import Selection, check_request, select
+from sniffer.store import Store
+from sniffer.tap import tap
+from sniffer.terminal import capture_progress, estimate_line, show_summary
+from sniffer.transfer import transfer_for
+from sniffer.types import Backbone, LayerGeometry, ModelLimits
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Clock:
+    """Seconds spent by stage, in the order in which the stages first ended."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will capture, resolved against the loaded model."""
+
+    backbone: Backbone
+    geometry: dict[int, LayerGeometry]
+    selection: Selection
+    picker: Picker
+    expected: Estimate
+
+
+def run(config: Config, folder: Path) -> None:
+    """Captures what `config` asks for into `folder`, which exists and holds no results.
+
+    Raises:
+        SnifferError: in one line, what is wrong and what to do; before the model loads where that can
+            be known.
+    """
+    clock = Clock()
+    with clock.stage("load"):
+        limits = check(config)
+        feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
+        try:
+            plan = make_plan(config, config.model.load(), feed)
+            log.info("%s", estimate_line(plan.expected))
+            refuse_if_too_large(plan.expected, folder)
+        except BaseException:
+            feed.close()
+            raise
+    store = Store(folder, first_manifest(config, plan), plan.picker, dtype_name(plan.backbone))
+    accumulator = Accumulator(plan.selection)
+    interruption: BaseException | None = None
+    try:
+        with clock.stage("inference"):
+            infer(config, plan, feed, accumulator, store, clock)
+    except (Exception, KeyboardInterrupt) as error:
+        # What was captured so far is worth keeping: it is written below, then the error goes on its way.
+        interruption = error
+    feed.close()
+    with clock.stage("write"):
+        store.write(accumulator)
+    store.close(asdict(feed.counts), clock.seconds, interruption)
+    if interruption is not None:
+        raise interruption
+    show_summary(folder, store.manifest, plan.picker)
+
+
+def check(config: Config) -> ModelLimits:
+    """Meets everything that can be known to be wrong before the model loads."""
+    config.dataset.check()
+    limits = config.model.limits()
+    check_request(config.capture, limits)
+    return limits
+
+
+def token_limit(config: Config, limits: ModelLimits) -> int | None:
+    """The most tokens a document may have: what the user says, else what the model was made for.
+
+    Raises:
+        ConfigError: the user asks for more positions than the model has.
+    """
+    wanted, possible = config.dataset.max_tokens, limits.max_positions
+    if wanted is not None and possible is not None and wanted > possible:
+        raise ConfigError(
+            f"dataset.max_tokens={wanted} is more than the model's {possible} positions: lower it, or extend the "
+            f"model with 'model.config_overrides={{max_position_embeddings: {wanted}}}' and a RoPE scaling"
+        )
+    return wanted if wanted is not None else possible
+
+
+def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
+    """Resolves the request against the model and expects its size from the documents read so far.
+
+    Raises:
+        ConfigError: the selection names what the model does not have.
+        DatasetError: there is no text to capture from.
+    """
+    selection = select(backbone.geometry, config.capture)
+    geometry = {layer.layer: layer for layer in backbone.geometry}
+    picker = Picker(config.sampler, config.seed)
+    lengths = [document.n_tokens for document in feed.first.documents]
+    if not lengths:
+        raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
+    expected = estimate(picker, selection, geometry, lengths, feed.expected_documents, backbone.dtype.itemsize)
+    return Plan(backbone, geometry, selection, picker, expected)
+
+
+def infer(config: Config, plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock) -> None:
+    """Runs every batch through the backbone; the accumulator then holds what was picked."""
+    backbone = plan.backbone
+    transfer = transfer_for(backbone.device)
+    gather_plan = GatherPlan(plan.selection, plan.geometry, backbone.layer_of, transfer, backbone.device)
+    wants_pre = any(kind.endswith("_pre") for kind in plan.selection.kinds)
+    in_flight: list[Observer] = []
+
+    def keep(observer: Observer) -> None:
+        accumulator.add(observer.batch, observer.picks, transfer.settle(observer.vectors))
+        store.add_examples(observer.batch.documents)
+        clock.add("capture", observer.seconds)
+        progress.advance(len(observer.batch.documents), observer.batch.n_tokens, sum(accumulator.rows.values()))
+
+    with torch.inference_mode(), capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
+        for batch in feed.batches(config.batch.max_tokens):
+            with clock.stage("sample"):
+                observer = Observer(batch, draw(plan.picker, plan.selection, batch), gather_plan)
+            with clock.stage("forward"), tap(observer, pre=wants_pre):
+                backbone(torch.from_numpy(batch.input_ids()).to(backbone.device, non_blocking=True))
+            transfer.end_batch()
+            in_flight.append(observer)
+            # One batch late, so that its copies to the host overlap the next forward.
+            if len(in_flight) > 1:
+                keep(in_flight.pop(0))
+        for observer in in_flight:
+            keep(observer)
+
+
+def first_manifest(config: Config, plan: Plan) -> Manifest:
+    """The manifest of a run that is about to start."""
+    heads = plan.selection.heads
+    return Manifest(
+        status="running",
+        seed=config.seed,
+        model=config.model.describe(),
+        dataset=config.dataset.describe(),
+        sampler=describe(config.sampler),
+        geometry=tuple(plan.geometry.values()),
+        selection={
+            layer: {kind: heads[layer, kind] for kind in plan.selection.kinds_of(layer)}
+            for layer in plan.selection.layers
+        },
+        threads=torch.get_num_threads(),
+        device=describe_device(plan.backbone),
+    )
+
+
+def describe_device(backbone: Backbone) -> dict[str, str]:
+    """What kind of device computed, without naming the machine."""
+    device = {"type": backbone.device.type, "dtype": dtype_name(backbone)}
+    if backbone.device.type == "cuda":
+        device["name"] = torch.cuda.get_device_name(backbone.device)
+    return device
+
+
+def dtype_name(backbone: Backbone) -> str:
+    return str(backbone.dtype).removeprefix("torch.")

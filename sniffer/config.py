@@ -1,0 +1,230 @@
+"""The configuration: what Hydra composes, checked once and turned into real objects.
+
+The root is a typed dataclass, so that Hydra itself refuses an unknown key or a wrong type. The groups
+model, dataset and sampler are constructor calls written down; `resolve` builds them (build.py), and past
+it there is no DictConfig.
+
+Torch and transformers are not imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sniffer.build import TRUSTED, build, checked, config_error
+from sniffer.errors import ConfigError, RunError
+from sniffer.types import KINDS
+
+
+@dataclass
+class HeadSampling:
+    """Keeps `count` query heads in all (null: every one), drawn by `seed`."""
+
+    count: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"capture.head_sampling.count={self.count} must be 1 or more, or null for all")
+
+
+@dataclass
+class CaptureConfig:
+    """Which vectors to keep.
+
+    `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7" (both ends
+    included), "0:8" (the end left out), or a list of these. Here they become sorted tuples.
+    """
+
+    kinds: list[str] = field(default_factory=lambda: ["q", "k"])
+    layers: Any = None
+    heads: Any = None
+    head_sampling: HeadSampling = field(default_factory=HeadSampling)
+    full_attention_only: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds or len(set(self.kinds)) != len(self.kinds):
+            raise ConfigError(f"capture.kinds={self.kinds} must name some of {list(KINDS)}, each once")
+        self.layers = numbers("capture.layers", self.layers)
+        self.heads = numbers("capture.heads", self.heads)
+
+
+@dataclass
+class BatchConfig:
+    """How documents share a forward pass; results do not depend on it."""
+
+    max_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"batch.max_tokens={self.max_tokens} must be 1 or more")
+
+
+@dataclass
+class OutputConfig:
+    """When rows leave memory before the end of a run."""
+
+    memory_limit: Any = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for key, value in vars(self).items():
+            if value is not None:
+                raise ConfigError(f"output.{key}={value} is not supported yet: leave it null")
+
+
+@dataclass
+class EngineConfig:
+    """What runs the model."""
+
+    name: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.name != "local":
+            raise ConfigError(f"engine.name={self.name} is not supported yet: use engine=local")
+
+
+@dataclass
+class Config:
+    """The root. `resolve` puts built objects in the place of model, dataset and sampler."""
+
+    seed: int = 0
+    model: Any = MISSING
+    dataset: Any = MISSING
+    sampler: Any = MISSING
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    trusted_targets: list[str] = field(default_factory=list)
+
+
+def register() -> None:
+    """Makes Hydra know the schema, and where a run's own record goes."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("record_folder", _record_folder, replace=True)
+
+
+def conf_folder() -> Path:
+    """The configuration files: inside the package when installed, beside it in the repository."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run has already written into this folder."""
+    return (folder / "manifest.json").exists() or (folder / "captures").exists()
+
+
+def refuse_results(folder: Path) -> None:
+    """Raises RunError where an earlier run's results would be overwritten."""
+    if holds_results(folder):
+        raise RunError(f"{folder} already holds results: choose another hydra.run.dir, or remove it first")
+
+
+def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """Checks a composed configuration and builds what it describes.
+
+    Args:
+        cfg: what Hydra composed, without the hydra node.
+        overrides: the command line's overrides; only they can extend the trusted targets.
+
+    Raises:
+        ConfigError: in one line, the key, the value found and the one wanted.
+    """
+    plain = plain_values(cfg)
+    trusted = _trusted_targets(plain.pop("trusted_targets"), overrides)
+    config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
+    for key in _BUILT:
+        setattr(config, key, build(plain[key], key, trusted))
+    return config
+
+
+_BUILT = ("sampler", "dataset", "model")
+"""Cheap ones first: importing a model's class brings torch along."""
+
+
+def plain_values(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and lists: interpolations resolved, local paths made absolute."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise config_error(error, "", Config) from error
+    assert isinstance(plain, dict)
+    return _with_absolute_paths({str(key): value for key, value in plain.items()})
+
+
+def save_config(folder: Path, cfg: DictConfig) -> None:
+    """Writes config.yaml, the resolved configuration, and rerun.yaml, which composes to the same one."""
+    plain = plain_values(cfg)
+    # Trust is given on a command line, each time: a run folder may come from someone else.
+    del plain["trusted_targets"]
+    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
+    defaults = "defaults:\n  - schema\n  - common\n  - _self_\n"
+    (folder / "rerun.yaml").write_text(head + defaults + text, encoding="utf-8")
+
+
+def numbers(key: str, value: Any) -> tuple[int, ...] | None:
+    """Numbers and ranges as a sorted tuple: 3, "0-7", "0:8", or a list of these; None stays None.
+
+    Raises:
+        ConfigError: anything else, a negative number, or nothing at all.
+    """
+    if value is None:
+        return None
+    items = value if isinstance(value, list | tuple) else [value]
+    found = {number for item in items for number in _range(key, item)}
+    if not found:
+        raise ConfigError(f"{key}={value} names nothing: use null for all")
+    return tuple(sorted(found))
+
+
+def _range(key: str, item: Any) -> Sequence[int]:
+    if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+        return (item,)
+    if isinstance(item, str):
+        if match := re.fullmatch(r"(\d+)", item):
+            return (int(item),)
+        if match := re.fullmatch(r"(\d+)([-:])(\d+)", item):
+            first, last = int(match[1]), int(match[3])
+            return range(first, last + 1 if match[2] == "-" else last)
+    raise ConfigError(f"{key} has {item!r}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
+
+
+def _record_folder(output_dir: str) -> str | None:
+    """Hydra's record of the job goes to .hydra, but nowhere if it would replace an earlier run's."""
+    return None if holds_results(Path(output_dir)) else ".hydra"
+
+
+def _trusted_targets(wanted: list[str], overrides: Sequence[str]) -> tuple[str, ...]:
+    on_command_line = any(re.match(r"\+{0,2}trusted_targets=", override) for override in overrides)
+    if wanted and not on_command_line:
+        raise ConfigError("trusted_targets is set in a file: it is honoured on the command line only")
+    if not all(wanted):
+        raise ConfigError("trusted_targets has an empty prefix, which would trust everything: name the package")
+    return (*TRUSTED, *wanted)
+
+
+def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
+    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
+        node = plain[group]
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            local = Path(node[key]).expanduser()
+            # A path is always one; a name may be a hub id too.
+            if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):
+                node[key] = str(local.absolute())
+    return plain

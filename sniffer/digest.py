@@ -1,0 +1,95 @@
+"""A digest of a set of rows, whatever their order and however they are split into files.
+
+Two runs captured the same exactly when their digests agree, even if one was interrupted, resumed or cut into
+parts at other places. Each row becomes a 64-bit number by multilinear hashing (Lemire and Kaser,
+"Strongly universal string hashing is fast", 2014): every 32-bit word times its own odd 64-bit weight,
+summed modulo 2^64, then scrambled. A change of any one field therefore always changes the number.
+The rows' numbers are summed twice, under two scramblings, and sums do not mind order. This finds faults
+and differences; it does not keep out a forger, for which the manifest has each file's SHA-256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Float32, Int, UInt64
+
+from sniffer.hashing import GOLDEN, MASK64, key_of, mix64, mix64_int
+
+BLOCK = 1 << 12
+"""Rows hashed at a time, so that the widened words stay small."""
+
+SECOND_LANE = np.uint64(key_of("second lane"))
+
+
+@dataclass(frozen=True)
+class Digest:
+    """The sums of two 64-bit hashes over a set of rows; digests of disjoint sets add up."""
+
+    first: int = 0
+    second: int = 0
+
+    def __add__(self, other: Digest) -> Digest:
+        return Digest((self.first + other.first) & MASK64, (self.second + other.second) & MASK64)
+
+    def __str__(self) -> str:
+        return f"{self.first:016x}{self.second:016x}"
+
+    @classmethod
+    def parse(cls, text: str) -> Digest:
+        """From the 32 hexadecimal digits that `str` gives."""
+        if len(text) != 32:
+            raise ValueError(f"a digest has 32 hexadecimal digits, not {text!r}")
+        return cls(int(text[:16], 16), int(text[16:], 16))
+
+
+def combine(digests: Iterable[str]) -> str:
+    """The digest of all rows together, from the digests of disjoint sets."""
+    return str(sum(map(Digest.parse, digests), Digest()))
+
+
+def digest_rows(
+    layer: int,
+    kind: str,
+    head: int,
+    places: Mapping[str, Int[np.ndarray, " rows"]],
+    vectors: Float32[np.ndarray, "rows dim"],
+) -> Digest:
+    """The digest of rows of one (layer, kind, head).
+
+    `places` holds the other columns by name: bucket, position, token_id, example_id. Floats count by
+    their bits, so that -0.0 is not 0.0 and any NaN equals itself.
+    """
+    start = np.uint64(key_of("row", layer, kind, head))
+    example_ids = places["example_id"]
+    words32 = (
+        places["bucket"],
+        places["position"],
+        places["token_id"],
+        example_ids & 0xFFFFFFFF,
+        example_ids >> 32,
+    )
+    weights = _weights(len(words32) + vectors.shape[1])
+    total = Digest()
+    for first in range(0, len(vectors), BLOCK):
+        block = slice(first, first + BLOCK)
+        floats = np.ascontiguousarray(vectors[block]).view(np.uint32).astype(np.uint64)
+        sums = np.einsum("ij,j->i", floats, weights[len(words32) :]) + start
+        for column, weight in zip(words32, weights, strict=False):
+            sums += column[block].astype(np.uint64) * weight
+        hashes = mix64(sums)
+        total += Digest(_sum(hashes), _sum(mix64(hashes ^ SECOND_LANE)))
+    return total
+
+
+@cache
+def _weights(n: int) -> UInt64[np.ndarray, " n"]:
+    """Fixed odd 64-bit weights: SplitMix64's stream from seed 0, made odd."""
+    return np.array([mix64_int(GOLDEN * (word + 1)) | 1 for word in range(n)], dtype=np.uint64)
+
+
+def _sum(hashes: UInt64[np.ndarray, " rows"]) -> int:
+    return int(np.add.reduce(hashes, dtype=np.uint64))

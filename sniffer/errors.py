@@ -1,0 +1,43 @@
+"""Every error this project raises on purpose.
+
+    SnifferError                 shown to the user as one line, exit code 1
+    ├── ConfigError              a key has a value that cannot be used
+    ├── DatasetError             text is missing, unreadable, empty or wrongly identified
+    ├── CheckpointError          a model or tokenizer cannot be had
+    ├── UnsupportedModelError    a model cannot be tapped soundly
+    ├── CaptureError             a run cannot start or go on (memory, disk)
+    └── RunError                 a run folder is broken, foreign, or already holds results
+
+A message says what was found, what was wanted and what to do now, in one line. Hydra prints a
+CompactHydraException without a traceback, which is why the root derives from it.
+"""
+
+from hydra.errors import CompactHydraException
+
+
+class SnifferError(CompactHydraException):
+    """Root of all errors meant for the person at the terminal."""
+
+
+class ConfigError(SnifferError):
+    """A configuration key has a value that cannot be used."""
+
+
+class DatasetError(SnifferError):
+    """Text is missing, unreadable, empty or wrongly identified."""
+
+
+class CheckpointError(SnifferError):
+    """A model or tokenizer cannot be had: not found, gated, offline, incomplete."""
+
+
+class UnsupportedModelError(SnifferError):
+    """A model cannot be tapped soundly; nothing is captured from it."""
+
+
+class CaptureError(SnifferError):
+    """A run cannot start or go on, for want of memory or disk."""
+
+
+class RunError(SnifferError):
+    """A run folder is broken, foreign, or already holds results."""

@@ -1,0 +1,105 @@
+"""What a run will hold and write, told before it starts, and whether this machine can take it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from sniffer.errors import CaptureError
+from sniffer.sampler import Picker
+from sniffer.selection import Selection
+from sniffer.types import DRAW_OF_KIND, LayerGeometry
+
+RAM_HEADROOM = 1.3
+"""Peak memory over captured bytes, while sorting and writing."""
+
+ADVICE = "lower sampler.base_rate, capture.layers, capture.kinds, dataset.max_examples or dataset.max_tokens"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected vectors and bytes; `exact_lengths` when every document's length was known."""
+
+    rows: dict[str, float]
+    ram_bytes: float
+    file_bytes: float
+    exact_lengths: bool
+
+    @property
+    def vectors(self) -> float:
+        return sum(self.rows.values())
+
+
+def estimate(
+    picker: Picker,
+    selection: Selection,
+    geometry: Mapping[int, LayerGeometry],
+    lengths: Sequence[int],
+    n_documents: int,
+    itemsize: int,
+) -> Estimate:
+    """Expects picks from the sampler's law.
+
+    Args:
+        lengths: tokens of the documents that were read so far.
+        n_documents: how many there will be in all; more than len(lengths) scales up.
+        itemsize: bytes of one value in the model's dtype.
+    """
+    scale = n_documents / max(1, len(lengths))
+    picks = picker.expected(lengths) * scale
+    rows = dict.fromkeys(selection.kinds, 0.0)
+    ram = file = 0.0
+    for (layer, kind), heads in selection.heads.items():
+        rows[kind] += picks * len(heads)
+        values = picks * len(heads) * geometry[layer].dims[kind]
+        ram += values * itemsize
+        # A float32 column hardly compresses; values widened from two bytes take about 1.5.
+        file += values * (3.7 if itemsize == 4 else 1.5)
+    # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
+    draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
+    ram += 20 * picks * len(draws)
+    return Estimate(rows, ram, file, exact_lengths=n_documents == len(lengths))
+
+
+def refuse_if_too_large(expected: Estimate, folder: Path) -> None:
+    """Stops a run that this machine's memory or the folder's disk cannot hold.
+
+    Raises:
+        CaptureError: with what is needed, what there is, and what to lower.
+    """
+    needed, available = expected.ram_bytes * RAM_HEADROOM, available_memory()
+    if needed > available:
+        raise CaptureError(f"the captures need about {gib(needed)} of RAM, {gib(available)} is available: {ADVICE}")
+    free = shutil.disk_usage(folder).free
+    if expected.file_bytes > free:
+        raise CaptureError(
+            f"the captures need about {gib(expected.file_bytes)} of disk, {gib(free)} is free at {folder}: {ADVICE}"
+        )
+
+
+def available_memory() -> int:
+    """Bytes this process can still take, container limits respected."""
+    available = psutil.virtual_memory().available
+    limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+    if limit is not None and used is not None:
+        available = min(available, max(0, limit - used))
+    return available
+
+
+def gib(n_bytes: float) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**28 else f"{n_bytes / 2**20:.1f} MiB"
+
+
+def _cgroup(name: str) -> int | None:
+    """A number from the container's memory controller (cgroup v2, else v1), None where there is none."""
+    v1 = {"memory.max": "memory/memory.limit_in_bytes", "memory.current": "memory/memory.usage_in_bytes"}
+    for path in (Path("/sys/fs/cgroup", name), Path("/sys/fs/cgroup", v1[name])):
+        try:
+            return int(path.read_text())
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,236 @@
+"""manifest.json: what a run is, and which of its files count.
+
+A part that the manifest does not name is a leftover, whatever it holds; so writing the manifest is the
+moment at which captured rows are kept. It is replaced as a whole and can be read while the run goes
+on. What follows from the parts (rows per kind and bucket, digests) is written out for the person who
+opens the file, and worked out again when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from sniffer.digest import combine
+from sniffer.durable import durable_file
+from sniffer.environment import commit, now, versions
+from sniffer.errors import RunError
+from sniffer.schema import SCHEMA_VERSION, FileRecord, Part
+from sniffer.types import LayerGeometry
+
+MANIFEST_PATH = "manifest.json"
+STATUSES = ("running", "complete", "interrupted")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a run beside its rows.
+
+    Attributes:
+        status: running, complete or interrupted; `reason` says why it was interrupted.
+        created, finished: UTC, as ISO 8601.
+        versions: of Python and of the packages that matter; `commit` is this project's, where it runs
+            from a checkout.
+        threads, device: what float sums may depend on.
+        model, dataset: what the checkpoint and the dataset say of themselves.
+        geometry: every attention layer of the model, captured or not.
+        selection: layer -> kind -> the captured heads.
+        sampler: class and fields, and `probability_by_bucket`, the keep probability of each bucket.
+        counts: of documents and tokens: examples, skipped_empty, truncated, tokens.
+        timings: seconds per stage.
+        parts, examples: the files that count.
+    """
+
+    status: str
+    seed: int
+    model: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    geometry: tuple[LayerGeometry, ...]
+    selection: Mapping[int, Mapping[str, tuple[int, ...]]]
+    reason: str | None = None
+    created: str = field(default_factory=now)
+    finished: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+    commit: str | None = field(default_factory=commit)
+    threads: int | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    examples: FileRecord | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts on disk."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        rows: Counter[str] = Counter()
+        for part in self.parts:
+            rows[part.kind] += part.rows
+        return dict(rows)
+
+    @property
+    def rows_by_bucket(self) -> dict[int, int]:
+        rows: Counter[int] = Counter()
+        for part in self.parts:
+            rows.update(part.buckets)
+        return dict(sorted(rows.items()))
+
+    @property
+    def digest(self) -> str:
+        """Of all rows: equal for two runs that captured the same, however split into parts."""
+        return combine(part.digest for part in self.parts)
+
+    @property
+    def digests(self) -> dict[int, dict[str, str]]:
+        """Of the rows of each layer and kind."""
+        return {
+            layer: {kind: combine(part.digest for part in self.parts_of(layer, kind)) for kind in kinds}
+            for layer, kinds in self.selection.items()
+        }
+
+    def parts_of(self, layer: int, kind: str) -> list[Part]:
+        return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
+
+    def layer(self, number: int) -> LayerGeometry:
+        """The geometry of one layer; KeyError if the model has none of that number."""
+        return {layer.layer: layer for layer in self.geometry}[number]
+
+    def save(self, folder: Path) -> None:
+        """Writes manifest.json, durably: from here on its parts count.
+
+        Raises:
+            CaptureError: the disk is full or cannot be written to; the previous manifest stands.
+        """
+        # A value that JSON does not know is written as text: better than to lose a night's rows over it.
+        text = json.dumps(self._as_json(), indent=2, ensure_ascii=False, default=str)
+        with durable_file(folder / MANIFEST_PATH) as file:
+            file.write(text.encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path, *, parts_must_exist: bool = True) -> Manifest:
+        """Reads and checks manifest.json; keys it does not know are left out.
+
+        Raises:
+            RunError: not a run folder, a broken manifest, a newer schema, a path that leaves the folder,
+                or (unless told otherwise) a missing part.
+        """
+        values = _read(folder)
+        version = values.get("schema_version")
+        if not isinstance(version, int) or version < 1:
+            raise _broken(folder, f"its schema_version is {version!r}, not a number from 1")
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"{folder} was written with schema version {version}, and this release reads up to "
+                f"{SCHEMA_VERSION}: install a newer qk-sniffer"
+            )
+        try:
+            manifest = _from_json(values)
+        except KeyError as error:
+            raise _broken(folder, f"it lacks {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise _broken(folder, str(error)) from error
+        for record in manifest.files():
+            _check_path(folder, record.path)
+            if parts_must_exist and not (folder / record.path).is_file():
+                raise RunError(f"{folder} lacks {record.path}, which its manifest names: restore it, or capture again")
+        return manifest
+
+    def files(self) -> list[FileRecord]:
+        """Every file that counts, examples.parquet included."""
+        return [*([self.examples] if self.examples else []), *self.parts]
+
+    def _as_json(self) -> dict[str, Any]:
+        values = asdict(self)
+        parts, examples = values.pop("parts"), values.pop("examples")
+        values["rows"] = {
+            "total": self.rows,
+            "by_kind": self.rows_by_kind,
+            "by_bucket": self.rows_by_bucket,
+        }
+        values["digest"] = self.digest
+        values["digests"] = self.digests
+        return {"schema_version": self.schema_version, **values, "examples": examples, "parts": parts}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST_PATH
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(
+            f"{folder} is not a run folder: it has no {MANIFEST_PATH}; give the folder that a run printed"
+        ) from None
+    except OSError as error:
+        raise RunError(f"could not read {path}: {error.strerror}; check its permissions") from error
+    except ValueError as error:
+        raise _broken(folder, f"it is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise _broken(folder, "it is not a JSON object")
+    return values
+
+
+def _from_json(values: Mapping[str, Any]) -> Manifest:
+    names = [name for name in Manifest.__dataclass_fields__ if name in values]
+    plain = {name: values[name] for name in names}
+    if values["status"] not in STATUSES:
+        raise ValueError(f"its status is {values['status']!r}, not one of {', '.join(STATUSES)}")
+    return Manifest(
+        **plain
+        | {
+            "geometry": tuple(_record(LayerGeometry, layer) for layer in values["geometry"]),
+            "selection": {
+                layer: {kind: tuple(heads) for kind, heads in kinds.items()}
+                for layer, kinds in _numbered(values["selection"]).items()
+            },
+            "sampler": _sampler(values["sampler"]),
+            "parts": tuple(_part(part) for part in values["parts"]),
+            "examples": _record(FileRecord, values["examples"]) if values["examples"] else None,
+        }
+    )
+
+
+def _part(values: Mapping[str, Any]) -> Part:
+    return _record(Part, {**values, "buckets": _numbered(values["buckets"])})
+
+
+def _sampler(values: Mapping[str, Any]) -> dict[str, Any]:
+    law = "probability_by_bucket"
+    return {**values, law: _numbered(values[law])} if law in values else dict(values)
+
+
+def _numbered(values: Mapping[str, Any]) -> dict[int, Any]:
+    """JSON has no integer keys."""
+    return {int(number): value for number, value in values.items()}
+
+
+def _record(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A dataclass from its JSON object, without keys that a later release added."""
+    return kind(**{name: values[name] for name in kind.__dataclass_fields__})
+
+
+def _check_path(folder: Path, path: str) -> None:
+    """Refuses a path that could name anything outside the run folder, on any system."""
+    posix, windows = PurePosixPath(path), PureWindowsPath(path)
+    leaves = posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts
+    if leaves or not path:
+        raise RunError(
+            f"{folder / MANIFEST_PATH} names {path!r}, which is outside the run folder: get the run again "
+            "from a source you trust"
+        )
+
+
+def _broken(folder: Path, what: str) -> RunError:
+    return RunError(f"{folder / MANIFEST_PATH} is broken: {what}; restore the file, or capture again")

@@ -1,0 +1,119 @@
+"""Selection: which heads of which layers are captured, for each kind.
+
+Heads are chosen as query heads. The key heads that belong to them follow from the grouped-query map,
+key head = query head * n_key_heads // n_query_heads, so that every captured query has its keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sniffer.config import CaptureConfig
+from sniffer.errors import ConfigError
+from sniffer.hashing import key_of
+from sniffer.types import DRAW_OF_KIND, LayerGeometry, ModelLimits
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The captured heads of each (layer, kind), ascending; a pair that is absent is not captured."""
+
+    heads: Mapping[tuple[int, str], tuple[int, ...]]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for layer, _ in self.heads}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind for _, kind in self.heads))
+
+    @property
+    def draws(self) -> tuple[tuple[int, str], ...]:
+        """The (layer, draw) pairs that need positions."""
+        return tuple(dict.fromkeys((layer, DRAW_OF_KIND[kind]) for layer, kind in self.heads))
+
+    def kinds_of(self, layer: int) -> tuple[str, ...]:
+        return tuple(kind for other, kind in self.heads if other == layer)
+
+
+def check_request(capture: CaptureConfig, limits: ModelLimits) -> None:
+    """Refuses layers and heads that the checkpoint's config already rules out.
+
+    Raises:
+        ConfigError: a layer or head that does not exist.
+    """
+    if limits.layers is not None and capture.layers is not None:
+        _check_members("capture.layers", capture.layers, range(limits.layers), "layers")
+    if limits.query_heads is not None and capture.heads is not None:
+        _check_members("capture.heads", capture.heads, range(limits.query_heads), "query heads")
+
+
+def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig) -> Selection:
+    """Resolves the request against the layers that the model really has.
+
+    Raises:
+        ConfigError: a layer or head that does not exist, or nothing left to capture.
+    """
+    layers = {layer.layer: layer for layer in geometry}
+    wanted = tuple(layers) if capture.layers is None else tuple(capture.layers)
+    _check_members("capture.layers", wanted, layers, "attention layers")
+    eligible = [
+        layers[number]
+        for number in sorted(set(wanted))
+        if not (capture.full_attention_only and layers[number].sliding_window is not None)
+    ]
+    query_heads = _sample_heads(_requested_heads(eligible, capture.heads), capture)
+    heads = {
+        (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
+        for layer in eligible
+        for kind in capture.kinds
+        if query_heads[layer.layer]
+    }
+    if not heads:
+        raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")
+    return Selection(heads)
+
+
+def key_head(query_head: int, query_heads: int, key_heads: int) -> int:
+    """The key head that a query head attends with, under grouped-query attention."""
+    return query_head * key_heads // query_heads
+
+
+def _requested_heads(layers: Iterable[LayerGeometry], heads: Sequence[int] | None) -> dict[int, tuple[int, ...]]:
+    requested = {}
+    for layer in layers:
+        existing = range(layer.heads["q"])
+        wanted = existing if heads is None else sorted(set(heads))
+        _check_members("capture.heads", wanted, existing, f"query heads of layer {layer.layer}")
+        requested[layer.layer] = tuple(wanted)
+    return requested
+
+
+def _sample_heads(requested: dict[int, tuple[int, ...]], capture: CaptureConfig) -> dict[int, tuple[int, ...]]:
+    """Keeps `head_sampling.count` query heads in all; a larger count keeps a superset."""
+    count = capture.head_sampling.count
+    if count is None:
+        return requested
+    pairs = [(layer, head) for layer, heads in requested.items() for head in heads]
+    if count > len(pairs):
+        raise ConfigError(
+            f"capture.head_sampling.count={count} asks for more than the {len(pairs)} eligible query heads"
+        )
+    drawn = sorted(pairs, key=lambda pair: key_of(capture.head_sampling.seed, "head", *pair))[:count]
+    return {layer: tuple(h for h in heads if (layer, h) in set(drawn)) for layer, heads in requested.items()}
+
+
+def _heads_of_kind(layer: LayerGeometry, kind: str, query_heads: Sequence[int]) -> tuple[int, ...]:
+    if DRAW_OF_KIND[kind] == "q":
+        return tuple(query_heads)
+    return tuple(sorted({key_head(head, layer.heads["q"], layer.heads[kind]) for head in query_heads}))
+
+
+def _check_members(key: str, wanted: Iterable[int], existing: Iterable[int], what: str) -> None:
+    missing = sorted(set(wanted) - set(existing))
+    if missing:
+        numbers = sorted(existing)
+        shown = f"{numbers[0]} to {numbers[-1]}" if numbers == list(range(len(numbers))) else str(numbers)
+        raise ConfigError(f"{key} names {missing}, but the model's {what} are {shown}")

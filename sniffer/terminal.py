@@ -1,0 +1,179 @@
+"""What a person sees: a bar while it runs, plain log lines where there is no terminal, tables at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import rich
+import rich.box
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sniffer.estimate import Estimate, gib
+from sniffer.manifest import Manifest
+from sniffer.sampler import Picker
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY_SECONDS = 10.0
+
+
+@dataclass
+class CaptureProgress:
+    """Follows a capture: documents, tokens per second, vectors, memory, time left.
+
+    Time left goes by tokens, of which `total_tokens` are expected.
+    """
+
+    total_documents: int
+    total_tokens: float
+    bar: Progress | None = None
+    documents: int = 0
+    tokens: int = 0
+    vectors: int = 0
+
+    def __post_init__(self) -> None:
+        self.started = self.last_line = time.perf_counter()
+        self.task: TaskID | None = None
+        if self.bar is not None:
+            self.task = self.bar.add_task("capturing", total=self.total_tokens, **self._fields())
+
+    def advance(self, documents: int, tokens: int, vectors: int) -> None:
+        """Reports that `documents` more are done; `vectors` is the new total."""
+        self.documents += documents
+        self.tokens += tokens
+        self.vectors = vectors
+        if self.bar is not None and self.task is not None:
+            self.bar.update(self.task, completed=self.tokens, **self._fields())
+        elif time.perf_counter() - self.last_line >= LOG_EVERY_SECONDS:
+            self.last_line = time.perf_counter()
+            log.info("%s", self._line())
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(1e-9, time.perf_counter() - self.started)
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "documents": f"{self.documents}/{self.total_documents} documents",
+            "rate": f"{self.tokens_per_second:,.0f} tokens/s",
+            "vectors": f"{self.vectors:,} vectors",
+            "ram": f"{gib(psutil.Process().memory_info().rss)} RAM",
+        }
+
+    def _line(self) -> str:
+        left = (self.total_tokens - self.tokens) / max(1e-9, self.tokens_per_second)
+        return ", ".join([*self._fields().values(), f"about {duration(left)} left"])
+
+
+@contextmanager
+def capture_progress(total_documents: int, total_tokens: float) -> Iterator[CaptureProgress]:
+    """A live bar on a terminal; elsewhere a log line every ten seconds."""
+    console = rich.get_console()
+    if not console.is_terminal:
+        yield CaptureProgress(total_documents, total_tokens)
+        return
+    columns = (
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%"),
+        *(TextColumn("{task.fields[" + name + "]}") for name in ("documents", "rate", "vectors", "ram")),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield CaptureProgress(total_documents, total_tokens, bar)
+
+
+@contextmanager
+def write_progress(parts: int) -> Iterator[Callable[[], None]]:
+    """A bar over the parts to write, on a terminal; call what it yields after each part."""
+    console = rich.get_console()
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (TextColumn("writing"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("writing", total=parts)
+        yield lambda: bar.advance(task)
+
+
+def estimate_line(expected: Estimate) -> str:
+    about = "" if expected.exact_lengths else "about "
+    kinds = ", ".join(f"{kind} {rows:,.0f}" for kind, rows in expected.rows.items())
+    return (
+        f"expecting {about}{expected.vectors:,.0f} vectors ({kinds}): "
+        f"{gib(expected.ram_bytes)} of RAM, {gib(expected.file_bytes)} on disk"
+    )
+
+
+MAX_BUCKET_LINES = 24
+
+
+def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
+    """Prints what a run captured, by kind and bucket, and the folder, which stands alone on the last line."""
+    console = rich.get_console()
+    console.print(_facts_table(manifest))
+    console.print(_bucket_table(manifest, picker))
+    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+
+
+def _facts_table(manifest: Manifest) -> Table:
+    table = Table(title="captured", title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table.add_column(style="cyan")
+    table.add_column()
+    for name, value in _facts(manifest).items():
+        table.add_row(name, value)
+    return table
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    counts, seconds = manifest.counts, manifest.timings
+    layers = list(manifest.selection)
+    rate = counts["tokens"] / max(1e-9, seconds["inference"])
+    return {
+        "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated, "
+        f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
+        "layers": f"{len(layers)} of {len(manifest.geometry)}",
+        "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {gib(manifest.bytes)}",
+        "seconds": ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()),
+        "speed": f"{rate:,.0f} tokens/s",
+        "digest": manifest.digest,
+    }
+
+
+def _bucket_table(manifest: Manifest, picker: Picker) -> Table:
+    rows = rows_by_bucket(manifest)
+    table = Table(title="vectors by bucket", title_justify="left", box=rich.box.SIMPLE, show_footer=True)
+    table.add_column("bucket", "total", justify="right")
+    table.add_column("positions", justify="right")
+    for kind, total in manifest.rows_by_kind.items():
+        table.add_column(kind, f"{total:,}", justify="right")
+    shown, rest = list(rows)[:MAX_BUCKET_LINES], list(rows)[MAX_BUCKET_LINES:]
+    for bucket in shown:
+        first, last = picker.span(bucket)
+        table.add_row(str(bucket), f"{first:,} to {last:,}", *(f"{n:,}" for n in rows[bucket].values()))
+    if rest:
+        sums = (sum(rows[bucket][kind] for bucket in rest) for kind in manifest.rows_by_kind)
+        table.add_row(f"{len(rest)} more", f"to {picker.span(rest[-1])[1]:,}", *(f"{n:,}" for n in sums))
+    return table
+
+
+def rows_by_bucket(manifest: Manifest) -> dict[int, dict[str, int]]:
+    """Rows by bucket, then kind; every kind in every bucket, in ascending order of buckets."""
+    rows = {bucket: dict.fromkeys(manifest.rows_by_kind, 0) for bucket in manifest.rows_by_bucket}
+    for part in manifest.parts:
+        for bucket, count in part.buckets.items():
+            rows[bucket][part.kind] += count
+    return rows
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

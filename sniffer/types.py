@@ -1,0 +1,162 @@
+"""The things that travel through the pipeline, and the words for them.
+
+A *position* is a token's place in its document, from 0. A *kind* names which vector of attention is
+meant. A *draw* is one set of kept positions; kinds that describe the same token side share it. A
+*bucket* is a range of positions that is sampled at one rate.
+
+This module needs numpy only, so that reading a run never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from jaxtyping import Int, Int32, Int64
+
+if TYPE_CHECKING:
+    import torch
+
+KINDS = ("q", "k", "v", "q_pre", "k_pre")
+"""q, k, v: what attention receives. q_pre, k_pre: what it would receive if RoPE were the identity."""
+
+DRAW_OF_KIND = {"q": "q", "q_pre": "q", "k": "k", "k_pre": "k", "v": "k"}
+"""Kinds of one vector share its draw, so that q_pre has q's positions, and k_pre and v have k's."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised text.
+
+    `source_id` is the exact id in the data; `example_id` the 63-bit integer that stands for it in
+    every table and seeds its draws. `truncated`: tokens were cut off to respect a limit.
+    """
+
+    example_id: int
+    source_id: str
+    token_ids: Int32[np.ndarray, " n_tokens"]
+    truncated: bool
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Documents that go through the backbone together, padded on the right to the longest."""
+
+    documents: tuple[Document, ...]
+    pad_id: int
+
+    @property
+    def seq_len(self) -> int:
+        return max(document.n_tokens for document in self.documents)
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, without padding."""
+        return sum(document.n_tokens for document in self.documents)
+
+    @property
+    def padded_tokens(self) -> int:
+        return len(self.documents) * self.seq_len
+
+    def input_ids(self) -> Int64[np.ndarray, "batch seq"]:
+        ids = np.full((len(self.documents), self.seq_len), self.pad_id, dtype=np.int64)
+        for row, document in enumerate(self.documents):
+            ids[row, : document.n_tokens] = document.token_ids
+        return ids
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The positions of one batch that one draw keeps, ordered by (row, position).
+
+    `rows` says which document of the batch each pick is from. All heads of the draw's layer and
+    kinds share them.
+    """
+
+    rows: Int32[np.ndarray, " picks"]
+    positions: Int32[np.ndarray, " picks"]
+    buckets: Int32[np.ndarray, " picks"]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Shapes and facts of one attention layer, as seen at its tap.
+
+    `heads` and `dims` map each kind to its number of heads and its vector length. `scaling` is the
+    factor on q.k before softmax, where the call names it; `sliding_window` the number of positions a
+    query can look back over, itself included, or None for full attention.
+    """
+
+    layer: int
+    module: str
+    heads: Mapping[str, int]
+    dims: Mapping[str, int]
+    scaling: float | None
+    sliding_window: int | None
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a checkpoint's config tells before any weight is read; None where it does not say."""
+
+    layers: int | None
+    query_heads: int | None
+    key_heads: int | None
+    max_positions: int | None
+
+
+class Tokenize(Protocol):
+    """Text to token ids, special tokens included as the model's tokenizer adds them."""
+
+    def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]: ...
+
+
+class Backbone(Protocol):
+    """A loaded model without its head, ready to be tapped."""
+
+    geometry: tuple[LayerGeometry, ...]
+    layer_of: Mapping[torch.nn.Module, int]
+    dtype: torch.dtype
+    device: torch.device
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
+
+
+class Checkpoint(Protocol):
+    """A model that can be had: what `config.model` builds. Cheap questions first, weights last."""
+
+    def limits(self) -> ModelLimits: ...
+
+    def tokenizer(self) -> tuple[Tokenize, int]:
+        """A tokenize function and the id to pad with."""
+
+    def load(self) -> Backbone: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records of it: architecture, revision, file digests."""
+
+
+class Dataset(Protocol):
+    """Texts that can be read: what `config.dataset` builds."""
+
+    max_tokens: int | None
+
+    def __len__(self) -> int: ...
+
+    def texts(self) -> Iterator[tuple[int, str, str]]:
+        """Yields (example_id, source_id, text) in order; empty texts included."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+Observer = Callable[..., None]

@@ -1,0 +1,14 @@
+"""What all tests share: one thread, so that workers side by side do not starve each other; no deadlines."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Tests show what must stay true, never how fast; benchmarks/ does that.
+settings.register_profile("sniffer", deadline=None, max_examples=50, derandomize=True)
+settings.load_profile("sniffer")

@@ -1,0 +1,357 @@
+"""Backbones: identical to the untapped model, shown truly, numbered rightly, refused where unsound."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from models import backbone as backbone_file
+from models import finder, locate, selfcheck
+from models.architecture import build_config, override
+from models.backbone import Checkpoint
+from models.loaded import LoadedBackbone, find_backbone
+from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
+from sniffer.tap import TAP, Seen, tap
+from tests.tiny_families import tiny_config, tiny_ids, tiny_model
+
+finder.install()
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOUTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "deepseek_v3", "gpt_oss", "gptj")
+SCOUTS += ("llama4_text", "phi3", "gemma4", "qwen3_next", "mistral_large4")
+TINY = {
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+
+
+def random_llama(**changes: Any) -> Checkpoint:
+    return Checkpoint("nobody/nothing", weights="random", model_type="llama", device="cpu", **changes)
+
+
+def load(model_type: str, **changes: Any) -> LoadedBackbone:
+    return LoadedBackbone(find_backbone(tiny_model(tiny_config(model_type, **changes))))
+
+
+def events(backbone: LoadedBackbone, ids: torch.Tensor, *, pre: bool = False) -> list[Seen]:
+    seen: list[Seen] = []
+    with torch.inference_mode(), tap(seen.append, pre=pre):
+        backbone(ids)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def conformance(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The conformance suite over a few families, in processes of their own."""
+    path = tmp_path_factory.mktemp("conformance") / "results.json"
+    command = [sys.executable, str(ROOT / "tests" / "conformance.py"), "--json", str(path), *SCOUTS]
+    subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    return {result["model_type"]: result for result in json.loads(path.read_text())}
+
+
+@pytest.mark.parametrize("family", SCOUTS)
+def test_tapped_equals_untapped_to_the_bit_and_pre_is_pre(conformance: dict[str, dict[str, Any]], family: str):
+    result = conformance[family]
+    assert result["outcome"] == "tapped", result
+    assert result["identical"] and not result["pre"] and not result["mask"], result
+
+
+def test_rotating_the_pre_vectors_gives_the_post_ones():
+    backbone = load("llama")
+    ids = tiny_ids()
+    llama = sys.modules[type(backbone.module).__module__]
+    cos, sin = backbone.module.rotary_emb(torch.zeros(1), torch.arange(ids.shape[1])[None])
+    for event in events(backbone, ids, pre=True):
+        q, k = llama.apply_rotary_pos_emb(event.q_pre, event.k_pre, cos, sin)
+        assert torch.equal(q, event.q) and torch.equal(k, event.k)
+        assert not torch.equal(event.q, event.q_pre)
+
+
+def test_attention_of_full_layers_gets_no_mask_and_is_causal(monkeypatch: pytest.MonkeyPatch):
+    backbone = load("llama")
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        calls.append((kwargs["attn_mask"], kwargs["is_causal"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    with torch.inference_mode():
+        backbone(tiny_ids())
+    assert calls == [(None, True)] * 4
+
+
+def test_a_sliding_layer_keeps_its_mask_and_says_its_window(monkeypatch: pytest.MonkeyPatch):
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    backbone = load("gemma3_text", sliding_window=8, layer_types=kinds)
+    assert [layer.sliding_window for layer in backbone.geometry] == [8, None, 8, None]
+    masks = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        masks.append(kwargs["attn_mask"] is not None)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+    with torch.inference_mode():
+        backbone(tiny_ids())
+    assert masks == [True, False, True, False]
+
+
+def test_geometry_and_layer_numbers():
+    backbone = load("llama", num_key_value_heads=2)
+    assert [layer.layer for layer in backbone.geometry] == [0, 1, 2, 3]
+    assert [layer.module for layer in backbone.geometry] == [f"layers.{i}.self_attn" for i in range(4)]
+    assert dict(backbone.geometry[0].heads) == {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
+    assert set(backbone.geometry[0].dims.values()) == {16} and backbone.geometry[0].scaling == 0.25
+    assert [backbone.layer_of[event.module] for event in events(backbone, tiny_ids())] == [0, 1, 2, 3]
+
+
+def test_layers_without_softmax_attention_are_listed_and_keep_their_numbers():
+    kinds = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    backbone = load("qwen3_next", layer_types=kinds)
+    assert [layer.layer for layer in backbone.geometry] == [1, 3]
+    assert backbone.skipped_layers == ("layers.0", "layers.2")
+
+
+def test_mla_has_dims_of_its_own():
+    (first, *_) = load("deepseek_v3", qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=20).geometry
+    assert (first.dims["q"], first.dims["k"], first.dims["v"]) == (24, 24, 20)
+
+
+def test_a_language_model_inside_a_vision_model_is_found():
+    model = tiny_model(tiny_config("gemma3"))
+    assert find_backbone(model) is model.get_decoder()
+    assert type(find_backbone(model)).__name__ == "Gemma3TextModel"
+
+
+def test_a_bidirectional_backbone_is_refused():
+    config = tiny_config("bert", is_decoder=False)
+    with pytest.raises(UnsupportedModelError, match="not causal"):
+        LoadedBackbone(find_backbone(tiny_model(override(config, {"is_decoder": False}))))
+
+
+def test_a_model_without_attention_is_refused():
+    with pytest.raises(UnsupportedModelError, match="no attention of Mamba"):
+        LoadedBackbone(find_backbone(tiny_model(tiny_config("mamba"), attn_implementation="eager")))
+
+
+def test_an_implementation_that_a_family_lacks_is_refused_with_advice():
+    with pytest.raises(ConfigError, match="attn_implementation=eager"):
+        Checkpoint("nobody/nothing", weights="random", model_type="bloom", config_overrides={"n_layer": 1}).load()
+
+
+@pytest.mark.parametrize(
+    ("tampered", "complaint"),
+    [
+        (lambda real: lambda module, q, *rest, **kw: real(module, q.clone(), *rest, **kw), "other tensors"),
+        (lambda real: lambda *rest, **kw: (real(*rest, **kw), real(*rest, **kw)), "2 times"),
+        (lambda real: lambda *rest, **kw: None, "no attention of this model is tapped"),
+        (
+            lambda real: lambda module, q, *rest, **kw: real(module, q.transpose(1, 2), *rest, **kw),
+            "expected",
+        ),
+    ],
+)
+def test_the_self_check_catches_a_tap_that_lies(monkeypatch: pytest.MonkeyPatch, tampered: Any, complaint: str):
+    module = find_backbone(tiny_model(tiny_config("llama")))
+    monkeypatch.setattr(TAP, "observe", tampered(TAP.observe))
+    with pytest.raises(UnsupportedModelError, match=complaint):
+        LoadedBackbone(module)
+
+
+def test_attention_functions_are_given_back_after_an_exception():
+    before = dict(ALL_ATTENTION_FUNCTIONS.items())
+    with pytest.raises(KeyError), selfcheck.witnessed():
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
+        raise KeyError
+    assert dict(ALL_ATTENTION_FUNCTIONS.items()) == before and not ALL_ATTENTION_FUNCTIONS._local_mapping
+
+
+def test_random_weights_follow_the_seed_and_leave_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = (random_llama(config_overrides=TINY, seed=seed).load() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    weights = [backbone.module.layers[0].self_attn.q_proj.weight for backbone in (first, again, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    assert not any(parameter.requires_grad for parameter in first.module.parameters())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_vectors_come_in_the_dtype_asked_for(dtype: str):
+    backbone = random_llama(config_overrides=TINY, dtype=dtype).load()
+    assert backbone.dtype == getattr(torch, dtype) == events(backbone, tiny_ids() % 60)[0].q.dtype
+
+
+@pytest.mark.parametrize("attn_implementation", ["sdpa", "eager"])
+def test_both_implementations_attend_with_the_same_first_vectors(attn_implementation: str):
+    backbone = random_llama(config_overrides=TINY, attn_implementation=attn_implementation).load()
+    reference = random_llama(config_overrides=TINY).load()
+    ids = tiny_ids() % 60
+    assert torch.equal(events(backbone, ids)[0].k, events(reference, ids)[0].k)
+
+
+def test_limits_come_from_the_config_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Checkpoint, "_drawn", lambda self, config: pytest.fail("weights were drawn"))
+    limits = random_llama(config_overrides=TINY).limits()
+    assert (limits.layers, limits.query_heads, limits.key_heads, limits.max_positions) == (2, 4, 2, 2048)
+
+
+def test_overrides_are_merged_placed_and_checked():
+    config = build_config("gemma3", {"num_hidden_layers": 2, "hidden_size": 64})
+    assert config.text_config.num_hidden_layers == 2 and len(config.text_config.layer_types) == 2
+    llama = build_config("llama", {"rope_parameters": {"rope_theta": 7.0}})
+    assert llama.rope_parameters == {"rope_theta": 7.0, "rope_type": "default"}
+    deep = build_config("qwen3", {"num_hidden_layers": 6})
+    assert len(override(deep, {"num_hidden_layers": 3}).layer_types) == 3
+    with pytest.raises(ConfigError, match="hiden_size is no key of a llama config"):
+        build_config("llama", {"hiden_size": 3})
+    with pytest.raises(ConfigError, match="no architecture"):
+        build_config("lama", {})
+
+
+def test_the_config_group_is_typed():
+    structured = OmegaConf.structured(Checkpoint)
+    values = OmegaConf.to_container(OmegaConf.merge(structured, {"checkpoint": "a/b"}))
+    assert Checkpoint(**values) == Checkpoint("a/b")
+    with pytest.raises(Exception, match="not a valid bool"):
+        OmegaConf.merge(structured, {"trust_remote_code": "perhaps"})
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"weights": "none"}, "model.weights='none' is not one of pretrained, random"),
+        ({"dtype": "float8"}, "model.dtype"),
+        ({"device": "abacus"}, "model.device"),
+        ({"checkpoint": " "}, "model.checkpoint is empty"),
+    ],
+)
+def test_impossible_values_are_refused(values: dict[str, Any], complaint: str):
+    with pytest.raises(ConfigError, match=complaint):
+        Checkpoint(**{"checkpoint": "a/b", **values})
+
+
+def test_random_weights_need_an_architecture():
+    with pytest.raises(ConfigError, match="model.model_type"):
+        Checkpoint("nobody/nothing", weights="random").limits()
+
+
+def test_folders_that_are_no_checkpoints(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        Checkpoint(str(tmp_path / "nowhere")).limits()
+    with pytest.raises(CheckpointError, match="no config.json"):
+        Checkpoint(str(tmp_path)).limits()
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="not all its weights"):
+        Checkpoint(str(tmp_path)).limits()
+
+
+def hub_that(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    from huggingface_hub import HfApi, constants
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+
+
+def hub_errors() -> dict[str, Exception]:
+    from types import SimpleNamespace
+
+    from huggingface_hub import errors
+
+    answer: Any = SimpleNamespace(status_code=503, headers={}, request=None)
+    return {
+        "is gated": errors.GatedRepoError("gated", response=answer),
+        "is not found": errors.RepositoryNotFoundError("missing", response=answer),
+        "has no revision": errors.RevisionNotFoundError("missing", response=answer),
+        "the hub answered 503": errors.HfHubHTTPError("busy", response=answer),
+        "no network": OSError("Name or service not known"),
+    }
+
+
+@pytest.mark.parametrize("complaint", list(hub_errors()))
+def test_the_hub_s_answers_in_one_line(monkeypatch: pytest.MonkeyPatch, complaint: str):
+    hub_that(monkeypatch, hub_errors()[complaint])
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        Checkpoint("nobody/nothing").check()
+    assert "\n" not in str(caught.value) and "nobody/nothing" in str(caught.value)
+
+
+def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path):
+    model = tiny_model(tiny_config("llama"))
+    model.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(str(tmp_path), device="cpu")
+    loaded = checkpoint.load()
+    with torch.inference_mode():
+        expected = model.model(tiny_ids(), use_cache=False).last_hidden_state
+        assert torch.equal(loaded(tiny_ids()), expected)
+    described = checkpoint.describe()
+    assert described["model_type"] == "llama" and described["files"]["model.safetensors"].startswith("sha256:")
+
+
+def test_a_cached_hub_snapshot_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tiny_model(tiny_config("llama")).save_pretrained(tmp_path)
+    hub_that(monkeypatch, OSError("the hub was asked"))
+    monkeypatch.setattr(locate, "_cached", lambda checkpoint, revision: tmp_path)
+    assert Checkpoint("nobody/nothing").limits().layers == 4
+
+
+def test_an_architecture_alone_has_room_for_the_stand_in_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text('{"vocab_size": 49152}')
+    monkeypatch.setattr(locate.embedded, "path", lambda name: tmp_path)
+    assert random_llama()._config().vocab_size == 49152
+    assert random_llama(config_overrides=TINY)._config().vocab_size == 64
+
+
+def test_a_snapshot_that_lacks_a_shard_is_not_complete(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.safetensors").write_text("")
+    assert locate.locate(str(tmp_path), None) == str(tmp_path)
+    weights = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(weights))
+    with pytest.raises(CheckpointError, match="not all its weights"):
+        locate.locate(str(tmp_path), None)
+
+
+def test_a_hub_that_stays_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
+    forever = threading.Event()
+    monkeypatch.setattr(locate, "PATIENCE_S", 0.01)
+    hub_that(monkeypatch, OSError())
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: forever.wait(60))
+    with pytest.raises(CheckpointError, match="no network.*no answer"):
+        Checkpoint("nobody/nothing").check()
+    forever.set()
+
+
+def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch):
+    class Tokenizer:
+        pad_token_id, eos_token_id = None, 3
+
+        def __len__(self) -> int:
+            return 1000
+
+    monkeypatch.setattr(Checkpoint, "_tokenizer_source", lambda self: "there")
+    monkeypatch.setattr(backbone_file.AutoTokenizer, "from_pretrained", lambda *a, **k: Tokenizer())
+    with pytest.raises(ConfigError, match="64 is smaller than the 1000 tokens.*vocab_size=1000"):
+        random_llama(config_overrides=TINY).tokenizer()
+    assert random_llama(config_overrides={**TINY, "vocab_size": 1000}).tokenizer()[1] == 3

@@ -1,0 +1,200 @@
+"""The whole pipeline on a tiny model: what is read back is what attention received, whatever the batching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from sniffer import capture, estimate, open_run
+from sniffer.config import conf_folder, register, resolve, save_config
+from sniffer.errors import CaptureError, ConfigError, DatasetError
+from sniffer.manifest import Manifest
+from sniffer.reader import Run
+from tests.tiny_run import TEXTS, overrides, save_checkpoint, save_texts
+
+EVERYTHING = ("sampler=all", "capture.kinds=[q,k,v,q_pre,k_pre]")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    return save_texts(tmp_path / "texts.jsonl")
+
+
+@pytest.fixture
+def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable[..., Run]:
+    """Runs the tiny model with more overrides, each time into a new folder, and opens the result."""
+    numbers = iter(range(100))
+
+    def run(*more: str) -> Run:
+        folder = tmp_path / f"run-{next(numbers)}"
+        folder.mkdir()
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            cfg = compose("config", list(overrides(checkpoint, texts, *more)))
+        save_config(folder, cfg)
+        capture.run(resolve(cfg), folder)
+        return open_run(folder)
+
+    register()
+    return run
+
+
+def table(run: Run) -> pl.DataFrame:
+    """All rows in a fixed order."""
+    order = ["layer", "kind", "head", "example_id", "position"]
+    return run.scan().collect().sort(order)
+
+
+def received(checkpoint: Path, text: str, dtype: torch.dtype) -> list[dict[str, torch.Tensor]]:
+    """What each layer's attention function is called with, by wrapping it, without any of our taps."""
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    model = AutoModel.from_pretrained(checkpoint, dtype=dtype, attn_implementation="sdpa").eval()
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    calls: list[dict[str, torch.Tensor]] = []
+
+    def wrapped(module, query, key, value, *args, **kwargs):
+        calls.append({"q": query.clone(), "k": key.clone(), "v": value.clone()})
+        return original(module, query, key, value, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS["sdpa"] = wrapped
+    try:
+        with torch.inference_mode():
+            model(input_ids=torch.tensor([AutoTokenizer.from_pretrained(checkpoint)(text).input_ids]))
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = original
+    return calls
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_rows_are_exactly_what_attention_receives(run, checkpoint: Path, dtype: str):
+    captured = run(*EVERYTHING, f"model.dtype={dtype}", "batch.max_tokens=1")
+    names = dict(captured.examples().select("source_id", "example_id").iter_rows())
+    assert set(names) == set(TEXTS)
+    for source_id, text in TEXTS.items():
+        for layer, calls in enumerate(received(checkpoint, text, getattr(torch, dtype))):
+            for kind, states in calls.items():
+                for head in range(states.shape[1]):
+                    found = captured.vectors(layer=layer, head=head, kind=kind)
+                    mine = found.example_ids == names[source_id]
+                    order = np.argsort(found.positions[mine])
+                    expected = states[0, head].float().numpy()
+                    assert np.array_equal(found.vectors[mine][order], expected)
+
+
+def test_the_manifest_counts_what_is_there(run):
+    captured = run(*EVERYTHING)
+    manifest = captured.manifest
+    tokens = sum(len(text.encode()) for text in TEXTS.values())
+    assert manifest.status == "complete" and manifest.reason is None
+    assert manifest.counts == {"examples": 3, "skipped_empty": 0, "truncated": 0, "tokens": tokens}
+    assert manifest.rows_by_kind == {
+        "q": tokens * 2 * 4,
+        "k": tokens * 2 * 2,
+        "v": tokens * 2 * 2,
+        "q_pre": tokens * 2 * 4,
+        "k_pre": tokens * 2 * 2,
+    }
+    assert manifest.rows == len(table(captured))
+
+
+@pytest.mark.parametrize("change", ["batch.max_tokens=100000", "batch.max_tokens=300", "dataset.max_tokens=2048"])
+def test_batching_changes_no_position_and_vectors_only_by_rounding(run, change: str):
+    sampler = ("sampler.base_rate=40", "sampler.min_bucket_size=16")
+    alone, together = table(run(*sampler, "batch.max_tokens=1")), table(run(*sampler, change))
+    assert len(alone) > 100
+    keys = [column for column in alone.columns if column != "vector"]
+    assert alone.select(keys).equals(together.select(keys))
+    difference = alone["vector"].to_numpy() - together["vector"].to_numpy()
+    assert np.abs(difference).max() < 1e-4
+
+
+def test_truncation_only_leaves_rows_out(run):
+    sampler = ("sampler.base_rate=40", "sampler.min_bucket_size=16")
+    whole, cut = run(*sampler), run(*sampler, "dataset.max_tokens=100")
+    keys = ["layer", "kind", "head", "example_id", "position", "bucket", "token_id"]
+    kept = table(whole).filter(pl.col("position") < 100).select(keys)
+    assert len(kept) > 50 and kept.equals(table(cut).select(keys))
+    assert cut.manifest.counts["truncated"] == 2
+
+
+def test_shards_together_are_the_single_run(run):
+    sampler = ("sampler.base_rate=40", "batch.max_tokens=1")
+    single = table(run(*sampler))
+    shards = [table(run(*sampler, f"dataset.shard.index={i}", "dataset.shard.count=3")) for i in range(3)]
+    assert all(len(shard) for shard in shards)
+    order = ["layer", "kind", "head", "example_id", "position"]
+    assert pl.concat(shards).sort(order).equals(single)
+
+
+def test_a_selection_leaves_the_rest_as_it_is(run):
+    everything = table(run("sampler.base_rate=40"))
+    some = run("sampler.base_rate=40", "capture.layers=[1]", "capture.heads=[2]", "capture.kinds=[k]")
+    wanted = everything.filter((pl.col("layer") == 1) & (pl.col("head") == 1) & (pl.col("kind") == "k"))
+    assert len(wanted) and table(some).equals(wanted)
+
+
+def test_the_same_configuration_gives_the_same_digest(run):
+    first, second, other = run(), run(), run("seed=1")
+    assert first.manifest.digest == second.manifest.digest != other.manifest.digest
+
+
+def test_nothing_kept_is_a_valid_run(run):
+    empty = run("sampler.base_rate=0")
+    assert empty.manifest.rows == 0 and empty.manifest.status == "complete"
+    assert empty.scan().collect().is_empty()
+    assert empty.vectors(layer=0, head=0, kind="q").vectors.shape == (0, 8)
+
+
+def test_empty_documents_are_skipped_and_counted(run, texts: Path):
+    save_texts(texts, {**TEXTS, "nothing": "", "blank": "  \n"})
+    captured = run()
+    assert captured.manifest.counts["skipped_empty"] == 2
+    assert set(captured.examples()["source_id"]) == set(TEXTS)
+
+
+def test_only_empty_documents_are_refused(run, texts: Path):
+    save_texts(texts, {"nothing": "", "blank": " "})
+    with pytest.raises(DatasetError, match="all 2 texts are empty"):
+        run()
+
+
+def test_what_memory_cannot_hold_is_refused_with_advice(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1000)
+    with pytest.raises(CaptureError, match="of RAM.*lower sampler.base_rate"):
+        run()
+
+
+def test_more_tokens_than_positions_are_refused(run):
+    with pytest.raises(ConfigError, match="dataset.max_tokens=4096 is more than the model's 2048 positions"):
+        run("dataset.max_tokens=4096")
+
+
+def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    forward, seen = capture.Observer.__call__, []
+
+    def failing(self, seen_inputs):
+        seen.append(self.batch)
+        if len({id(batch) for batch in seen}) == 3:
+            raise RuntimeError("out of luck")
+        return forward(self, seen_inputs)
+
+    monkeypatch.setattr(capture.Observer, "__call__", failing)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run("sampler=all", "batch.max_tokens=1")
+    manifest = Manifest.load(tmp_path / "run-0")
+    assert manifest.status == "interrupted" and manifest.reason == "RuntimeError: out of luck"
+    kept = open_run(tmp_path / "run-0")
+    assert 1 <= len(kept.examples()) <= 2
+    assert kept.manifest.rows == len(table(kept)) > 0

@@ -1,0 +1,189 @@
+"""The command line: one line per error, folders that are never overwritten, sweeps, interruption."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+
+from sniffer.__main__ import main, one_line
+from sniffer.config import Config
+from sniffer.errors import CaptureError
+
+REPOSITORY = Path(__file__).parents[1]
+# A model class that costs no torch import; what it builds is never run here.
+CHEAP = ["~model", "+model={_target_: sniffer.config.EngineConfig}", "dataset=pydoc"]
+
+Invoke = Callable[..., int]
+
+
+@pytest.fixture
+def ran() -> list[tuple[Config, Path]]:
+    """What the stand-in for sniffer.capture.run was called with."""
+    return []
+
+
+@pytest.fixture
+def invoke(ran: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """`python -m sniffer ARGUMENTS` in this process, in an empty folder, with a capture that only notes."""
+
+    def run(config: Config, folder: Path) -> None:
+        logging.getLogger("sniffer").info("captured")
+        ran.append((config, folder))
+        (folder / "manifest.json").write_text("{}")
+        if config.seed == 666:
+            raise CaptureError("no room: free some")
+        if config.seed == 667:
+            raise KeyboardInterrupt
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["sniffer", *arguments])
+        return main()
+
+    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=run))
+    monkeypatch.chdir(tmp_path)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield call
+    logging.root.handlers[:], logging.root.level = handlers, level
+    GlobalHydra.instance().clear()
+
+
+def test_a_run_gets_real_objects_and_its_own_folder(invoke: Invoke, ran: list, tmp_path: Path) -> None:
+    assert invoke(*CHEAP, "sampler.base_rate=3") == 0
+    assert invoke(*CHEAP) == 0
+    (first, first_folder), (_, second_folder) = ran
+    assert first.sampler.base_rate == 3.0
+    assert first_folder.parent == second_folder.parent == tmp_path / "outputs"
+    assert first_folder != second_folder
+    assert {"config.yaml", "rerun.yaml", "sniffer.log", ".hydra"} <= {path.name for path in first_folder.iterdir()}
+    assert "captured" in (first_folder / "sniffer.log").read_text()
+    assert Path.cwd() == tmp_path
+
+
+def test_a_run_can_be_run_again_from_elsewhere(
+    invoke: Invoke, ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    assert invoke(*CHEAP, "dataset=jsonl", "dataset.path=a.jsonl", "seed=5") == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert invoke("-cd", str(ran[0][1]), "-cn", "rerun") == 0
+    assert ran[1][0] == ran[0][0]
+    assert ran[1][1].parent == tmp_path / "elsewhere" / "outputs"
+    assert (ran[1][1] / "config.yaml").read_bytes() == (ran[0][1] / "config.yaml").read_bytes()
+
+
+def test_results_are_never_overwritten(invoke: Invoke, ran: list, capsys: pytest.CaptureFixture) -> None:
+    assert invoke(*CHEAP, "hydra.run.dir=out", "seed=1") == 0
+    before = snapshot(Path("out"))
+    assert invoke(*CHEAP, "hydra.run.dir=out", "seed=2") == 1
+    assert len(ran) == 1
+    assert snapshot(Path("out")) == before
+    assert "already holds results" in only_line(capsys)
+
+
+def test_a_refused_run_leaves_its_folder_usable(invoke: Invoke, ran: list) -> None:
+    assert invoke(*CHEAP, "hydra.run.dir=out", "sampler.base_rate=-1") == 1
+    assert invoke(*CHEAP, "hydra.run.dir=out") == 0
+    assert len(ran) == 1
+
+
+def test_a_sweep_has_a_folder_per_job(invoke: Invoke, ran: list) -> None:
+    assert invoke("-m", *CHEAP, "sampler.base_rate=0.5,1", "capture.layers=[0],[3]") == 0
+    assert [(c.sampler.base_rate, c.capture.layers) for c, _ in ran] == [
+        (rate, layers) for rate in (0.5, 1.0) for layers in ((0,), (3,))
+    ]
+    assert [folder.name for _, folder in ran] == ["0", "1", "2", "3"]
+    assert len({folder.parent for _, folder in ran}) == 1
+    for config, folder in ran:
+        assert yaml.safe_load((folder / "config.yaml").read_text())["sampler"]["base_rate"] == config.sampler.base_rate
+
+
+def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture
+) -> None:
+    assert invoke("-m", *CHEAP, "sampler.base_rate=1,-2,3") == 1
+    assert [config.sampler.base_rate for config, _ in ran] == [1.0, 3.0]
+    assert "sampler.base_rate=-2" in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("argument", "names"),
+    [
+        ("sampler=nope", ["sampler/nope", "all, log_uniform, uniform"]),
+        ("nope=1", ["nope", "--cfg job"]),
+        ("sampler.bse_rate=1", ["sampler.bse_rate", "--cfg job"]),
+        ("dataset.shard={idx: 1}", ["dataset.shard", "+dataset.shard"]),
+        ("seed=x", ["seed=x", "Integer"]),
+        ("capture.head_sampling.count=many", ["capture.head_sampling.count=many", "Integer"]),
+        ("sampler.base_rate=fast", ["sampler.base_rate", "Float"]),
+        ("seed", ["seed", "EQUAL"]),
+        ("seed=666", ["no room: free some"]),
+    ],
+)
+def test_an_error_is_one_line(invoke: Invoke, capsys: pytest.CaptureFixture, argument: str, names: list[str]) -> None:
+    assert invoke(*CHEAP, argument) == 1
+    line = only_line(capsys)
+    assert all(name in line for name in names), line
+
+
+def test_the_traceback_can_be_asked_for(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(CaptureError):
+        invoke(*CHEAP, "seed=666")
+
+
+def test_an_interrupt_is_one_line(invoke: Invoke, capsys: pytest.CaptureFixture) -> None:
+    assert invoke(*CHEAP, "seed=667") == 130
+    assert only_line(capsys) == "interrupted"
+
+
+def test_the_environment_is_given_back(invoke: Invoke) -> None:
+    invoke(*CHEAP, "seed=666")
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_one_line_of_an_empty_message() -> None:
+    assert one_line(HydraException("")) == "HydraException"
+
+
+def test_help_and_errors_from_any_folder(tmp_path: Path) -> None:
+    shown = command(tmp_path, "--help")
+    assert shown.returncode == 0
+    for taught in ("log_uniform", "smollm2", "capture.kinds", "sampler.base_rate", "-cn rerun"):
+        assert taught in shown.stdout
+    assert shown.stderr == ""
+    wrong = command(tmp_path, "sampler=nope")
+    assert wrong.returncode == 1
+    assert len(wrong.stderr.splitlines()) == 1
+    assert wrong.stdout == ""
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sniffer", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def only_line(capsys: pytest.CaptureFixture) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

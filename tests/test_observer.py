@@ -1,0 +1,150 @@
+"""What the observer gathers, and the accumulator then hands over, is what was seen at the picked positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sniffer.accumulator import Accumulator
+from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.sampler import All, LogUniform, Picker, Sampler
+from sniffer.selection import Selection
+from sniffer.tap import TAP, StopForward, tap
+from sniffer.transfer import HostTransfer
+from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
+
+QUERY_HEADS, KEY_HEADS, DIM = 4, 2, 3
+MODULES = [torch.nn.Identity() for _ in range(3)]
+STRANGER = torch.nn.Identity()
+
+
+def geometry() -> dict[int, LayerGeometry]:
+    heads = {kind: QUERY_HEADS if DRAW_OF_KIND[kind] == "q" else KEY_HEADS for kind in KINDS}
+    dims = dict.fromkeys(KINDS, DIM)
+    return {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(len(MODULES))}
+
+
+def batch_of(*lengths: int) -> TokenBatch:
+    documents = [
+        Document(100 + i, str(i), np.arange(n, dtype=np.int32) + 1000 * i, truncated=False)
+        for i, n in enumerate(lengths)
+    ]
+    return TokenBatch(tuple(documents), pad_id=0)
+
+
+def states(batch: TokenBatch) -> dict[str, torch.Tensor]:
+    shape = (len(batch.documents), batch.seq_len)
+    return {kind: torch.randn(*shape, heads, DIM).transpose(1, 2) for kind, heads in geometry()[0].heads.items()}
+
+
+SELECTION = Selection(
+    {(0, "q"): (0, 1, 2, 3), (0, "k"): (0, 1), (2, "q"): (1, 3), (2, "q_pre"): (1, 3), (2, "v"): (1,)}
+)
+
+
+def observed(sampler: Sampler, batch: TokenBatch):
+    """Runs a forward of three layers by hand; returns what each layer showed, and the observer."""
+    layer_of = {module: number for number, module in enumerate(MODULES)}
+    plan = GatherPlan(SELECTION, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
+    observer = Observer(batch, draw(Picker(sampler, 0), SELECTION, batch), plan)
+    shown = [states(batch) for _ in MODULES]
+    with tap(observer, pre=True):
+        TAP.observe(STRANGER, **states(batch))
+        for module, layer_states in zip(MODULES, shown, strict=True):
+            TAP.observe(module, **layer_states)
+    return shown, observer
+
+
+@pytest.mark.parametrize("sampler", [All(bucket_size=4), LogUniform(base_rate=6.0, min_bucket_size=8)])
+def test_rows_are_the_states_at_their_positions(sampler: Sampler):
+    accumulator = Accumulator(SELECTION)
+    shown_by_example: dict[int, tuple[list, int]] = {}
+    for batch in (batch_of(30, 17), batch_of(25)):
+        batch = TokenBatch(
+            tuple(Document(d.example_id + batch.seq_len, d.source_id, d.token_ids, False) for d in batch.documents),
+            0,
+        )
+        shown, observer = observed(sampler, batch)
+        accumulator.add(batch, observer.picks, observer.vectors)
+        for row, document in enumerate(batch.documents):
+            shown_by_example[document.example_id] = (shown, row)
+    for (layer, kind), heads in SELECTION.heads.items():
+        columns = accumulator.take(layer, kind, DIM)
+        assert columns.heads == heads and len(columns) > 0
+        vectors = torch.cat(columns.vectors).view(len(columns), len(heads), DIM)
+        for index, (example, position) in enumerate(zip(columns.example_ids, columns.positions, strict=True)):
+            shown, row = shown_by_example[int(example)]
+            expected = shown[layer][kind][row, :, position][list(heads)]
+            assert torch.equal(vectors[index], expected)
+        assert (columns.buckets == sampler.bucket(columns.positions.astype(np.int64))).all()
+        assert (columns.token_ids % 1000 == columns.positions).all()
+
+
+def test_kinds_of_one_draw_share_positions():
+    batch = batch_of(60)
+    _, observer = observed(LogUniform(base_rate=6.0, min_bucket_size=8), batch)
+    accumulator = Accumulator(SELECTION)
+    accumulator.add(batch, observer.picks, observer.vectors)
+    q, q_pre = accumulator.take(2, "q", DIM), accumulator.take(2, "q_pre", DIM)
+    assert q.positions.tolist() == q_pre.positions.tolist()
+
+
+def test_accumulated_bytes_are_those_of_the_vectors_and_are_let_go():
+    batch = batch_of(10)
+    _, observer = observed(All(), batch)
+    accumulator = Accumulator(SELECTION)
+    accumulator.add(batch, observer.picks, observer.vectors)
+    width = sum(len(heads) for heads in SELECTION.heads.values())
+    assert accumulator.nbytes == 10 * width * DIM * 4
+    assert accumulator.rows == {"q": 60, "k": 20, "q_pre": 20, "v": 10}
+    for layer, kind in SELECTION.heads:
+        accumulator.take(layer, kind, DIM)
+    assert accumulator.nbytes == 0
+
+
+def test_a_batch_that_was_not_seen_whole_is_not_added():
+    batch = batch_of(10)
+    _, observer = observed(All(), batch)
+    del observer.vectors[2, "v"]
+    accumulator = Accumulator(SELECTION)
+    with pytest.raises(AssertionError):
+        accumulator.add(batch, observer.picks, observer.vectors)
+    assert accumulator.nbytes == 0 and len(accumulator.take(0, "q", DIM)) == 0
+
+
+def test_nothing_after_the_last_wanted_layer_is_computed():
+    selection = Selection({(1, "q"): (0,)})
+    layer_of = {module: number for number, module in enumerate(MODULES)}
+    plan = GatherPlan(selection, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
+    batch = batch_of(5)
+    observer = Observer(batch, draw(Picker(All(), 0), selection, batch), plan)
+    reached = []
+    with tap(observer):
+        for number, module in enumerate(MODULES):
+            TAP.observe(module, **states(batch))
+            reached.append(number)
+    assert reached == [0]
+    with pytest.raises(StopForward):
+        observer(_seen(MODULES[1], batch))
+
+
+def _seen(module: torch.nn.Module, batch: TokenBatch):
+    from sniffer.tap import Seen
+
+    return Seen(module, **states(batch), scaling=None, sliding_window=None)
+
+
+def test_the_tap_is_given_back_after_an_exception():
+    with pytest.raises(ZeroDivisionError), tap(lambda seen: None, pre=True):
+        raise ZeroDivisionError
+    assert TAP.observer is None and not TAP.wants_pre
+
+
+def test_two_taps_at_once_are_refused():
+    with (
+        tap(lambda seen: None),
+        pytest.raises(RuntimeError, match="another tap is open"),
+        tap(lambda seen: None),
+    ):
+        pass

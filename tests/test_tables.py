@@ -1,0 +1,198 @@
+"""Tables give the same documents in every format, and name the place where they cannot."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from sniffer.dataset import Shard
+from sniffer.errors import DatasetError
+from sniffer.hashing import stable_id
+from sniffer.tables import Csv, Hub, JsonLines, Parquet, hub_commit
+
+Row = dict[str, Any]
+ROWS: list[Row] = [
+    {"id": "x", "text": 'one, "two"\nthree', "n": 1},
+    {"id": "007", "text": "", "n": 2},
+    {"id": "ü", "text": "naïve 東京", "n": 3},
+]
+
+
+def write_jsonl(file: Path, rows: list[Row]) -> None:
+    file.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+
+
+def write_csv(file: Path, rows: list[Row]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(file: Path, rows: list[Row]) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), file)
+
+
+FORMATS = {
+    "jsonl": (JsonLines, write_jsonl),
+    "csv": (Csv, write_csv),
+    "parquet": (Parquet, write_parquet),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def table(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Any]:
+    """Writes rows in one of the formats, over several files, and returns the dataset over them."""
+    made, write = FORMATS[request.param]
+
+    def create(*files: list[Row], **keys: Any) -> Any:
+        for number, rows in enumerate(files):
+            write(tmp_path / f"{number}.{request.param}", rows)
+        return made(path=str(tmp_path), **keys)
+
+    return create
+
+
+def test_rows_come_back_exactly_in_every_format(table: Callable[..., Any]) -> None:
+    expected = [(stable_id(row["id"]), row["id"], row["text"]) for row in ROWS]
+    source = table(ROWS, id_column="id")
+    assert list(source.texts()) == expected
+    assert len(source) == 3
+
+
+def test_without_an_id_column_rows_are_numbered_over_all_files(table: Callable[..., Any]) -> None:
+    rows = list(table(ROWS[:2], ROWS[2:]).texts())
+    assert rows == [(number, str(number), row["text"]) for number, row in enumerate(ROWS)]
+
+
+def test_integer_ids_are_kept(table: Callable[..., Any]) -> None:
+    rows = list(table([{"id": 5, "text": "a"}, {"id": 0, "text": "b"}], id_column="id").texts())
+    assert rows == [(5, "5", "a"), (0, "0", "b")]
+
+
+def test_a_shard_has_the_ids_of_the_whole(table: Callable[..., Any]) -> None:
+    whole = list(table(ROWS, ROWS).texts())
+    assert list(table(ROWS, ROWS, shard=Shard(1, 2), max_examples=5).texts()) == whole[1:5:2]
+
+
+def test_a_missing_column_names_those_that_exist(table: Callable[..., Any]) -> None:
+    for keys in ({"text_column": "body"}, {"id_column": "key"}):
+        with pytest.raises(DatasetError, match=f"no column '{next(iter(keys.values()))}', only id, text, n"):
+            table(ROWS, **keys).check()
+
+
+def test_a_missing_column_in_a_later_file_is_found(table: Callable[..., Any]) -> None:
+    with pytest.raises(DatasetError, match="no column 'text', only other"):
+        table(ROWS, [{"other": "x"}]).check()
+
+
+def test_duplicate_ids_over_files_are_refused(table: Callable[..., Any]) -> None:
+    with pytest.raises(DatasetError, match="rows 0 and 3 .* 'x'"):
+        table(ROWS, ROWS[:1], id_column="id").check()
+
+
+def test_a_text_that_is_null_is_named_by_row(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"text": None}])
+    write_parquet(tmp_path / "a.parquet", [{"text": "a"}, {"text": None}])
+    with pytest.raises(DatasetError, match="row 1 .* has null"):
+        JsonLines(path=str(tmp_path)).check()
+    with pytest.raises(DatasetError, match="row 1 .* has null"):
+        list(Parquet(path=str(tmp_path)).texts())
+
+
+def test_a_column_that_is_not_text_is_refused_before_reading(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", ROWS)
+    with pytest.raises(DatasetError, match="'n' is of type int64, not text"):
+        Parquet(path=str(tmp_path), text_column="n").check()
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    with pytest.raises(DatasetError, match="row 0 .* has a int"):
+        JsonLines(path=str(tmp_path), text_column="n").check()
+
+
+def test_csv_ids_that_are_plain_whole_numbers_are_integers(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [{"id": written, "text": ""} for written in ("7", "007", "0", "-7", "7.0")])
+    ids = {source_id: number for number, source_id, _ in Csv(path=str(tmp_path), id_column="id").texts()}
+    assert ids == {"7": 7, "0": 0, **{written: stable_id(written) for written in ("007", "-7", "7.0")}}
+
+
+def test_a_string_id_in_a_typed_format_stays_a_string(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"id": "7", "text": ""}])
+    assert [row[0] for row in Parquet(path=str(tmp_path), id_column="id").texts()] == [stable_id("7")]
+
+
+@pytest.mark.parametrize(("line", "problem"), [("{", "not JSON"), ("[1]", "JSON list"), ('"x"', "JSON str")])
+def test_a_broken_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n' + line + "\n")
+    with pytest.raises(DatasetError, match=f"a.jsonl line 3 .*{problem}"):
+        JsonLines(path=str(tmp_path)).check()
+
+
+def test_gzipped_lines_are_read(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt", encoding="utf-8") as stream:
+        stream.write('{"text": "ü"}\n')
+    assert [text for *_, text in JsonLines(path=str(tmp_path)).texts()] == ["ü"]
+
+
+@pytest.mark.parametrize(("made", "name"), [(Parquet, "a.parquet"), (JsonLines, "a.jsonl"), (JsonLines, "a.jsonl.gz")])
+def test_a_file_of_another_kind_is_one_line(tmp_path: Path, made: Any, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x00\xff\xfe not this")
+    with pytest.raises(DatasetError, match=name) as caught:
+        made(path=str(tmp_path)).check()
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that `datasets` loads as it would a repository of the hub, with a cache of its own."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "repo"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", ROWS)
+    return folder
+
+
+def test_a_hub_dataset_gives_the_same_documents(local_hub: Path) -> None:
+    source = Hub(name=str(local_hub), id_column="id")
+    assert list(source.texts()) == [(stable_id(row["id"]), row["id"], row["text"]) for row in ROWS]
+    assert [row[1] for row in Hub(name=str(local_hub), shard=Shard(1, 2)).texts()] == ["1"]
+
+
+def test_a_hub_dataset_is_checked_by_column(local_hub: Path) -> None:
+    with pytest.raises(DatasetError, match="no column 'body', only id, text, n"):
+        Hub(name=str(local_hub), text_column="body").check()
+    with pytest.raises(DatasetError, match="'n' is of type int64"):
+        Hub(name=str(local_hub), text_column="n").check()
+
+
+def test_the_cause_that_datasets_hides_is_shown(local_hub: Path) -> None:
+    with pytest.raises(DatasetError, match="nope"):
+        Hub(name=str(local_hub), split="nope").check()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (GatedRepoError, "gated: accept its terms"),
+        (RepositoryNotFoundError, "not on the hub"),
+        (ConnectionRefusedError, "no network"),
+    ],
+)
+def test_the_hub_says_why_not(error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error.__new__(error)
+
+    monkeypatch.setattr(HfApi, "auth_check", refuse)
+    with pytest.raises(DatasetError, match=said):
+        hub_commit("owner/name", None)
