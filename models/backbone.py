@@ -165,7 +165,7 @@ class Checkpoint:
     def _config(self) -> transformers.PretrainedConfig:
         source = self._random_source() if self.weights == "random" else locate(self.checkpoint, self.revision)
         if source is None:
-            return build_config(str(self.model_type), self.config_overrides or {})
+            return build_config(str(self.model_type), {**self._room_for_tokens(), **(self.config_overrides or {})})
         return read_config(source, self._revision_of(source), self.config_overrides or {}, self.trust_remote_code)
 
     def _random_source(self) -> str | None:

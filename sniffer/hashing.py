@@ -9,6 +9,7 @@ variant 13 as in Vigna's splitmix64.c). Names and texts are hashed with BLAKE2b 
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt64
@@ -37,7 +38,7 @@ def mix64_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def key_of(*parts: int | str) -> int:
+def key_of(*parts: int | np.integer[Any] | str) -> int:
     """A 64-bit key for a tuple of integers and strings; 1 and "1" differ, ("ab", "c") and ("a", "bc") too."""
     digest = blake2b(digest_size=8)
     for part in parts:

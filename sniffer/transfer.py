@@ -8,7 +8,7 @@ the compute stream; the copies back run on a side stream into pinned buffers; an
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ Vectors = dict[tuple[int, str], Tensor]
 """Gathered rows by (layer, kind)."""
 
 
+@runtime_checkable
 class Transfer(Protocol):
     def upload(self, indices: Int32[np.ndarray, " n"]) -> Int32[Tensor, " n"]:
         """Starts moving indices to the device."""

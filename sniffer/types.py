@@ -9,9 +9,9 @@ This module needs numpy only, so that reading a run never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, Int64
@@ -114,6 +114,7 @@ class ModelLimits:
     max_positions: int | None
 
 
+@runtime_checkable
 class Tokenize(Protocol):
     """Text to token ids, special tokens included as the model's tokenizer adds them."""
 
@@ -153,10 +154,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
+    def check(self) -> None:
+        """Meets everything that can be known to be wrong without reading all texts; raises DatasetError."""
+
     def texts(self) -> Iterator[tuple[int, str, str]]:
         """Yields (example_id, source_id, text) in order; empty texts included."""
 
     def describe(self) -> dict[str, Any]: ...
 
-
-Observer = Callable[..., None]

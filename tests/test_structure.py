@@ -1,0 +1,88 @@
+"""Imports run one way, so that the pipeline can be read from front to back."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STORY = ["types", "sampler", "gather", "accumulator", "writer", "manifest", "store", "capture", "__main__"]
+"""A module may import those before it in this list, never one after it."""
+
+HEAVY = ("torch", "transformers", "datasets")
+
+
+def imports(file: Path) -> set[str]:
+    """The dotted names a file imports, inside functions too, but not those for type checkers only."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def graph(package: str) -> dict[str, set[str]]:
+    """Each module of a package with the modules of the package that it imports."""
+    files = {module_name(file): file for file in (ROOT / package).rglob("*.py")}
+    return {name: (imports(file) & files.keys()) - {name, package} for name, file in files.items()}
+
+
+@pytest.mark.parametrize("package", ["sniffer", "models", "experiments", "benchmarks"])
+def test_no_package_imports_in_circles(package: str):
+    assert list(TopologicalSorter(graph(package)).static_order())
+
+
+def test_the_story_runs_forward():
+    direct = graph("sniffer")
+
+    def reachable(name: str) -> set[str]:
+        return direct[name].union(*(reachable(other) for other in direct[name]))
+
+    for place, name in enumerate(STORY):
+        later = {f"sniffer.{other}" for other in STORY[place + 1 :]}
+        assert not reachable(f"sniffer.{name}") & later
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("sniffer", {"sniffer"}),
+        ("models", {"models", "sniffer.tap", "sniffer.types", "sniffer.errors"}),
+        ("experiments", {"experiments", "sniffer", "models"}),
+    ],
+)
+def test_packages_import_only_what_lies_below_them(package: str, allowed: set[str]):
+    ours = ("sniffer", "models", "experiments", "benchmarks", "tests")
+    for file in (ROOT / package).rglob("*.py"):
+        for name in imports(file):
+            if name.split(".")[0] in ours:
+                fits = any(name == base or name.startswith(f"{base}.") for base in allowed)
+                assert fits or name == "sniffer", f"{file.relative_to(ROOT)} imports {name}"
+
+
+@pytest.mark.parametrize("module", ["sniffer", "sniffer.__main__", "sniffer.config", "sniffer.reader"])
+def test_light_modules_do_not_import_torch(module: str):
+    check = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
