@@ -54,7 +54,21 @@ def main() -> int:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
+    except ValueError as error:
+        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError.
+        if show_traceback or not raised_in_hydra(error):
+            raise
+        print(one_line(error), file=sys.stderr)
+        return 1
     return 0
+
+
+def raised_in_hydra(error: BaseException) -> bool:
+    """Whether the line that raised belongs to Hydra itself."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
 
 
 def one_line(error: BaseException) -> str:

@@ -73,11 +73,11 @@ def refuse_if_too_large(expected: Estimate, folder: Path) -> None:
     """
     needed, available = expected.ram_bytes * RAM_HEADROOM, available_memory()
     if needed > available:
-        raise CaptureError(f"the captures need about {gib(needed)} of RAM, {gib(available)} is available: {ADVICE}")
+        raise CaptureError(f"the captures need about {size(needed)} of RAM, {size(available)} is available: {ADVICE}")
     free = shutil.disk_usage(folder).free
     if expected.file_bytes > free:
         raise CaptureError(
-            f"the captures need about {gib(expected.file_bytes)} of disk, {gib(free)} is free at {folder}: {ADVICE}"
+            f"the captures need about {size(expected.file_bytes)} of disk, {size(free)} is free at {folder}: {ADVICE}"
         )
 
 
@@ -90,8 +90,12 @@ def available_memory() -> int:
     return available
 
 
-def gib(n_bytes: float) -> str:
-    return f"{n_bytes / 2**30:.2f} GiB" if n_bytes >= 2**28 else f"{n_bytes / 2**20:.1f} MiB"
+def size(n_bytes: float) -> str:
+    """Bytes for people, in the largest unit that leaves a whole number in front."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if n_bytes >= 2**power:
+            return f"{n_bytes / 2**power:.1f} {unit}"
+    return f"{n_bytes:.0f} bytes"
 
 
 def _cgroup(name: str) -> int | None:

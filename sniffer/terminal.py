@@ -16,7 +16,7 @@ import rich.box
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sniffer.estimate import Estimate, gib
+from sniffer.estimate import Estimate, size
 from sniffer.manifest import Manifest
 from sniffer.sampler import Picker
 
@@ -65,7 +65,7 @@ class CaptureProgress:
             "documents": f"{self.documents}/{self.total_documents} documents",
             "rate": f"{self.tokens_per_second:,.0f} tokens/s",
             "vectors": f"{self.vectors:,} vectors",
-            "ram": f"{gib(psutil.Process().memory_info().rss)} RAM",
+            "ram": f"{size(psutil.Process().memory_info().rss)} RAM",
         }
 
     def _line(self) -> str:
@@ -108,7 +108,7 @@ def estimate_line(expected: Estimate) -> str:
     kinds = ", ".join(f"{kind} {rows:,.0f}" for kind, rows in expected.rows.items())
     return (
         f"expecting {about}{expected.vectors:,.0f} vectors ({kinds}): "
-        f"{gib(expected.ram_bytes)} of RAM, {gib(expected.file_bytes)} on disk"
+        f"{size(expected.ram_bytes)} of RAM, {size(expected.file_bytes)} on disk"
     )
 
 
@@ -140,7 +140,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated, "
         f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
-        "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {gib(manifest.bytes)}",
+        "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
         "seconds": ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()),
         "speed": f"{rate:,.0f} tokens/s",
         "digest": manifest.digest,

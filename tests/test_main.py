@@ -120,6 +120,7 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
     ("argument", "names"),
     [
         ("sampler=nope", ["sampler/nope", "all, log_uniform, uniform"]),
+        ("sampler=null", ["Config group", "NoneType"]),
         ("nope=1", ["nope", "--cfg job"]),
         ("sampler.bse_rate=1", ["sampler.bse_rate", "--cfg job"]),
         ("dataset.shard={idx: 1}", ["dataset.shard", "+dataset.shard"]),
