@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
+
+import psutil
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,11 +53,16 @@ def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, T
     return result, Timed(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def peak_rss(command: Sequence[str], cwd: Path) -> int:
-    """Runs a Python command in a child process and returns its peak resident memory in bytes."""
-    with subprocess.Popen([sys.executable, *command], cwd=cwd, stdout=subprocess.DEVNULL) as child:
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
+def resident(command: Sequence[str]) -> list[int]:
+    """Runs a Python command in a child process; its resident bytes, looked at every 20 ms."""
+    root = Path(__file__).resolve().parents[1]
+    samples: list[int] = []
+    with subprocess.Popen([sys.executable, *command], cwd=root, stdout=subprocess.DEVNULL) as child:
+        watched = psutil.Process(child.pid)
+        while child.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                samples.append(watched.memory_info().rss)
+            time.sleep(0.02)
     if child.returncode:
         raise SystemExit(f"benchmark run failed: python {' '.join(command)}")
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return samples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +141,23 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
-        "seconds": ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items()),
+        "seconds": _stages(seconds),
         "speed": f"{rate:,.0f} tokens/s",
         "digest": manifest.digest,
     }
+
+
+INSIDE_INFERENCE = ("sample", "forward", "capture")
+"""Stages that happen within the inference; capture is a part of forward."""
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    inside = ", ".join(f"{stage} {seconds[stage]:.2f}" for stage in INSIDE_INFERENCE if stage in seconds)
+    outer = {stage: value for stage, value in seconds.items() if stage not in INSIDE_INFERENCE}
+    return ", ".join(
+        f"{stage} {value:.1f}" + (f" ({inside})" if stage == "inference" and inside else "")
+        for stage, value in outer.items()
+    )
 
 
 def _bucket_table(manifest: Manifest, picker: Picker) -> Table:

@@ -6,7 +6,10 @@ Shapes and dtypes in the signatures of the modules below are checked at every ca
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -30,3 +33,43 @@ CHECKED = (
     "writer",
 )
 install_import_hook([f"sniffer.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Llama."""
+    from tests.tiny_run import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """Three documents as JSON lines."""
+    from tests.tiny_run import save_texts
+
+    return save_texts(tmp_path / "texts.jsonl")
+
+
+@pytest.fixture
+def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable:
+    """Runs the tiny model with more overrides, each time into a new folder, and opens the result."""
+    from hydra import compose, initialize_config_dir
+
+    from sniffer import capture, open_run
+    from sniffer.config import conf_folder, register, resolve, save_config
+    from tests.tiny_run import overrides
+
+    numbers = iter(range(100))
+
+    def run(*more: str):
+        folder = tmp_path / f"run-{next(numbers)}"
+        folder.mkdir()
+        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+            cfg = compose("config", overrides(checkpoint, texts, *more))
+        save_config(folder, cfg)
+        capture.run(resolve(cfg), folder)
+        return open_run(folder)
+
+    register()
+    return run

@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from sniffer import capture, estimate, open_run
-from sniffer.config import conf_folder, register, resolve, save_config
 from sniffer.errors import CaptureError, ConfigError, DatasetError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
-from tests.tiny_run import TEXTS, overrides, save_checkpoint, save_texts
+from tests.tiny_run import TEXTS, save_texts
 
 EVERYTHING = ("sampler=all", "capture.kinds=[q,k,v,q_pre,k_pre]")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def texts(tmp_path: Path) -> Path:
-    return save_texts(tmp_path / "texts.jsonl")
-
-
-@pytest.fixture
-def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable[..., Run]:
-    """Runs the tiny model with more overrides, each time into a new folder, and opens the result."""
-    numbers = iter(range(100))
-
-    def run(*more: str) -> Run:
-        folder = tmp_path / f"run-{next(numbers)}"
-        folder.mkdir()
-        with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = compose("config", list(overrides(checkpoint, texts, *more)))
-        save_config(folder, cfg)
-        capture.run(resolve(cfg), folder)
-        return open_run(folder)
-
-    register()
-    return run
 
 
 def table(run: Run) -> pl.DataFrame:
