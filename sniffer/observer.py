@@ -37,30 +37,40 @@ class Observer:
         self.seconds = 0.0
         self.stops = True
         self._plan = plan
-        self._indices = self._upload()
+        self._flat = [drawn.rows * np.int32(batch.seq_len) + drawn.positions for drawn in picks.values()]
+        self._indices = {plan.device: self._upload(plan.device)}
 
     def __call__(self, seen: Seen) -> None:
         started = time.perf_counter()
         layer = self._plan.layer_of.get(seen.module)
         if layer is not None:
-            for kind, heads in self._plan.active.get(layer, ()):
-                states = getattr(seen, kind)
-                rows = gather(states, self._indices[layer, DRAW_OF_KIND[kind]], heads)
-                self.vectors[layer, kind] = self._plan.transfer.download(rows)
+            for kind in self._plan.kinds.get(layer, ()):
+                self._keep(layer, kind, getattr(seen, kind))
         self.seconds += time.perf_counter() - started
         if self.stops and layer == self._plan.last_layer:
             raise StopForward
 
-    def _upload(self) -> dict[tuple[int, str], Tensor]:
+    def _keep(self, layer: int, kind: str, states: Tensor) -> None:
+        # A model spread over several devices needs the indices on each of them.
+        if states.device not in self._indices:
+            self._indices[states.device] = self._upload(states.device)
+        flat = self._indices[states.device][layer, DRAW_OF_KIND[kind]]
+        rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
+        self.vectors[layer, kind] = self._plan.transfer.download(rows)
+
+    def _upload(self, device: torch.device) -> dict[tuple[int, str], Tensor]:
         """One index tensor for the whole batch, cut into views by (layer, draw)."""
-        seq = self.batch.seq_len
-        flat = [drawn.rows * np.int32(seq) + drawn.positions for drawn in self.picks.values()]
-        uploaded = self._plan.transfer.upload(np.concatenate([np.empty(0, np.int32), *flat]))
-        return dict(zip(self.picks, uploaded.split([len(part) for part in flat]), strict=True))
+        whole = np.concatenate([np.empty(0, np.int32), *self._flat])
+        uploaded = self._plan.transfer.upload(whole, device)
+        return dict(zip(self.picks, uploaded.split([len(part) for part in self._flat]), strict=True))
 
 
 class GatherPlan:
-    """What stays the same for every batch of a run: heads on their device, the last layer, the way back."""
+    """What stays the same for every batch of a run.
+
+    `layer_of` numbers the attention modules, `kinds` lists what each layer is wanted for, `transfer` is
+    the way to and from the device, `device` where the model's input goes.
+    """
 
     def __init__(
         self,
@@ -72,19 +82,21 @@ class GatherPlan:
     ) -> None:
         self.layer_of = layer_of
         self.transfer = transfer
+        self.device = device
+        self.kinds = {layer: selection.kinds_of(layer) for layer in selection.layers}
         self.last_layer = max(selection.layers)
-        self.active = {
-            layer: [
-                (kind, _heads_tensor(selection.heads[layer, kind], geometry[layer].heads[kind], device))
-                for kind in selection.kinds_of(layer)
-            ]
-            for layer in selection.layers
-        }
+        self._selection = selection
+        self._geometry = geometry
+        self._heads: dict[tuple[int, str, torch.device], Tensor | None] = {}
 
-
-def _heads_tensor(active: tuple[int, ...], n_heads: int, device: torch.device) -> Tensor | None:
-    """None when every head is active, which gathers whole rows."""
-    return None if len(active) == n_heads else torch.tensor(active, dtype=torch.int32, device=device)
+    def heads(self, layer: int, kind: str, device: torch.device) -> Tensor | None:
+        """The active heads as an index on `device`; None when all are active, which gathers whole rows."""
+        key = (layer, kind, device)
+        if key not in self._heads:
+            active = self._selection.heads[layer, kind]
+            every = len(active) == self._geometry[layer].heads[kind]
+            self._heads[key] = None if every else torch.tensor(active, dtype=torch.int32, device=device)
+        return self._heads[key]
 
 
 def draw(picker: Picker, selection: Selection, batch: TokenBatch) -> dict[tuple[int, str], Picks]:

@@ -21,7 +21,7 @@ Vectors = dict[tuple[int, str], Tensor]
 
 @runtime_checkable
 class Transfer(Protocol):
-    def upload(self, indices: Int32[np.ndarray, " n"]) -> Int32[Tensor, " n"]:
+    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
         """Starts moving indices to the device."""
 
     def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
@@ -37,7 +37,7 @@ class Transfer(Protocol):
 class HostTransfer:
     """For models on the CPU: everything is where it should be."""
 
-    def upload(self, indices: Int32[np.ndarray, " n"]) -> Int32[Tensor, " n"]:
+    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
         return torch.from_numpy(indices)
 
     def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
@@ -50,46 +50,47 @@ class HostTransfer:
 
 
 class CudaTransfer:
-    """For models on a CUDA device: pinned memory, and a side stream for the way back."""
+    """For models on CUDA devices: pinned memory, and a side stream on each device for the way back."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.stream = torch.cuda.Stream(device)
-        self.ended: deque[torch.cuda.Event] = deque()
+    def __init__(self) -> None:
+        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.ended: deque[list[torch.cuda.Event]] = deque()
 
-    def upload(self, indices: Int32[np.ndarray, " n"]) -> Int32[Tensor, " n"]:
-        return torch.from_numpy(indices).pin_memory().to(self.device, non_blocking=True)
+    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
+        return torch.from_numpy(indices).pin_memory().to(device, non_blocking=True)
 
-    def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
+    def download(self, vectors: Shaped[Tensor, "picks values"]) -> Shaped[Tensor, "picks values"]:
+        stream = self._stream(vectors.device)
         host = torch.empty(vectors.shape, dtype=vectors.dtype, pin_memory=True)
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        stream.wait_stream(torch.cuda.current_stream(vectors.device))
+        with torch.cuda.stream(stream):
             host.copy_(vectors, non_blocking=True)
         # The caching allocator must not hand this memory out again before the copy has read it.
-        vectors.record_stream(self.stream)
+        vectors.record_stream(stream)
         return host
 
     def end_batch(self) -> None:
-        event = torch.cuda.Event()
-        event.record(self.stream)
-        self.ended.append(event)
+        self.ended.append([stream.record_event() for stream in self.streams.values()])
 
     def settle(self, vectors: Vectors) -> Vectors:
-        self.ended.popleft().synchronize()
+        for event in self.ended.popleft():
+            event.synchronize()
         # Pinned memory is scarce: copying out lets the next batches use the same buffers again.
         return {pair: chunk.clone() for pair, chunk in vectors.items()}
+
+    def _stream(self, device: torch.device) -> torch.cuda.Stream:
+        if device not in self.streams:
+            self.streams[device] = torch.cuda.Stream(device)
+        return self.streams[device]
 
 
 class BlockingTransfer:
     """For every other device (mps): plain copies, which wait."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
+        return torch.from_numpy(indices).to(device)
 
-    def upload(self, indices: Int32[np.ndarray, " n"]) -> Int32[Tensor, " n"]:
-        return torch.from_numpy(indices).to(self.device)
-
-    def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
+    def download(self, vectors: Shaped[Tensor, "picks values"]) -> Shaped[Tensor, "picks values"]:
         return vectors.cpu()
 
     def end_batch(self) -> None: ...
@@ -99,6 +100,7 @@ class BlockingTransfer:
 
 
 def transfer_for(device: torch.device) -> Transfer:
+    """The way to and from a model whose input goes to `device`."""
     if device.type == "cpu":
         return HostTransfer()
-    return CudaTransfer(device) if device.type == "cuda" else BlockingTransfer(device)
+    return CudaTransfer() if device.type == "cuda" else BlockingTransfer()

@@ -70,7 +70,7 @@ def test_rows_are_the_states_at_their_positions(sampler: Sampler):
         for row, document in enumerate(batch.documents):
             shown_by_example[document.example_id] = (shown, row)
     for (layer, kind), heads in SELECTION.heads.items():
-        columns = accumulator.take(layer, kind, DIM)
+        columns = accumulator.columns(layer, kind, DIM)
         assert columns.heads == heads and len(columns) > 0
         vectors = torch.cat(columns.vectors).view(len(columns), len(heads), DIM)
         for index, (example, position) in enumerate(zip(columns.example_ids, columns.positions, strict=True)):
@@ -86,7 +86,7 @@ def test_kinds_of_one_draw_share_positions():
     _, observer = observed(LogUniform(base_rate=6.0, min_bucket_size=8), batch)
     accumulator = Accumulator(SELECTION)
     accumulator.add(batch, observer.picks, observer.vectors)
-    q, q_pre = accumulator.take(2, "q", DIM), accumulator.take(2, "q_pre", DIM)
+    q, q_pre = accumulator.columns(2, "q", DIM), accumulator.take(2, "q_pre", DIM)
     assert q.positions.tolist() == q_pre.positions.tolist()
 
 
@@ -99,7 +99,7 @@ def test_accumulated_bytes_are_those_of_the_vectors_and_are_let_go():
     assert accumulator.nbytes == 10 * width * DIM * 4
     assert accumulator.rows == {"q": 60, "k": 20, "q_pre": 20, "v": 10}
     for layer, kind in SELECTION.heads:
-        accumulator.take(layer, kind, DIM)
+        accumulator.release(layer, kind)
     assert accumulator.nbytes == 0
 
 
@@ -110,7 +110,7 @@ def test_a_batch_that_was_not_seen_whole_is_not_added():
     accumulator = Accumulator(SELECTION)
     with pytest.raises(AssertionError):
         accumulator.add(batch, observer.picks, observer.vectors)
-    assert accumulator.nbytes == 0 and len(accumulator.take(0, "q", DIM)) == 0
+    assert accumulator.nbytes == 0 and len(accumulator.columns(0, "q", DIM)) == 0
 
 
 def test_nothing_after_the_last_wanted_layer_is_computed():
@@ -148,3 +148,29 @@ def test_two_taps_at_once_are_refused():
         tap(lambda seen: None),
     ):
         pass
+
+
+class NotingTransfer(HostTransfer):
+    """Notes for which devices indices were asked."""
+
+    def __init__(self) -> None:
+        self.devices: list[torch.device] = []
+
+    def upload(self, indices: np.ndarray, device: torch.device) -> torch.Tensor:
+        self.devices.append(device)
+        return super().upload(indices, device)
+
+
+def test_each_device_of_a_spread_out_model_gets_the_indices_once():
+    first, other = torch.device("meta"), torch.device("cpu")
+    transfer = NotingTransfer()
+    layer_of = {module: number for number, module in enumerate(MODULES)}
+    plan = GatherPlan(SELECTION, geometry(), layer_of, transfer, first)
+    batch = batch_of(12)
+    observer = Observer(batch, draw(Picker(All(), 0), SELECTION, batch), plan)
+    assert transfer.devices == [first]
+    with tap(observer, pre=True):
+        for module in MODULES:
+            TAP.observe(module, **states(batch))
+    assert transfer.devices == [first, other]
+    assert observer.vectors.keys() == SELECTION.heads.keys()

@@ -21,7 +21,7 @@ class LateTransfer:
     def __init__(self) -> None:
         self.under_way: deque[list[tuple[torch.Tensor, torch.Tensor]]] = deque([[]])
 
-    def upload(self, indices: np.ndarray) -> torch.Tensor:
+    def upload(self, indices: np.ndarray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(indices)
 
     def download(self, vectors: torch.Tensor) -> torch.Tensor:
@@ -56,11 +56,11 @@ def test_each_kind_of_device_has_its_way():
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_brings_back_what_was_gathered(dtype: torch.dtype):
-    transfer = CudaTransfer(torch.device("cuda"))
+    transfer = CudaTransfer()
     states = torch.randn(2, 100, 4, 8, dtype=dtype).transpose(1, 2)
     indices = np.array([0, 5, 150, 199], dtype=np.int32)
     expected = gather(states, torch.from_numpy(indices))
-    rows = transfer.download(gather(states.cuda(), transfer.upload(indices)))
+    rows = transfer.download(gather(states.cuda(), transfer.upload(indices, torch.device("cuda"))))
     transfer.end_batch()
     settled = transfer.settle({(0, "q"): rows})
     assert torch.equal(settled[0, "q"], expected)
@@ -68,12 +68,12 @@ def test_cuda_brings_back_what_was_gathered(dtype: torch.dtype):
 
 @needs_cuda
 def test_cuda_waits_for_nothing_before_it_settles():
-    transfer = CudaTransfer(torch.device("cuda"))
+    transfer = CudaTransfer()
     states = torch.randn(1, 4, 512, 8, device="cuda")
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        indices = transfer.upload(np.arange(0, 512, 7, dtype=np.int32))
+        indices = transfer.upload(np.arange(0, 512, 7, dtype=np.int32), torch.device("cuda"))
         kept = [transfer.download(gather(states, indices)) for _ in range(20)]
         transfer.end_batch()
     finally:
