@@ -2,7 +2,8 @@
 
     derive      upstream source -> tapped syntax tree (with anchors and shadow, its two halves)
     finder      runs the derived module, or a local copy of yours, under the upstream name
-    backbone    the config group `model`: a checkpoint that can be had, and the backbone it loads
+    backbone    the config group `model`: a checkpoint that can be had
+    weights     its weights, read or drawn, and the backbone in them (loaded)
     selfcheck   proof at start-up that what is tapped is what attention receives
 
 A hand-edited models/<family>/modeling_<family>.py wins over the derived one. Importing this package

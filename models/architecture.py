@@ -15,17 +15,17 @@ from sniffer.errors import CheckpointError, ConfigError
 LENGTH = "num_hidden_layers"
 
 
-def read_config(folder: str, revision: str | None, overrides: Mapping[str, Any], trust: bool) -> PretrainedConfig:
-    """The config of a checkpoint folder or hub id, with overrides.
+def read_config(source: str, overrides: Mapping[str, Any], **options: Any) -> PretrainedConfig:
+    """The config of a checkpoint folder or hub id, with overrides; `options` are those of from_pretrained.
 
     Raises:
         CheckpointError: transformers cannot read it.
         ConfigError: an override names no key of this config, or its value does not fit.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=trust)
-    except (ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"the config of {folder} cannot be read: {_first_line(error)}") from error
+        config = AutoConfig.from_pretrained(source, **options)
+    except (ValueError, OSError, KeyError, ImportError) as error:
+        raise CheckpointError(f"the config of {source} cannot be read: {_first_line(error)}") from error
     return override(config, overrides)
 
 

@@ -17,18 +17,20 @@ from models import embedded
 from sniffer.errors import CheckpointError
 
 EMBEDDED = "embedded:"
-PATIENCE_S = 2.5
+PATIENCE_S = 2.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
-def locate(checkpoint: str, revision: str | None) -> str:
+def locate(checkpoint: str, revision: str | None, gguf_file: str | None = None) -> str:
     """A folder, or a hub id that has been found accessible, as from_pretrained takes it.
+
+    `gguf_file` names a file that holds weights, config and tokenizer in one, in place of all others.
 
     Raises:
         CheckpointError: there is no such folder, it has no config, or the hub denies or does not answer.
     """
-    folder = on_disk(checkpoint, revision)
-    if folder is not None and _has_weights(folder):
+    folder = on_disk(checkpoint, revision, gguf_file)
+    if folder is not None and (gguf_file is not None or _has_weights(folder)):
         return str(folder)
     if folder is not None and not _is_hub_id(checkpoint):
         raise CheckpointError(f"{folder} has a config but not all its weights (looked for {', '.join(WEIGHTS)})")
@@ -36,17 +38,18 @@ def locate(checkpoint: str, revision: str | None) -> str:
     return checkpoint
 
 
-def on_disk(checkpoint: str, revision: str | None) -> Path | None:
+def on_disk(checkpoint: str, revision: str | None, gguf_file: str | None = None) -> Path | None:
     """The folder of a checkpoint if it is on this machine; None for a hub id that is not cached.
 
     Raises:
         CheckpointError: it names a folder that is missing or is no checkpoint.
     """
+    needed = gguf_file or "config.json"
     if checkpoint.startswith(EMBEDDED):
         return embedded.path(checkpoint.removeprefix(EMBEDDED))
     if not _is_hub_id(checkpoint):
-        return _folder(Path(checkpoint).expanduser())
-    return _cached(checkpoint, revision)
+        return _folder(Path(checkpoint).expanduser(), needed)
+    return _cached(checkpoint, revision, needed)
 
 
 @lru_cache
@@ -133,20 +136,20 @@ def _is_hub_id(checkpoint: str) -> bool:
     return not looks_local and not Path(checkpoint).exists() and not checkpoint.startswith(EMBEDDED)
 
 
-def _folder(folder: Path) -> Path:
+def _folder(folder: Path, needed: str) -> Path:
     if not folder.exists():
         raise CheckpointError(f"no such folder: {folder} (model.checkpoint takes a folder or a hub id)")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json: point model.checkpoint at a checkpoint's own folder")
+    if not (folder / needed).is_file():
+        raise CheckpointError(f"{folder} has no {needed}: point model.checkpoint at a checkpoint's own folder")
     return folder
 
 
-def _cached(checkpoint: str, revision: str | None) -> Path | None:
+def _cached(checkpoint: str, revision: str | None, needed: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
+        found = try_to_load_from_cache(checkpoint, needed, revision=revision)
     except HFValidationError:
         return None
     return Path(found).parent if isinstance(found, str) else None

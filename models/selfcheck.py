@@ -52,11 +52,32 @@ def probe_ids(vocabulary: int, device: torch.device) -> Int[Tensor, "batch seq"]
 def observe_probe(
     forward: Forward, ids: Int[Tensor, "batch seq"], *, pre: bool
 ) -> tuple[list[Seen], list[Received], Any]:
-    """One tapped forward, and what the attention functions themselves received during it."""
+    """One tapped forward, and what the attention functions themselves received during it.
+
+    Raises:
+        UnsupportedModelError: the forward fails on token ids alone.
+    """
     seen: list[Seen] = []
     with torch.inference_mode(), witnessed() as received, tap(seen.append, pre=pre):
-        output = forward(ids)
-    return seen, received, output
+        try:
+            output = forward(ids)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of upstream code: any
+            reason = str(error).strip().split("\n")[0]
+            raise UnsupportedModelError(
+                f"it cannot run on token ids alone: {type(error).__name__}: {reason}"
+            ) from error
+    return [event for event in seen if not attends_within_tokens(event)], received, output
+
+
+def attends_within_tokens(event: Seen) -> bool:
+    """Whether each token attends to things of its own, such as earlier layers' states: no layer of attention.
+
+    Its sequence is then a batch axis: (batch, seq, queries, dim) with keys alike.
+    """
+    shapes = [tuple(states.shape) for states in (event.q, event.k)]
+    return all(len(s) == 4 and s[:2] == (PROBE_BATCH, PROBE_SEQ) and s[2] != PROBE_SEQ for s in shapes)
 
 
 def check_taps(seen: list[Seen], received: list[Received], names: Mapping[nn.Module, str]) -> None:

@@ -1,15 +1,16 @@
 """The command line: `python -m sniffer`. Compose, check, run; an error is one line.
 
 Hydra prints errors over several lines, one of them its own. So it is asked to let them through, and
-they are told here. Exit codes: 0 done, 1 refused or failed, 130 interrupted.
+they are told here. Exit codes: 0 done, 1 refused or failed, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.config import conf_folder, refuse_results, register, resolve, save_config
 from sniffer.errors import SnifferError
+from sniffer.lock import hold
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
@@ -31,9 +33,17 @@ def job(cfg: DictConfig) -> None:
     """One run: Hydra calls it once, or once per job of a sweep."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
+    with hold(folder):
+        capture(cfg, folder, hydra_config.overrides.task)
+
+
+def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """Checks and records the configuration, then runs it."""
     refuse_results(folder)
-    config = resolve(cfg, hydra_config.overrides.task)
+    config = resolve(cfg, overrides)
     save_config(folder, cfg)
+    # What a wrong name costs should be a second: asked before torch and transformers are imported.
+    config.model.check()
 
     from sniffer.capture import run
 
@@ -46,9 +56,9 @@ def main() -> int:
     try:
         with _errors_let_through():
             job()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "signum", signal.SIGINT)
     except (HydraException, OmegaConfBaseException) as error:
         if show_traceback:
             raise

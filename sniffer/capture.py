@@ -4,7 +4,9 @@ for batch in the dataset's documents:
     picks are drawn on the CPU
     the backbone runs once, with the tap open
     the accumulator keeps the picked rows
-the writer writes, the manifest commits
+the store writes, the manifest commits
+
+The same path takes up an earlier, stopped session: what it has on disk (kept.py) is not captured again.
 """
 
 from __future__ import annotations
@@ -12,24 +14,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from sniffer.accumulator import Accumulator
 from sniffer.batching import Feed
-from sniffer.config import Config
-from sniffer.errors import ConfigError, DatasetError
-from sniffer.estimate import Estimate, estimate, refuse_if_too_large
+from sniffer.config import Config, saved_config
+from sniffer.continuation import Earlier
+from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
+from sniffer.estimate import Estimate, estimate, memory_limit, refuse_if_too_large
 from sniffer.manifest import Manifest
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import Picker, describe
 from sniffer.selection import Selection, check_request, select
+from sniffer.stop import Stop, Stopped
 from sniffer.store import Store
 from sniffer.tap import tap
-from sniffer.terminal import capture_progress, estimate_line, show_summary
+from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary
 from sniffer.transfer import transfer_for
 from sniffer.types import Backbone, LayerGeometry, ModelLimits
 
@@ -65,40 +69,84 @@ class Plan:
     expected: Estimate
 
 
-def run(config: Config, folder: Path) -> None:
-    """Captures what `config` asks for into `folder`, which exists and holds no results.
+def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
+    """Captures what `config` asks for into `folder`, which the caller holds (lock.py).
+
+    Args:
+        earlier: the stopped session of this run that is to be taken up; without one the folder holds no
+            results yet.
 
     Raises:
         SnifferError: in one line, what is wrong and what to do; before the model loads where that can
             be known.
+        Stopped: a signal came. As after every exception, what was captured until then is on disk.
     """
     clock = Clock()
-    with clock.stage("load"):
-        limits = check(config)
-        feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
+    earlier = earlier or Earlier()
+    with Stop() as stop:
+        with clock.stage("load"), stop.at_once():
+            limits = check(config)
+            feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
+            try:
+                plan = make_plan(config, config.model.load(), feed)
+                log.info("%s", estimate_line(plan.expected))
+                limit = memory_limit(config.output.memory_limit)
+                refuse_if_too_large(plan.expected, folder, limit, on_disk=earlier.bytes)
+                manifest = earlier.continued(first_manifest(config, plan, folder))
+            except BaseException:
+                feed.close()
+                raise
+        store = Store(
+            folder,
+            manifest,
+            plan.picker,
+            dtype_name(plan.backbone),
+            checkpoint_every=config.output.checkpoint_every,
+            memory_limit=limit,
+            kept=earlier.kept,
+        )
         try:
-            plan = make_plan(config, config.model.load(), feed)
-            log.info("%s", estimate_line(plan.expected))
-            refuse_if_too_large(plan.expected, folder)
-        except BaseException:
-            feed.close()
+            capture(config, plan, feed, store, clock, stop, earlier)
+        except (Exception, KeyboardInterrupt):
+            log.warning("%s", resume_line(folder, store.manifest))
             raise
-    store = Store(folder, first_manifest(config, plan), plan.picker, dtype_name(plan.backbone))
+    show_summary(folder, store.manifest, plan.picker)
+    stop.check()
+
+
+def capture(config: Config, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop, earlier: Earlier) -> None:
+    """Runs the model over the documents and writes what is captured, also when something stops it."""
     accumulator = Accumulator(plan.selection)
     interruption: BaseException | None = None
     try:
         with clock.stage("inference"):
-            infer(config, plan, feed, accumulator, store, clock)
-    except (Exception, KeyboardInterrupt) as error:
+            infer(config, plan, feed, accumulator, store, clock, stop, earlier)
+    except (Exception, Stopped) as error:
         # What was captured so far is worth keeping: it is written below, then the error goes on its way.
-        interruption = error
+        interruption = explained(error)
+    clock.add("inference", -clock.seconds.get("commit", 0.0))
     feed.close()
-    with clock.stage("write"):
-        store.write(accumulator)
-    store.close(asdict(feed.counts), clock.seconds, interruption)
+    try:
+        with clock.stage("write"):
+            store.commit(accumulator, last=interruption is None)
+    except Exception as error:
+        interruption = interruption or explained(error)
+    store.close(feed.counts.skipped_empty, clock.seconds, interruption)
     if interruption is not None:
         raise interruption
-    show_summary(folder, store.manifest, plan.picker)
+
+
+def explained(error: BaseException) -> BaseException:
+    """Running out of memory as one line; any other error as it is."""
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, SnifferError) or not out_of_memory:
+        return error
+    told = CaptureError(
+        f"out of memory ({' '.join(str(error).split())[:200] or type(error).__name__}): lower batch.max_tokens, "
+        "dataset.max_tokens or output.memory_limit"
+    )
+    told.__cause__ = error
+    return told
 
 
 def check(config: Config) -> ModelLimits:
@@ -137,12 +185,22 @@ def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
     lengths = [document.n_tokens for document in feed.first.documents]
     if not lengths:
         raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
-    expected = estimate(picker, selection, geometry, lengths, feed.expected_documents, backbone.dtype.itemsize)
+    documents, itemsize, batch = feed.expected_documents, backbone.dtype.itemsize, config.batch.max_tokens
+    expected = estimate(picker, selection, geometry, lengths, documents, itemsize, batch)
     return Plan(backbone, geometry, selection, picker, expected)
 
 
-def infer(config: Config, plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock) -> None:
-    """Runs every batch through the backbone; the accumulator then holds what was picked."""
+def infer(
+    config: Config,
+    plan: Plan,
+    feed: Feed,
+    accumulator: Accumulator,
+    store: Store,
+    clock: Clock,
+    stop: Stop,
+    earlier: Earlier,
+) -> None:
+    """Runs every batch through the backbone; what was picked is then in the accumulator, or on disk."""
     backbone = plan.backbone
     transfer = transfer_for(backbone.device)
     gather_plan = GatherPlan(plan.selection, plan.geometry, backbone.layer_of, transfer, backbone.device)
@@ -150,27 +208,42 @@ def infer(config: Config, plan: Plan, feed: Feed, accumulator: Accumulator, stor
     in_flight: list[Observer] = []
 
     def keep(observer: Observer) -> None:
-        accumulator.add(observer.batch, observer.picks, transfer.settle(observer.vectors))
+        done = earlier.kept.done(observer.batch, plan.selection.heads)
+        accumulator.add(observer.batch, observer.picks, transfer.settle(observer.vectors), done)
         store.add_examples(observer.batch.documents)
         clock.add("capture", observer.seconds)
         progress.advance(len(observer.batch.documents), observer.batch.n_tokens, sum(accumulator.rows.values()))
 
     with torch.inference_mode(), capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
-        for batch in feed.batches(config.batch.max_tokens):
-            with clock.stage("sample"):
-                observer = Observer(batch, draw(plan.picker, plan.selection, batch), gather_plan)
-            with clock.stage("forward"), tap(observer, pre=wants_pre):
-                backbone(torch.from_numpy(batch.input_ids()).to(backbone.device, non_blocking=True))
-            transfer.end_batch()
-            in_flight.append(observer)
-            # One batch late, so that its copies to the host overlap the next forward.
-            if len(in_flight) > 1:
-                keep(in_flight.pop(0))
-        for observer in in_flight:
-            keep(observer)
+        try:
+            for batch in stop.each(feed.batches(config.batch.max_tokens)):
+                with clock.stage("sample"):
+                    picks = draw(plan.picker, plan.selection, batch)
+                if not earlier.lacks(batch, picks, plan.selection.heads):
+                    store.add_examples(batch.documents)
+                    progress.advance(len(batch.documents), batch.n_tokens, sum(accumulator.rows.values()))
+                    continue
+                observer = Observer(batch, picks, gather_plan)
+                with clock.stage("forward"), tap(observer, pre=wants_pre):
+                    backbone(torch.from_numpy(batch.input_ids()).to(backbone.device, non_blocking=True))
+                transfer.end_batch()
+                in_flight.append(observer)
+                # One batch late, so that its copies to the host overlap the next forward.
+                if len(in_flight) > 1:
+                    keep(in_flight.pop(0))
+                    with clock.stage("commit"):
+                        store.relieve(accumulator)
+        except (Exception, Stopped):
+            # Batches that are through the model are kept, if that is still possible.
+            with suppress(Exception):
+                while in_flight:
+                    keep(in_flight.pop(0))
+            raise
+        while in_flight:
+            keep(in_flight.pop(0))
 
 
-def first_manifest(config: Config, plan: Plan) -> Manifest:
+def first_manifest(config: Config, plan: Plan, folder: Path) -> Manifest:
     """The manifest of a run that is about to start."""
     heads = plan.selection.heads
     return Manifest(
@@ -186,6 +259,7 @@ def first_manifest(config: Config, plan: Plan) -> Manifest:
         },
         threads=torch.get_num_threads(),
         device=describe_device(plan.backbone),
+        config=saved_config(folder),
     )
 
 

@@ -10,17 +10,19 @@ Torch and transformers are not imported here: `--help` must answer at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.errors import ConfigError, RunError
+from sniffer.lock import is_held
 from sniffer.types import KINDS
 
 
@@ -71,15 +73,20 @@ class BatchConfig:
 
 @dataclass
 class OutputConfig:
-    """When rows leave memory before the end of a run."""
+    """When rows leave memory before the end of a run.
+
+    `memory_limit` is in bytes, or text with a unit such as "8GiB"; here it becomes an integer.
+    `checkpoint_every` counts documents.
+    """
 
     memory_limit: Any = None
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        for key, value in vars(self).items():
-            if value is not None:
-                raise ConfigError(f"output.{key}={value} is not supported yet: leave it null")
+        if self.memory_limit is not None:
+            self.memory_limit = n_bytes("output.memory_limit", self.memory_limit)
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
 
 
 @dataclass
@@ -170,11 +177,60 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     plain = plain_values(cfg)
     # Trust is given on a command line, each time: a run folder may come from someone else.
     del plain["trusted_targets"]
-    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    save_plain(folder, plain)
+
+
+def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
+    """As `save_config`, from plain values."""
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
     (folder / "config.yaml").write_text(text, encoding="utf-8")
     head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
     defaults = "defaults:\n  - schema\n  - common\n  - _self_\n"
     (folder / "rerun.yaml").write_text(head + defaults + text, encoding="utf-8")
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What config.yaml of a run folder says; nothing where there is none.
+
+    Raises:
+        RunError: the file is not YAML, or not a mapping.
+    """
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"could not read {path}: {str(error).splitlines()[0]}; {RESTORE}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is not a mapping of keys to values: {RESTORE}")
+    return values
+
+
+RESTORE = "restore the file, or let `python -m sniffer.runs resume RUN --restore` write it again"
+
+UNITS = {"B": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+def n_bytes(key: str, value: Any) -> int:
+    """A number of bytes, from an integer or from text such as "8GiB", "500MB" or "1e9".
+
+    Raises:
+        ConfigError: anything else, or nothing left.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+    unit = {name.lower(): factor for name, factor in UNITS.items()}.get((match[2] or "B").lower()) if match else None
+    try:
+        found = int(float(match[1]) * unit) if match and unit else 0
+    except ValueError:
+        found = 0
+    if found < 1:
+        raise ConfigError(f"{key}={value} is not a size: give bytes, or a number with one of {', '.join(UNITS)}")
+    return found
 
 
 def numbers(key: str, value: Any) -> tuple[int, ...] | None:
@@ -206,7 +262,8 @@ def _range(key: str, item: Any) -> Sequence[int]:
 
 def _record_folder(output_dir: str) -> str | None:
     """Hydra's record of the job goes to .hydra, but nowhere if it would replace an earlier run's."""
-    return None if holds_results(Path(output_dir)) else ".hydra"
+    folder = Path(output_dir)
+    return None if holds_results(folder) or is_held(folder) else ".hydra"
 
 
 def _trusted_targets(wanted: list[str], overrides: Sequence[str]) -> tuple[str, ...]:

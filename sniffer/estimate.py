@@ -17,15 +17,22 @@ from sniffer.types import DRAW_OF_KIND, LayerGeometry
 RAM_HEADROOM = 1.3
 """Peak memory over captured bytes, while sorting and writing."""
 
+MEMORY_SHARE = 0.5
+"""Of the memory that is available once the model is loaded: what captured rows may take by default."""
+
 ADVICE = "lower sampler.base_rate, capture.layers, capture.kinds, dataset.max_examples or dataset.max_tokens"
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Expected vectors and bytes; `exact_lengths` when every document's length was known."""
+    """Expected vectors and bytes; `exact_lengths` when every document's length was known.
+
+    `ram_bytes` are all captured rows at once, `batch_bytes` those of the largest batch.
+    """
 
     rows: dict[str, float]
     ram_bytes: float
+    batch_bytes: float
     file_bytes: float
     exact_lengths: bool
 
@@ -41,6 +48,7 @@ def estimate(
     lengths: Sequence[int],
     n_documents: int,
     itemsize: int,
+    batch_tokens: int,
 ) -> Estimate:
     """Expects picks from the sampler's law.
 
@@ -48,6 +56,7 @@ def estimate(
         lengths: tokens of the documents that were read so far.
         n_documents: how many there will be in all; more than len(lengths) scales up.
         itemsize: bytes of one value in the model's dtype.
+        batch_tokens: of a batch of several documents, at most.
     """
     scale = n_documents / max(1, len(lengths))
     picks = picker.expected(lengths) * scale
@@ -62,20 +71,32 @@ def estimate(
     # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
     draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
     ram += 20 * picks * len(draws)
-    return Estimate(rows, ram, file, exact_lengths=n_documents == len(lengths))
+    # A batch is one document, or several of about one length.
+    batch_picks = max(picker.expected([n] * max(1, batch_tokens // n)) for n in {max(lengths), min(lengths)})
+    batch = ram * batch_picks / max(1e-9, picks)
+    return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
 
 
-def refuse_if_too_large(expected: Estimate, folder: Path) -> None:
+def memory_limit(wanted: int | None) -> float:
+    """Bytes of captured rows to hold before they are written: those wanted, else a share of what is there."""
+    return MEMORY_SHARE * available_memory() if wanted is None else wanted
+
+
+def refuse_if_too_large(expected: Estimate, folder: Path, limit: float, on_disk: int = 0) -> None:
     """Stops a run that this machine's memory or the folder's disk cannot hold.
+
+    Args:
+        limit: bytes beyond which rows are written. A batch's rows are all in memory, and the next one's too.
+        on_disk: bytes that an earlier session has written already.
 
     Raises:
         CaptureError: with what is needed, what there is, and what to lower.
     """
-    needed, available = expected.ram_bytes * RAM_HEADROOM, available_memory()
+    needed, available = min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM, available_memory()
     if needed > available:
         raise CaptureError(f"the captures need about {size(needed)} of RAM, {size(available)} is available: {ADVICE}")
     free = shutil.disk_usage(folder).free
-    if expected.file_bytes > free:
+    if expected.file_bytes - on_disk > free:
         raise CaptureError(
             f"the captures need about {size(expected.file_bytes)} of disk, {size(free)} is free at {folder}: {ADVICE}"
         )

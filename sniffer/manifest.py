@@ -4,14 +4,18 @@ A part that the manifest does not name is a leftover, whatever it holds; so writ
 moment at which captured rows are kept. It is replaced as a whole and can be read while the run goes
 on. What follows from the parts (rows per kind and bucket, digests) is written out for the person who
 opens the file, and worked out again when it is read.
+
+The file ends with a checksum over itself, and has a twin, `.manifest.json`, written after it: where one of
+the two is damaged, `recover` finds the other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -23,6 +27,8 @@ from sniffer.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.types import LayerGeometry
 
 MANIFEST_PATH = "manifest.json"
+TWIN_PATH = ".manifest.json"
+CHECKSUM = "checksum"
 STATUSES = ("running", "complete", "interrupted")
 
 
@@ -42,7 +48,12 @@ class Manifest:
         sampler: class and fields, and `probability_by_bucket`, the keep probability of each bucket.
         counts: of documents and tokens: examples, skipped_empty, truncated, tokens.
         timings: seconds per stage.
-        parts, examples: the files that count.
+        config: the resolved configuration, as in config.yaml.
+        parts, examples: the files that count. All parts together hold the same documents for every
+            (layer, kind), those of `examples`.
+        pending: parts of documents that other (layer, kind) pairs do not have on disk yet. They are not
+            part of the run, but a resumed run need not capture them again.
+        resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
     status: str
@@ -61,8 +72,11 @@ class Manifest:
     device: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    pending: tuple[Part, ...] = ()
     examples: FileRecord | None = None
+    resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -96,10 +110,10 @@ class Manifest:
     @property
     def digests(self) -> dict[int, dict[str, str]]:
         """Of the rows of each layer and kind."""
-        return {
-            layer: {kind: combine(part.digest for part in self.parts_of(layer, kind)) for kind in kinds}
-            for layer, kinds in self.selection.items()
-        }
+        found: dict[tuple[int, str], list[str]] = defaultdict(list)
+        for part in self.parts:
+            found[part.layer, part.kind].append(part.digest)
+        return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
 
     def parts_of(self, layer: int, kind: str) -> list[Part]:
         return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
@@ -114,20 +128,21 @@ class Manifest:
         Raises:
             CaptureError: the disk is full or cannot be written to; the previous manifest stands.
         """
-        # A value that JSON does not know is written as text: better than to lose a night's rows over it.
-        text = json.dumps(self._as_json(), indent=2, ensure_ascii=False, default=str)
-        with durable_file(folder / MANIFEST_PATH) as file:
-            file.write(text.encode() + b"\n")
+        values = self.as_json()
+        text = json.dumps(values | {CHECKSUM: _checksum(values)}, indent=2, ensure_ascii=False)
+        for path in (MANIFEST_PATH, TWIN_PATH):
+            with durable_file(folder / path) as file:
+                file.write(text.encode() + b"\n")
 
     @classmethod
-    def load(cls, folder: Path, *, parts_must_exist: bool = True) -> Manifest:
+    def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = MANIFEST_PATH) -> Manifest:
         """Reads and checks manifest.json; keys it does not know are left out.
 
         Raises:
             RunError: not a run folder, a broken manifest, a newer schema, a path that leaves the folder,
                 or (unless told otherwise) a missing part.
         """
-        values = _read(folder)
+        values = _read(folder, path)
         version = values.get("schema_version")
         if not isinstance(version, int) or version < 1:
             raise _broken(folder, f"its schema_version is {version!r}, not a number from 1")
@@ -137,24 +152,45 @@ class Manifest:
                 f"{SCHEMA_VERSION}: install a newer qk-sniffer"
             )
         try:
+            _check_sum(values)
             manifest = _from_json(values)
         except KeyError as error:
             raise _broken(folder, f"it lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise _broken(folder, str(error)) from error
-        for record in manifest.files():
+        for record in (*manifest.files(), *manifest.pending):
             _check_path(folder, record.path)
-            if parts_must_exist and not (folder / record.path).is_file():
-                raise RunError(f"{folder} lacks {record.path}, which its manifest names: restore it, or capture again")
+        for record in manifest.files() if parts_must_exist else ():
+            if not (folder / record.path).is_file():
+                raise RunError(
+                    f"{folder} lacks {record.path}, which its manifest names: restore it, or "
+                    f"`python -m sniffer.runs resume {folder}` to capture its rows again"
+                )
         return manifest
+
+    @classmethod
+    def recover(cls, folder: Path) -> tuple[Manifest, str | None]:
+        """The manifest, or its twin where the manifest is damaged; and what was wrong with it, if anything.
+
+        Raises:
+            RunError: as `load`; neither can be read.
+        """
+        try:
+            return cls.load(folder, parts_must_exist=False), None
+        except RunError as error:
+            try:
+                return cls.load(folder, parts_must_exist=False, path=TWIN_PATH), str(error)
+            except RunError:
+                raise error from None
 
     def files(self) -> list[FileRecord]:
         """Every file that counts, examples.parquet included."""
         return [*([self.examples] if self.examples else []), *self.parts]
 
-    def _as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
+        """As plain values of the kinds that JSON has."""
         values = asdict(self)
-        parts, examples = values.pop("parts"), values.pop("examples")
+        parts, pending, examples = values.pop("parts"), values.pop("pending"), values.pop("examples")
         values["rows"] = {
             "total": self.rows,
             "by_kind": self.rows_by_kind,
@@ -162,11 +198,33 @@ class Manifest:
         }
         values["digest"] = self.digest
         values["digests"] = self.digests
-        return {"schema_version": self.schema_version, **values, "examples": examples, "parts": parts}
+        ordered = {
+            "schema_version": self.schema_version,
+            **values,
+            "examples": examples,
+            "pending": pending,
+            "parts": parts,
+        }
+        # A value that JSON does not know is written as text: better than to lose a night's rows over it.
+        plain: dict[str, Any] = json.loads(json.dumps(ordered, ensure_ascii=False, default=str))
+        return plain
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_PATH
+def _checksum(values: Mapping[str, Any]) -> str:
+    """Of values read from JSON or about to be written, whatever their layout in the file."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _check_sum(values: dict[str, Any]) -> None:
+    """Manifests of early releases have no checksum."""
+    found = values.pop(CHECKSUM, None)
+    if found is not None and found != _checksum(values):
+        raise ValueError("its content does not match its checksum")
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -197,6 +255,8 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
             },
             "sampler": _sampler(values["sampler"]),
             "parts": tuple(_part(part) for part in values["parts"]),
+            "pending": tuple(_part(part) for part in values.get("pending", ())),
+            "resumes": tuple(values.get("resumes", ())),
             "examples": _record(FileRecord, values["examples"]) if values["examples"] else None,
         }
     )
@@ -217,8 +277,9 @@ def _numbered(values: Mapping[str, Any]) -> dict[int, Any]:
 
 
 def _record(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    """A dataclass from its JSON object, without keys that a later release added."""
-    return kind(**{name: values[name] for name in kind.__dataclass_fields__})
+    """A dataclass from its JSON object, without keys that a later release added; early ones lack some."""
+    wanted = [f.name for f in fields(kind) if f.name in values or f.default is MISSING]
+    return kind(**{name: values[name] for name in wanted})
 
 
 def _check_path(folder: Path, path: str) -> None:
@@ -233,4 +294,7 @@ def _check_path(folder: Path, path: str) -> None:
 
 
 def _broken(folder: Path, what: str) -> RunError:
-    return RunError(f"{folder / MANIFEST_PATH} is broken: {what}; restore the file, or capture again")
+    return RunError(
+        f"{folder / MANIFEST_PATH} is broken: {what}; restore the file, or "
+        f"`python -m sniffer.runs resume {folder}`, which does if it can"
+    )

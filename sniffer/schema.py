@@ -30,6 +30,8 @@ VECTOR_LEAF = "vector.list.element"
 METADATA_COLUMNS = ("head", "bucket", "position", "token_id", "example_id")
 
 EXAMPLES_PATH = "examples.parquet"
+EXAMPLES_TWIN_PATH = ".examples.parquet"
+"""The same file as of the last finished commit, in case a kill or a bad disk hits the first."""
 EXAMPLES_SCHEMA = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),
@@ -129,12 +131,21 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Part(FileRecord):
-    """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket."""
+    """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
+
+    Parts of one `commit`, counted from 0, hold the same documents.
+    """
 
     layer: int
     kind: str
     digest: str
     buckets: Mapping[int, int]
+    commit: int = 0
+
+    @property
+    def number(self) -> int:
+        """Among the parts of its (layer, kind), as its name says."""
+        return int(self.path.rpartition("-")[2].removesuffix(".parquet"))
 
 
 def row_schema(dim: int) -> pa.Schema:

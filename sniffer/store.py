@@ -1,18 +1,29 @@
-"""The run folder while it is being written: rows become parts, and the manifest names those that count."""
+"""The run folder while it is being written: rows become parts, and the manifest names those that count.
+
+Rows leave memory in two steps. A *spill* writes the rows of some (layer, kind) pairs as parts, which the
+manifest names as pending: they are safe, but readers do not see them, since their documents may have
+rows of other pairs in memory still. A *commit* spills all pairs, and then all pending parts count at once: a
+reader always sees the same documents in every pair, with all of their rows. It happens between batches:
+after `checkpoint_every` documents, and at the end. Beyond `memory_limit` bytes the largest pairs are spilled
+until half of that is left, so that pairs with few heads get few, large parts; once the pending parts
+outweigh the limit COMMIT_AFTER times, a commit brings them into sight.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 from sniffer.accumulator import Accumulator
 from sniffer.environment import now
+from sniffer.integrity import leftovers
+from sniffer.kept import Kept
 from sniffer.manifest import Manifest
 from sniffer.sampler import Picker, describe
-from sniffer.schema import Example, Footer, Part, part_path
+from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Footer, Part, part_path
 from sniffer.terminal import write_progress
 from sniffer.types import Document
 from sniffer.writer import write_examples, write_part
@@ -20,56 +31,144 @@ from sniffer.writer import write_examples, write_part
 WRITERS = min(4, os.cpu_count() or 1)
 """Parts written at a time; each holds one span of one head beside the captured rows."""
 
+COMMIT_AFTER = 4
+"""Times the memory limit that pending parts may hold in bytes."""
+
+NOTHING_KEPT = Kept()
+
 
 class Store:
     """Writes a run's parts and keeps its manifest.
 
-    Opening it saves a manifest with status `running`, so that from then on the folder is a run's.
+    Opening it saves a manifest with status `running`, so that from then on the folder is a run's, and
+    removes what a killed session left behind. `kept` is what an earlier session has on disk.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, picker: Picker, source_dtype: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        picker: Picker,
+        source_dtype: str,
+        *,
+        checkpoint_every: int | None = None,
+        memory_limit: float = float("inf"),
+        kept: Kept = NOTHING_KEPT,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.picker = picker
         self.source_dtype = source_dtype
-        self.examples: list[Example] = []
-        self.manifest.save(folder)
+        self.checkpoint_every = checkpoint_every
+        self.memory_limit = memory_limit
+        self.examples: dict[int, Example] = dict(kept.committed)
+        self._committed_examples = len(self.examples)
+        self._waiting = kept.waiting
+        if self.examples:
+            self._replace_examples()
+        else:
+            self._save()
+        for path in leftovers(folder, self.manifest):
+            (folder / path).unlink(missing_ok=True)
 
     def add_examples(self, documents: Iterable[Document]) -> None:
         """Remembers which texts the captured rows are from."""
-        self.examples += map(Example.of, documents)
+        self.examples |= {document.example_id: Example.of(document) for document in documents}
 
-    def write(self, accumulator: Accumulator) -> None:
-        """Writes what was accumulated, one part per (layer, kind), and commits it.
+    def relieve(self, accumulator: Accumulator) -> None:
+        """After a batch: writes what has been in memory for long enough, or is too much for it.
 
         Raises:
-            CaptureError: the disk is full or cannot be written to.
+            CaptureError: the disk is full or cannot be written to. What could not be written is still in
+                the accumulator.
         """
-        pairs = [(layer, kind) for layer, kinds in self.manifest.selection.items() for kind in kinds]
-        with ThreadPoolExecutor(WRITERS, "writer") as pool, write_progress(len(pairs)) as done:
-            parts = []
-            for part in pool.map(lambda pair: self._write_part(accumulator, *pair), pairs):
-                parts.append(part)
-                done()
-        examples = write_examples(self.folder, self.examples)
-        self._commit(parts=(*self.manifest.parts, *parts), examples=examples)
+        uncommitted = len(self.examples) - self._committed_examples
+        if self.checkpoint_every is not None and uncommitted >= self.checkpoint_every:
+            self.commit(accumulator)
+        elif accumulator.nbytes > self.memory_limit:
+            self.spill(accumulator, _largest(accumulator, self.memory_limit / 2))
+            if sum(part.bytes for part in self.manifest.pending) > COMMIT_AFTER * self.memory_limit:
+                self.commit(accumulator)
 
-    def close(
-        self, counts: dict[str, int], timings: dict[str, float], interrupted_by: BaseException | None = None
-    ) -> None:
-        """Commits the run's end: complete, or interrupted and by what."""
-        reason = None if interrupted_by is None else describe_interruption(interrupted_by)
-        self._commit(
-            status="complete" if reason is None else "interrupted",
-            reason=reason,
+    def spill(self, accumulator: Accumulator, pairs: Sequence[tuple[int, str]]) -> None:
+        """Writes the rows of some (layer, kind) pairs, one part each, as pending.
+
+        Raises:
+            CaptureError: as `relieve`. Parts that were written are named all the same, where possible.
+        """
+        written: list[Part] = []
+        failure: BaseException | None = None
+        pool = ThreadPoolExecutor(WRITERS, "writer")
+        try:
+            parts = [pool.submit(self._write_part, accumulator, *pair) for pair in pairs]
+            with write_progress(len(pairs)) as done:
+                for writing in parts:
+                    try:
+                        written.append(writing.result())
+                    except Exception as error:
+                        failure = failure or error
+                    done()
+        finally:
+            # Waits for the parts in progress only, so that a second Ctrl-C is answered soon.
+            pool.shutdown(cancel_futures=True)
+            if written:
+                self._save(pending=(*self.manifest.pending, *written))
+        for part in written:
+            accumulator.release(part.layer, part.kind)
+        if failure is not None:
+            raise failure
+
+    def commit(self, accumulator: Accumulator, *, last: bool = False) -> None:
+        """Writes all that was accumulated; from then on it counts.
+
+        After an interruption, parts of documents that this session has not met yet may be pending: then
+        everything stays pending until it has, or until this is the `last` commit of a whole run.
+
+        Raises:
+            CaptureError: as `relieve`.
+        """
+        started = {(part.layer, part.kind) for part in (*self.manifest.parts, *self.manifest.pending)}
+        pairs = [(layer, kind) for layer, kinds in self.manifest.selection.items() for kind in kinds]
+        held = set(accumulator.by_size())
+        self.spill(accumulator, [pair for pair in pairs if pair in held or pair not in started])
+        if last or self._waiting <= self.examples.keys():
+            self._promote()
+
+    def close(self, skipped_empty: int, timings: dict[str, float], interrupted_by: BaseException | None = None) -> None:
+        """Saves the run's end: complete, or interrupted and by what."""
+        earlier = self.manifest.timings
+        self._save(
+            status="complete" if interrupted_by is None else "interrupted",
+            reason=None if interrupted_by is None else describe_interruption(interrupted_by),
             finished=now(),
-            counts=counts,
-            timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
+            counts=self._counts() | {"skipped_empty": skipped_empty},
+            timings={stage: round(seconds + earlier.get(stage, 0.0), 3) for stage, seconds in timings.items()},
         )
+
+    def _promote(self) -> None:
+        """Makes all pending parts count, and their documents with them."""
+        commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
+        new = tuple(replace(part, commit=commit) for part in self.manifest.pending)
+        self._replace_examples(parts=(*self.manifest.parts, *new), pending=(), counts=self._counts())
+        self._committed_examples = len(self.examples)
+        self._waiting = frozenset()
+
+    def _replace_examples(self, **changes: object) -> None:
+        """Saves the manifest with all examples met so far. At each moment one of the file and its twin fits it."""
+        self._save(examples=write_examples(self.folder, self.examples.values()), **changes)
+        write_examples(self.folder, self.examples.values(), EXAMPLES_TWIN_PATH)
+
+    def _counts(self) -> dict[str, int]:
+        return {
+            "examples": len(self.examples),
+            "skipped_empty": self.manifest.counts.get("skipped_empty", 0),
+            "truncated": sum(example.truncated for example in self.examples.values()),
+            "tokens": sum(example.n_tokens for example in self.examples.values()),
+        }
 
     def _write_part(self, accumulator: Accumulator, layer: int, kind: str) -> Part:
         geometry = self.manifest.layer(layer)
-        columns = accumulator.take(layer, kind, geometry.dims[kind])
+        columns = accumulator.columns(layer, kind, geometry.dims[kind])
         footer = Footer(
             layer=layer,
             kind=kind,
@@ -81,18 +180,34 @@ class Store:
             seed=self.picker.seed,
             seed_by=tuple(self.picker.sampler.seed_by),
         )
-        number = len(self.manifest.parts_of(layer, kind))
         n_layers = 1 + max(other.layer for other in self.manifest.geometry)
-        return write_part(self.folder, part_path(layer, kind, number, n_layers), columns, footer)
+        return write_part(
+            self.folder, part_path(layer, kind, self._next_number(layer, kind), n_layers), columns, footer
+        )
 
-    def _commit(self, **changes: object) -> None:
-        longest = max((example.n_tokens for example in self.examples), default=0)
+    def _next_number(self, layer: int, kind: str) -> int:
+        parts = (*self.manifest.parts, *self.manifest.pending)
+        return 1 + max((part.number for part in parts if (part.layer, part.kind) == (layer, kind)), default=-1)
+
+    def _save(self, **changes: object) -> None:
+        longest = max((example.n_tokens for example in self.examples.values()), default=0)
         law = {
             **describe(self.picker.sampler),
             "probability_by_bucket": self.picker.probability_by_bucket(longest),
         }
         self.manifest = replace(self.manifest, sampler=law, **changes)  # type: ignore[arg-type]
         self.manifest.save(self.folder)
+
+
+def _largest(accumulator: Accumulator, leave: float) -> list[tuple[int, str]]:
+    """The largest (layer, kind) pairs, so many that at most `leave` bytes are left without them."""
+    left, chosen = accumulator.nbytes, []
+    for pair in accumulator.by_size():
+        if left <= leave:
+            break
+        chosen.append(pair)
+        left -= accumulator.held(*pair)
+    return chosen
 
 
 def describe_interruption(error: BaseException) -> str:

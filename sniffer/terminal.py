@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +67,24 @@ class CaptureProgress:
             "rate": f"{self.tokens_per_second:,.0f} tokens/s",
             "vectors": f"{self.vectors:,} vectors",
             "ram": f"{size(psutil.Process().memory_info().rss)} RAM",
+            "left": self._left(),
         }
 
+    def _left(self) -> str:
+        if not self.tokens:
+            return "time left unknown"
+        return f"about {duration((self.total_tokens - self.tokens) / self.tokens_per_second)} left"
+
     def _line(self) -> str:
-        left = (self.total_tokens - self.tokens) / max(1e-9, self.tokens_per_second)
-        return ", ".join([*self._fields().values(), f"about {duration(left)} left"])
+        return ", ".join(self._fields().values())
+
+
+@contextmanager
+def waiting_for(what: str) -> Iterator[None]:
+    """A spinner while something takes its time, on a terminal; nothing elsewhere."""
+    console = rich.get_console()
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield
 
 
 @contextmanager
@@ -83,8 +97,7 @@ def capture_progress(total_documents: int, total_tokens: float) -> Iterator[Capt
     columns = (
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
-        *(TextColumn("{task.fields[" + name + "]}") for name in ("documents", "rate", "vectors", "ram")),
-        TimeRemainingColumn(),
+        *(TextColumn("{task.fields[" + name + "]}") for name in ("documents", "rate", "vectors", "ram", "left")),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         yield CaptureProgress(total_documents, total_tokens, bar)
@@ -110,6 +123,12 @@ def estimate_line(expected: Estimate) -> str:
         f"expecting {about}{expected.vectors:,.0f} vectors ({kinds}): "
         f"{size(expected.ram_bytes)} of RAM, {size(expected.file_bytes)} on disk"
     )
+
+
+def resume_line(folder: Path, manifest: Manifest) -> str:
+    """How to go on with a run that was stopped."""
+    documents = f"{manifest.examples.rows:,}" if manifest.examples else "no"
+    return f"{documents} documents are kept; to go on: python -m sniffer.runs resume {shlex.quote(str(folder))}"
 
 
 MAX_BUCKET_LINES = 24

@@ -136,6 +136,9 @@ class Backbone(Protocol):
 class Checkpoint(Protocol):
     """A model that can be had: what `config.model` builds. Cheap questions first, weights last."""
 
+    def check(self) -> None:
+        """Finds out within seconds, before torch is imported, whether it can be had; raises CheckpointError."""
+
     def limits(self) -> ModelLimits: ...
 
     def tokenizer(self) -> tuple[Tokenize, int]:
@@ -161,4 +164,3 @@ class Dataset(Protocol):
         """Yields (example_id, source_id, text) in order; empty texts included."""
 
     def describe(self) -> dict[str, Any]: ...
-

@@ -103,7 +103,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer) -> Par
     )
 
 
-def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
+def write_examples(folder: Path, examples: Iterable[Example], path: str = EXAMPLES_PATH) -> FileRecord:
     """Writes examples.parquet, ordered by example_id: which text each id stands for.
 
     Raises:
@@ -111,9 +111,9 @@ def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
     """
     ordered = sorted(examples, key=lambda example: example.example_id)
     table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=EXAMPLES_SCHEMA)
-    with durable_file(folder / EXAMPLES_PATH) as file:
+    with durable_file(folder / path) as file:
         pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
-    return FileRecord(EXAMPLES_PATH, table.num_rows, file.bytes, file.sha256)
+    return FileRecord(path, table.num_rows, file.bytes, file.sha256)
 
 
 def _table(

@@ -22,6 +22,7 @@ from sniffer import config as module
 from sniffer.build import TRUSTED, build
 from sniffer.config import (
     Config,
+    OutputConfig,
     conf_folder,
     holds_results,
     numbers,
@@ -135,8 +136,10 @@ def test_resolve_gives_real_objects() -> None:
         ("capture.layers=three", ["capture.layers", "three"]),
         ("capture.head_sampling.count=0", ["capture.head_sampling.count=0"]),
         ("batch.max_tokens=0", ["batch.max_tokens=0"]),
-        ("output.memory_limit=3GB", ["output.memory_limit=3GB", "not supported"]),
-        ("output.checkpoint_every=5", ["output.checkpoint_every=5", "not supported"]),
+        ("output.memory_limit=3GX", ["output.memory_limit=3GX", "GiB"]),
+        ("output.memory_limit=0", ["output.memory_limit=0", "bytes"]),
+        ("output.memory_limit=much", ["output.memory_limit=much", "bytes"]),
+        ("output.checkpoint_every=0", ["output.checkpoint_every=0", "null"]),
         ("engine.name=ray", ["engine.name=ray"]),
         ("sampler._target_=os.system", ["sampler._target_=os.system", "trusted_targets"]),
         ("sampler._target_=models.embedded.TemporaryDirectory", ["tempfile.TemporaryDirectory", "outside"]),
@@ -256,3 +259,11 @@ def test_no_heavy_import() -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'polars', 'pyarrow'}"
     code = f"import sys, sniffer.__main__, sniffer.logs; assert not {heavy} & set(sys.modules), sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "size"),
+    [(1000, 1000), ("1000", 1000), ("8GiB", 8 << 30), ("1.5 kib", 1536), ("500MB", 500_000_000), ("2e9", 2 * 10**9)],
+)
+def test_sizes_are_read_with_their_units(value: object, size: int) -> None:
+    assert OutputConfig(memory_limit=value).memory_limit == size

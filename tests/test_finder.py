@@ -6,7 +6,15 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import pytest
+
+from models.finder import TappedLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -67,15 +75,28 @@ def test_a_family_is_tapped_under_its_own_name_even_after_the_auto_classes():
     assert out.splitlines() == [f"{LLAMA} transformers.models.llama True", "True", "False"]
 
 
-def test_no_bytecode_is_read_or_written(tmp_path: Path):
-    cache = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    tapped = f"from models import finder; finder.install(); import {LLAMA} as m; print(finder.is_tapped(m.__name__))"
-    asks = f"{tapped}; print('__sniffer_tap__' in m.LlamaAttention.forward.__code__.co_names)"
-    assert fresh(asks, **cache).split() == ["True", "True"]
-    assert not list(tmp_path.rglob("modeling_llama*.pyc"))
-    fresh(f"import {LLAMA}", **cache)
-    assert list(tmp_path.rglob("modeling_llama*.pyc"))
-    assert fresh(asks, **cache).split() == ["True", "True"]
+def test_no_bytecode_is_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    source = tmp_path / "modeling_llama.py"
+    forward = "    def forward(self, q, k, v):\n        return attention_interface(self, q, k, v)\n"
+    source.write_text(f"class Attention:\n{forward}")
+
+    def is_tapped(loader: SourceFileLoader) -> bool:
+        return "observe" in str(list(names_in(loader.get_code(LLAMA))))
+
+    assert is_tapped(TappedLoader(LLAMA, str(source)))
+    assert not list(tmp_path.rglob("*.pyc"))
+    assert not is_tapped(SourceFileLoader(LLAMA, str(source)))
+    assert list(tmp_path.rglob("*.pyc"))
+    assert is_tapped(TappedLoader(LLAMA, str(source)))
+
+
+def names_in(code: Any) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from names_in(inner)
 
 
 def test_a_traceback_names_the_upstream_line():

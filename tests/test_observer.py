@@ -86,7 +86,7 @@ def test_kinds_of_one_draw_share_positions():
     _, observer = observed(LogUniform(base_rate=6.0, min_bucket_size=8), batch)
     accumulator = Accumulator(SELECTION)
     accumulator.add(batch, observer.picks, observer.vectors)
-    q, q_pre = accumulator.columns(2, "q", DIM), accumulator.take(2, "q_pre", DIM)
+    q, q_pre = accumulator.columns(2, "q", DIM), accumulator.columns(2, "q_pre", DIM)
     assert q.positions.tolist() == q_pre.positions.tolist()
 
 

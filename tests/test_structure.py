@@ -81,7 +81,9 @@ def test_packages_import_only_what_lies_below_them(package: str, allowed: set[st
                 assert fits or name == "sniffer", f"{file.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["sniffer", "sniffer.__main__", "sniffer.config", "sniffer.reader"])
+@pytest.mark.parametrize(
+    "module", ["sniffer", "sniffer.__main__", "sniffer.config", "sniffer.reader", "models.backbone"]
+)
 def test_light_modules_do_not_import_torch(module: str):
     check = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -6,6 +6,7 @@ tried. Most families build; those that do not say why.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,25 @@ from transformers import (
 )
 
 VOCABULARY = 160
-LARGEST = 30_000_000
+LARGEST = 130_000_000
 SMALL: dict[str, int] = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embed_dim", "dim", "embedding_size", "dim_model"), 64),
+    **dict.fromkeys(
+        (
+            "emb_dim",
+            "out_hidden_size",
+            "text_hidden_size",
+            "adapter_in_dim",
+            "adapter_input_size",
+            "adapter_out_dim",
+            "projection_dim",
+        ),
+        64,
+    ),
+    **dict.fromkeys(("hidden_size_global", "d_kv", "linear_head_dim", "projection_hidden_dim"), 64),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "d_inner", "dim_ff"), 96),
-    **dict.fromkeys(("ffn_hidden_size", "shared_expert_intermediate_size", "expert_dim", "n_inner"), 96),
+    **dict.fromkeys(("ffn_hidden_size", "shared_expert_intermediate_size", "expert_dim", "n_inner", "d_ff"), 96),
+    **dict.fromkeys(("expert_ffn_hidden_size", "projector_hidden_size"), 96),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth"), 4),
     **dict.fromkeys(("encoder_layers",), 2),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
@@ -32,6 +47,11 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(("num_key_value_heads", "n_kv_heads", "num_kv_heads", "multi_query_group_num"), 2),
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts", "n_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "moe_topk", "top_k", "moe_k", "top_k_experts", "num_selected_experts"), 2),
+    **dict.fromkeys(("num_experts_per_token",), 2),
+    **dict.fromkeys(("n_shared_experts", "num_expert_group", "indexer_kv_heads"), 1),
+    **dict.fromkeys(("zero_expert_num", "indexer_n_heads", "indexer_compress_ratio", "linear_num_heads"), 4),
+    **dict.fromkeys(("indexer_head_dim",), 16),
+    **dict.fromkeys(("indexer_budget", "encoder_hash_byte_group_vocab"), 64),
     **dict.fromkeys(("moe_intermediate_size", "expert_intermediate_size"), 32),
     **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 32),
     **dict.fromkeys(("n_group", "topk_group", "n_groups"), 1),
@@ -48,33 +68,106 @@ FILLED = (
     "num_experts_per_tok",
     "n_group",
     "topk_group",
+    "n_shared_experts",
+    "num_experts",
+    "top_k_experts",
+    "moe_intermediate_size",
+    "indexer_n_heads",
+    "indexer_kv_heads",
+    "indexer_head_dim",
+    "indexer_budget",
+    "indexer_compress_ratio",
 )
 """Keys that some default configs leave at None although the model needs a number."""
-NESTED = (
-    "text_config",
-    "vision_config",
-    "audio_config",
-    "decoder",
-    "llm_config",
-    "qformer_config",
-    "encoder",
-)
+SEEING = {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
+SEEING |= {
+    "num_hidden_layers": 2,
+    "image_size": 32,
+    "patch_size": 16,
+    "model_args": {"embed_dim": 64},
+    "vocab_size": 8,
+    "vocab_offset": 99,
+    "rms_norm_eps": 1e-6,
+}
+NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
+"""A vision tower in place of one that needs the timm package; text never enters it."""
+ALTERNATING = ["linear_attention", "full_attention"] * 2
+QUIRKS: dict[str, dict[str, Any]] = {
+    "big_bird": {"attention_type": "original_full"},
+    "blip": {"text_config": {"is_decoder": True}},
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "cohere_compass": {
+        "text_config": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}}
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0}, "n_heads": 4, "d_model": 64},
+    "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2}},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 4}
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "ernie4_5_vl_moe": {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}
+    },
+    "granite4_vision": {"downsample_rate": "1/2", "deepstack_layer_map": [[0, 0]], "spatial_target_layers": [1]},
+    "granitemoehybrid": {
+        "layer_types": ALTERNATING,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 32,
+        "position_embedding_type": "rope",
+    },
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "mamba2": {"num_heads": 2},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [3, 2]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "pix2struct": {"text_config": {"hidden_size": 64, "d_kv": 16}},
+    "qwen4_exp": {"text_config": {"head_dim": 16}},
+    "qwen4_exp_text": {"head_dim": 16},
+    "reformer": {"axial_pos_embds": False, "is_decoder": True},
+    "step3p7": {"text_config": {"sliding_window": 8}},
+    "vision-encoder-decoder": {"decoder": {"is_decoder": True, "add_cross_attention": True}},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"hybrid_layer_ids": [1, 3], "use_mem_rope": True},
+}
+"""What the validators and defaults of a few configs demand, or what makes them small or causal."""
 
 
 def tiny_config(model_type: str, **changes: Any) -> PretrainedConfig:
     """A config of a few thousand parameters' worth; `changes` go to the text model and win."""
-    default = AutoConfig.for_model(model_type)
-    values: dict[str, Any] = _shrunk(default)
-    for name in NESTED:
-        inner = getattr(default, name, None)
-        if isinstance(inner, PretrainedConfig):
-            nested = {**_shrunk(inner), "model_type": inner.model_type}
-            values[name] = {**nested, **(changes if inner is default.get_text_config() else {})}
-    if default.get_text_config() is default:
-        values.update(changes)
+    quirks = QUIRKS.get(model_type, {})
+    try:
+        default = AutoConfig.for_model(model_type)
+    except Exception:  # of several libraries: this config is not valid without its quirks
+        default = AutoConfig.for_model(model_type, **copy.deepcopy(quirks))
+    values = _nested(default, text_of(default), changes)
+    for key, value in quirks.items():
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     if not getattr(default, "is_decoder", True) and not getattr(default, "is_encoder_decoder", False):
         values["is_decoder"] = True
-    return AutoConfig.for_model(model_type, **values)
+    config = AutoConfig.for_model(model_type, **values)
+    if model_type in NEED_TIMM:
+        # Not by assignment, which some configs check.
+        vars(config)["vision_config"] = AutoConfig.for_model(**SEEING)
+    return config
+
+
+def _nested(config: PretrainedConfig, text: PretrainedConfig | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """The shrunk keys of a config and of all the configs inside it; `changes` go into the text model's."""
+    values = _shrunk(config)
+    for name, inner in vars(config).items():
+        if isinstance(inner, PretrainedConfig):
+            values[name] = {**_nested(inner, text, changes), "model_type": inner.model_type}
+    if config is text:
+        values.update(changes)
+    return values
+
+
+def text_of(config: PretrainedConfig) -> PretrainedConfig | None:
+    """The config of the language model; None where there are several."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # two of them, as in musicgen
+        return None
 
 
 def tiny_model(config: PretrainedConfig, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:

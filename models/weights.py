@@ -1,0 +1,141 @@
+"""Weights into memory: read from a checkpoint, or drawn from a seed; then the backbone, proven."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from models.loaded import LoadedBackbone, find_backbone
+from sniffer.errors import CheckpointError, ConfigError, SnifferError
+
+log = logging.getLogger(__name__)
+
+NO_SUCH_ATTENTION = "does not support an attention implementation"
+
+
+@dataclass(frozen=True)
+class How:
+    """How a model is brought in: the keys of the config group `model` that say so, and `options` to read with."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    device_map: Any = None
+    attn_implementation: str = "auto"
+    trust_remote_code: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(source: str, config: PretrainedConfig, how: How, title: str) -> LoadedBackbone:
+    """The backbone of a checkpoint at `source`, a folder or hub id.
+
+    Raises:
+        CheckpointError: the weights cannot be loaded.
+        ConfigError: the family lacks this attention implementation, or accelerate is missing.
+        UnsupportedModelError: the model cannot be tapped soundly.
+    """
+    options = {**how.options, "trust_remote_code": how.trust_remote_code}
+    if how.device_map is not None:
+        options["device_map"] = how.device_map
+    if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+
+    def attempt(attention: str) -> PreTrainedModel:
+        dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
+        auto = auto_class(config)
+        return auto.from_pretrained(source, config=config, dtype=dtype, attn_implementation=attention, **options)
+
+    return _backbone(attempt, how, title)
+
+
+def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBackbone:
+    """The backbone of a model with random weights, drawn on the CPU so that every machine draws the same.
+
+    Raises:
+        As `read`.
+    """
+    if how.device_map is not None:
+        raise ConfigError("model.device_map spreads a checkpoint's weights: with model.weights=random use model.device")
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    dtype = own if how.dtype == "auto" else getattr(torch, how.dtype)
+
+    def attempt(attention: str) -> PreTrainedModel:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)
+
+    return _backbone(attempt, how, title)
+
+
+def auto_class(config: PretrainedConfig) -> Any:
+    """The class a checkpoint of this kind was saved from, whose weight names therefore fit."""
+    remote = getattr(config, "auto_map", None) or {}
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping or auto.__name__ in remote:
+            return auto
+    return AutoModel
+
+
+def device_of(name: str) -> torch.device:
+    """`auto` is the best device there is."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -> LoadedBackbone:
+    with _quiet_bars():
+        model = _with_attention(attempt, how.attn_implementation, title)
+    backbone = find_backbone(model)
+    del model  # and with it the language-model head
+    if how.device_map is None:
+        torch.nn.Module.to(backbone, device_of(how.device))
+    return LoadedBackbone(backbone)
+
+
+def _with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title: str) -> PreTrainedModel:
+    """Tries the attention implementation asked for; `auto` is sdpa, or else eager."""
+    try:
+        return attempt("sdpa" if wanted == "auto" else wanted)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
+            log.info("%s has no sdpa attention: using eager, which needs more memory", title)
+            return _with_attention(attempt, "eager", title)
+        raise _unloadable(error, wanted, title) from error
+
+
+def _unloadable(error: Exception, attention: str, title: str) -> SnifferError:
+    if NO_SUCH_ATTENTION in str(error):
+        return ConfigError(
+            f"{title} has no attention of kind model.attn_implementation={attention}:"
+            " set model.attn_implementation=auto"
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return CheckpointError(f"{title} cannot be loaded: {lines[0] if lines else type(error).__name__}")
+
+
+@contextmanager
+def _quiet_bars() -> Iterator[None]:
+    """Keeps transformers' own progress bars off the terminal while ours may be there."""
+    logging_of_transformers = transformers.utils.logging
+    shown = logging_of_transformers.is_progress_bar_enabled()
+    logging_of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging_of_transformers.enable_progress_bar()

@@ -1,0 +1,122 @@
+"""Taking up a stopped run: what it has on disk, and whether it can go on as if nothing had happened.
+
+It can if the same rows would come out: the same configuration, checkpoint, data, device and versions of what
+computes. Whatever differs is named and refused, or, when forced, recorded in the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sniffer.errors import RunError
+from sniffer.kept import Kept, Pair
+from sniffer.manifest import Manifest
+from sniffer.types import Picks, TokenBatch
+
+MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "versions")
+"""Parts of the manifest that rows depend on."""
+
+VERSIONS = ("torch", "transformers", "tokenizers", "qk-sniffer")
+"""Whose versions rows may depend on."""
+
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The stopped session of a run; without a manifest there is none.
+
+    `forced`: differences are recorded instead of refused.
+    """
+
+    manifest: Manifest | None = None
+    kept: Kept = field(default_factory=Kept)
+    forced: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """On disk already."""
+        if self.manifest is None:
+            return 0
+        return sum(part.bytes for part in (*self.manifest.parts, *self.manifest.pending))
+
+    def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
+        """Whether the batch has to go through the model.
+
+        Raises:
+            RunError: a document is not what it was.
+        """
+        if not self.forced:
+            for document in batch.documents:
+                self.kept.check(document)
+        return self.kept.lacks(batch, picks, pairs)
+
+    def continued(self, fresh: Manifest) -> Manifest:
+        """The manifest to go on with, given the one that a fresh run would start with.
+
+        Raises:
+            RunError: naming what differs.
+        """
+        if self.manifest is None:
+            return fresh
+        found = differences(self.manifest.as_json(), fresh.as_json())
+        if found and not self.forced:
+            raise refusal(found)
+        resume = {
+            "at": fresh.created,
+            "stopped_by": self.manifest.reason or self.manifest.status,
+            "examples": len(self.kept.committed),
+            "differences": found,
+        }
+        resumes = (*self.manifest.resumes, resume)
+        return replace(self.manifest, status="running", reason=None, finished=None, resumes=resumes)
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What rows may depend on and is not as it was, one line each.
+
+    Args:
+        then: a manifest as JSON.
+        now: the same, or only some of its keys, which alone are compared.
+    """
+    lines = []
+    for key in (key for key in MATTERS if then.get(key) and key in now):
+        before, after = (dict(_flat(key, _that_matters(key, values[key]))) for values in (then, now))
+        for name in dict.fromkeys([*before, *after]):
+            if before.get(name) != after.get(name):
+                lines.append(f"{name}: {_shown(before, name)} then, {_shown(after, name)} now")
+    return lines
+
+
+def refusal(found: list[str]) -> RunError:
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return RunError(
+        f"the run cannot go on as it began: {'; '.join(found[:SHOWN])}{more}; put it back as it was, "
+        "or --force to go on all the same, which the manifest will record (--restore puts config.yaml back)"
+    )
+
+
+def _that_matters(key: str, values: Any) -> Any:
+    if key == "versions":
+        return {name: values[name] for name in VERSIONS if name in values}
+    if key == "sampler":
+        return {name: value for name, value in values.items() if name != "probability_by_bucket"}
+    if key == "config":
+        return {name: value for name, value in values.items() if name != "output"}
+    return values
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A nested value's leaves by dotted name."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, value
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    text = str(values[name]) if name in values else "absent"
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,148 @@
+"""What an earlier, stopped session of a run has on disk: of which documents nothing need be captured again.
+
+A committed document is there for every (layer, kind). A document of a pending part is there for that pair
+only. What is missing follows from the law: positions that a draw keeps, of a document whose rows of that
+pair are not on disk. So a run is resumed exactly, whatever stopped it, and a damaged file is made good
+by capturing its rows again: its whole commit becomes pending, and lacks just them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sniffer.errors import RunError
+from sniffer.integrity import damage
+from sniffer.manifest import Manifest
+from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.types import DRAW_OF_KIND, Document, Picks, TokenBatch
+
+log = logging.getLogger(__name__)
+
+READERS = 4
+Pair = tuple[int, str]
+"""(layer, kind), or (layer, draw)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some."""
+
+    committed: Mapping[int, Example] = field(default_factory=dict)
+    pending: Mapping[Pair, frozenset[int]] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Documents that are there for some (layer, kind) and not, or not for sure, for all."""
+        return frozenset().union(*self.pending.values())
+
+    def done(self, batch: TokenBatch, pairs: Iterable[Pair]) -> dict[Pair, frozenset[int]]:
+        """Of the batch's documents, those that are there, by (layer, kind)."""
+        if not self.committed and not self.pending:
+            return {}
+        ids = frozenset(document.example_id for document in batch.documents)
+        everywhere = ids & self.committed.keys()
+        return {pair: everywhere | (ids & self.pending.get(pair, frozenset())) for pair in pairs}
+
+    def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
+        """Whether a forward pass is needed: some draw keeps a position whose row is not on disk."""
+        new = [row for row, document in enumerate(batch.documents) if document.example_id not in self.committed]
+        if not new or not self.pending:
+            return bool(new)
+        return any(self._lacks(batch, picks[pair[0], DRAW_OF_KIND[pair[1]]], pair, new) for pair in pairs)
+
+    def _lacks(self, batch: TokenBatch, drawn: Picks, pair: Pair, new: list[int]) -> bool:
+        there = self.pending.get(pair, frozenset())
+        missing = [row for row in new if batch.documents[row].example_id not in there]
+        return bool(np.isin(drawn.rows, missing).any())
+
+    def check(self, document: Document) -> None:
+        """Refuses a document that is not what it was when its rows were captured.
+
+        Raises:
+            RunError: naming it.
+        """
+        then = self.committed.get(document.example_id)
+        if then is not None and then != Example.of(document):
+            raise RunError(
+                f"document {document.source_id!r} has changed: {then.n_tokens} tokens when it was captured, "
+                f"{document.n_tokens} now; put the text back, or capture again into a new folder"
+            )
+
+
+def look(folder: Path, manifest: Manifest) -> tuple[Manifest, Kept]:
+    """Reads what is on disk, every byte of it, and tells what the manifest should say of it now.
+
+    Damaged files are logged, and no longer named; what else belongs to their commit becomes pending.
+    """
+    whole = _whole(folder, (*manifest.parts, *manifest.pending))
+    examples = find_examples(folder, manifest)
+    broken = {part.commit for part in manifest.parts if part.path not in whole or examples is None}
+    committed = tuple(part for part in manifest.parts if part.commit not in broken)
+    demoted = (part for part in manifest.parts if part.commit in broken)
+    pending = tuple(part for part in (*manifest.pending, *demoted) if part.path in whole)
+    documents = examples or {}
+    if broken:
+        still = frozenset().union(*examples_by_pair(folder, committed).values())
+        documents = {number: example for number, example in documents.items() if number in still}
+    found = replace(manifest, parts=committed, pending=pending, examples=None)
+    return found, Kept(documents, examples_by_pair(folder, pending))
+
+
+def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None:
+    """The committed documents, by example id, from examples.parquet or its twin; None if both are damaged."""
+    record = manifest.examples
+    if record is None:
+        return {}
+    for path in (record.path, EXAMPLES_TWIN_PATH):
+        if damage(folder, replace(record, path=path)) is None:
+            return read_examples(folder / path)
+    log.warning("%s is damaged: it will be written again", record.path)
+    return None
+
+
+def examples_by_pair(folder: Path, parts: Iterable[Part]) -> dict[Pair, frozenset[int]]:
+    """The example ids in some parts, by (layer, kind)."""
+    ids: dict[Pair, set[int]] = defaultdict(set)
+    for part in parts:
+        ids[part.layer, part.kind] |= _example_ids(folder / part.path)
+    return {pair: frozenset(found) for pair, found in ids.items()}
+
+
+def read_examples(path: Path) -> dict[int, Example]:
+    """examples.parquet by example id."""
+    rows = (Example(**row) for row in pq.ParquetFile(path).read().to_pylist())
+    return {example.example_id: example for example in rows}
+
+
+def _whole(folder: Path, parts: Iterable[Part]) -> set[str]:
+    """The paths of those that are undamaged."""
+    ordered = list(parts)
+    with ThreadPoolExecutor(READERS, "reader") as pool:
+        wrongs = dict(
+            zip([part.path for part in ordered], pool.map(lambda part: damage(folder, part), ordered), strict=True)
+        )
+    for path, wrong in wrongs.items():
+        if wrong:
+            log.warning("%s %s: its rows will be captured again", path, wrong)
+    return {path for path, wrong in wrongs.items() if not wrong}
+
+
+def _example_ids(path: Path) -> set[int]:
+    """All heads of a part have the same documents, so the row groups of its first head tell."""
+    file = pq.ParquetFile(path)
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    heads = [group.column(0).statistics.min for group in groups]
+    first = [number for number, head in enumerate(heads) if head == heads[0]]
+    if not first:
+        return set()
+    table = file.read_row_groups(first, columns=["example_id"])
+    return set(pc.unique(table["example_id"]).to_pylist())

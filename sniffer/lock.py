@@ -1,0 +1,66 @@
+"""One process per run folder: a lock that ends with the process that holds it.
+
+The lock is the operating system's own, on the file `.lock` in the folder, so that it is let go of by a kill
+or a crash as well. A manifest that says `running` in a folder that nobody holds is thus that of a killed run.
+On a file system without locks, and on Windows, nothing is held.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sniffer.errors import RunError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_PATH = ".lock"
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps every other process from writing into `folder`.
+
+    Raises:
+        RunError: another process does so right now.
+    """
+    handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _try(handle, exclusive=True):
+            raise RunError(f"{folder} is being written to by another process: wait for it, or stop it first")
+        yield
+    finally:
+        os.close(handle)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is writing into `folder` right now."""
+    try:
+        handle = os.open(folder / LOCK_PATH, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return not _try(handle, exclusive=False)
+    finally:
+        os.close(handle)
+
+
+def _try(handle: int, *, exclusive: bool) -> bool:
+    """Takes the lock without waiting; True as well where there are no locks."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True

@@ -1,0 +1,66 @@
+"""The law of sampling, applied again: exactly these positions of these documents must be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from sniffer.runs.rows import Places
+from sniffer.sampler import Picker
+from sniffer.schema import Example
+from sniffer.types import DRAW_OF_KIND, Document
+
+
+def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str, found: Places) -> Iterator[str]:
+    """What is wrong with the rows of one (layer, kind), one line each, given the documents they are from."""
+    where = f"layer {layer}, kind {kind}"
+    unknown = sorted(set(found.example_id.tolist()) - examples.keys())
+    if unknown:
+        yield f"{where}: rows of document {unknown[0]}, which examples.parquet does not list ({len(unknown)} such)"
+    n_tokens = np.array([examples[number].n_tokens if number in examples else 0 for number in found.example_id])
+    if len(found) and not unknown and (found.position >= n_tokens).any():
+        yield f"{where}: positions beyond the end of their document"
+        return
+    expected = _expected(picker, examples, layer, kind)
+    kept = _sorted(found.example_id, found.position)
+    missing, extra = _without(expected, kept), _without(kept, expected)
+    if len(missing):
+        yield f"{where}: {len(missing):,} positions that the law keeps are missing, first {_named(missing, examples)}"
+    if len(extra) and not unknown:
+        yield f"{where}: {len(extra):,} positions that the law does not keep, first {_named(extra, examples)}"
+    if len(np.unique(kept, axis=0)) != len(kept):
+        yield f"{where}: some positions are there twice"
+    if len(found) and (picker.buckets[found.position] != found.bucket).any():
+        yield f"{where}: some rows do not have the bucket of their position"
+
+
+def _expected(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str) -> np.ndarray:
+    """(example_id, position) of all that the draw keeps, sorted."""
+    ids, positions = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for example in examples.values():
+        # Only its length and its id matter to a draw.
+        tokens = np.broadcast_to(np.int32(0), example.n_tokens)
+        document = Document(example.example_id, example.source_id, tokens, example.truncated)
+        positions.append(picker.positions(document, layer, DRAW_OF_KIND[kind]))
+        ids.append(np.full(len(positions[-1]), example.example_id, dtype=np.int64))
+    return _sorted(np.concatenate(ids), np.concatenate(positions))
+
+
+def _sorted(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    order = np.lexsort((positions, ids))
+    return np.stack([ids[order], positions[order].astype(np.int64)], axis=1)
+
+
+def _without(some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The pairs of `some` that are not among `others`."""
+    if np.array_equal(some, others):
+        return some[:0]
+    known = set(map(tuple, others.tolist()))
+    return np.array([pair for pair in some.tolist() if tuple(pair) not in known], dtype=np.int64).reshape(-1, 2)
+
+
+def _named(pairs: np.ndarray, examples: Mapping[int, Example]) -> str:
+    number, position = pairs[0].tolist()
+    name = examples[number].source_id if number in examples else number
+    return f"{position} of document {name!r}"

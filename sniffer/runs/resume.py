@@ -1,0 +1,103 @@
+"""`runs resume RUN`: goes on where a run was stopped, by signal, error, kill or power cut, and mends what is damaged.
+
+It goes through the same code as a fresh run, over the same batches, and skips those of which every row is
+on disk. So the rows in the end are those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sniffer.config import save_plain, saved_config
+from sniffer.continuation import Earlier, differences, refusal
+from sniffer.environment import versions
+from sniffer.errors import RunError
+from sniffer.integrity import leftovers
+from sniffer.kept import Kept, look
+from sniffer.lock import hold
+from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.runs.saved import Trust, build, same_threads
+from sniffer.schema import EXAMPLES_TWIN_PATH
+from sniffer.writer import write_examples
+
+log = logging.getLogger(__name__)
+
+
+def resume(folder: Path, trust: Trust, *, force: bool = False, restore: bool = False) -> bool:
+    """Completes a run; False if there was nothing to do.
+
+    Args:
+        trust: what the saved configuration may do.
+        force: go on although something that matters has changed.
+        restore: put config.yaml back to what the run was made with.
+
+    Raises:
+        RunError: another process writes to the folder, or something that matters has changed.
+        SnifferError: as a fresh run.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder} is not a folder: give the folder that a run printed")
+    with hold(folder):
+        if never_began(folder):
+            _run(folder, _config(folder), Earlier(), trust, threads=None)
+            return True
+        manifest, wrong = Manifest.recover(folder)
+        if wrong:
+            log.warning("%s: its twin is whole and takes its place", wrong.split(";")[0])
+        if restore:
+            save_plain(folder, manifest.config)
+        found, kept = look(folder, manifest)
+        if manifest.status == "complete" and found.parts == manifest.parts and not found.pending:
+            _mend(folder, manifest, kept)
+            return False
+        plain = _config(folder)
+        before = manifest.as_json()
+        _refuse(differences(before, {"config": plain, "versions": versions()}), force)
+        _run(folder, plain, Earlier(found, kept, forced=force), trust, manifest.threads)
+    return True
+
+
+def never_began(folder: Path) -> bool:
+    """Whether a run was stopped before it had a manifest, while its model was loading."""
+    return (folder / "config.yaml").exists() and not any(
+        (folder / path).exists() for path in (MANIFEST_PATH, TWIN_PATH)
+    )
+
+
+def _run(folder: Path, plain: Mapping[str, Any], earlier: Earlier, trust: Trust, threads: int | None) -> None:
+    config = build(plain, trust, folder / "config.yaml")
+    if earlier.manifest is not None:
+        # What can be told before the model loads; the rest is compared when it has.
+        now = {"seed": config.seed, "model": config.model.describe(), "dataset": config.dataset.describe()}
+        _refuse(differences(earlier.manifest.as_json(), json.loads(json.dumps(now, default=str))), earlier.forced)
+
+    from sniffer.capture import run
+
+    with same_threads(threads):
+        run(config, folder, earlier)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    plain = saved_config(folder)
+    if not plain:
+        raise RunError(f"{folder} has no config.yaml: add --restore to write it again as the manifest remembers it")
+    return plain
+
+
+def _refuse(found: list[str], force: bool) -> None:
+    if found and not force:
+        raise refusal(found)
+
+
+def _mend(folder: Path, manifest: Manifest, kept: Kept) -> None:
+    """Puts a complete run's small files in order, from their twins."""
+    for path in leftovers(folder, manifest):
+        (folder / path).unlink()
+    examples = write_examples(folder, kept.committed.values())
+    write_examples(folder, kept.committed.values(), EXAMPLES_TWIN_PATH)
+    replace(manifest, examples=examples).save(folder)

@@ -1,0 +1,113 @@
+"""Reading every row of a part, and checking all that the file and the manifest say of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int32, Int64
+
+from sniffer.digest import Digest, digest_rows
+from sniffer.manifest import Manifest
+from sniffer.schema import Footer, Part, row_schema
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where rows are from, in the order of (bucket, example_id, position); all heads share them."""
+
+    bucket: Int32[np.ndarray, " rows"]
+    example_id: Int64[np.ndarray, " rows"]
+    position: Int32[np.ndarray, " rows"]
+    token_id: Int32[np.ndarray, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+    @classmethod
+    def joined(cls, places: list[Places]) -> Places:
+        columns = {"bucket": np.int32, "example_id": np.int64, "position": np.int32, "token_id": np.int32}
+        empty = {name: np.empty(0, dtype) for name, dtype in columns.items()}
+        return cls(**{name: np.concatenate([empty[name], *(getattr(p, name) for p in places)]) for name in columns})
+
+    def same(self, other: Places) -> bool:
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in vars(self))
+
+    @property
+    def in_order(self) -> bool:
+        """Whether each row comes after the one before it, none of them twice."""
+        order = np.lexsort((self.position, self.example_id, self.bucket))
+        same = np.ones(max(0, len(self) - 1), dtype=bool)
+        for column in (self.bucket, self.example_id, self.position):
+            same &= np.diff(column) == 0
+        return bool((order == np.arange(len(self))).all() and not same.any())
+
+
+def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, list[str]]:
+    """Reads a whole part.
+
+    Returns:
+        The places of one head's rows, and what is wrong with the file, one line each.
+    """
+    problems: list[str] = []
+    dim = manifest.layer(part.layer).dims[part.kind]
+    try:
+        file = pq.ParquetFile(folder / part.path)
+        if not file.schema_arrow.remove_metadata().equals(row_schema(dim)):
+            return Places.joined([]), [f"{part.path}: does not have the columns of a part"]
+        problems += _footer(file.schema_arrow, manifest, part, dim)
+        heads, digest = _heads(file, part, dim)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        return Places.joined([]), [f"{part.path}: cannot be read ({str(error).splitlines()[0]})"]
+    wanted = manifest.selection[part.layer][part.kind]
+    first = next(iter(heads.values()), Places.joined([]))
+    if heads and tuple(heads) != tuple(wanted):
+        problems.append(f"{part.path}: has heads {list(heads)}, not {list(wanted)}")
+    if not all(places.same(first) for places in heads.values()):
+        problems.append(f"{part.path}: its heads do not have the same positions")
+    if not first.in_order:
+        problems.append(f"{part.path}: its rows are not in order, or some are there twice")
+    if sum(map(len, heads.values())) != part.rows:
+        problems.append(f"{part.path}: has {sum(map(len, heads.values())):,} rows, the manifest says {part.rows:,}")
+    buckets = dict(zip(*(column.tolist() for column in np.unique(first.bucket, return_counts=True)), strict=True))
+    if {bucket: rows * len(heads) for bucket, rows in buckets.items()} != dict(part.buckets):
+        problems.append(f"{part.path}: its rows per bucket are not those of the manifest")
+    if str(digest) != part.digest:
+        problems.append(f"{part.path}: its rows have the digest {digest}, the manifest says {part.digest}")
+    return first, problems
+
+
+def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Places], Digest]:
+    """The places of each head, in the file's order, and the digest of all rows."""
+    pieces: dict[int, list[Places]] = {}
+    digest = Digest()
+    for number in range(file.metadata.num_row_groups):
+        table = file.read_row_group(number).combine_chunks()
+        head = _only(table["head"].to_numpy())
+        places = {name: table[name].to_numpy() for name in ("bucket", "position", "token_id", "example_id")}
+        floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+        digest += digest_rows(part.layer, part.kind, head, places, floats)
+        pieces.setdefault(head, []).append(Places(**places))
+    return {head: Places.joined(parts) for head, parts in pieces.items()}, digest
+
+
+def _only(heads: np.ndarray) -> int:
+    found = np.unique(heads)
+    if len(found) != 1:
+        raise ValueError(f"a row group holds heads {found.tolist()}, not one")
+    return int(found[0])
+
+
+def _footer(schema: pa.Schema, manifest: Manifest, part: Part, dim: int) -> list[str]:
+    footer = Footer.decode(schema.metadata)
+    law = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
+    wanted = {"layer": part.layer, "kind": part.kind, "dim": dim, "seed": manifest.seed, "sampler": law}
+    found = {name: getattr(footer, name) for name in wanted}
+    return [
+        f"{part.path}: its footer says {name}={found[name]}, the manifest {value}"
+        for name, value in wanted.items()
+        if found[name] != value
+    ]

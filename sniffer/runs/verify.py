@@ -1,0 +1,198 @@
+"""`runs verify RUN`: whether what a run folder holds is what the run captured, and what the law says it should.
+
+Every file is compared with the manifest, byte for byte; every row is read, and put in its digest again. Then
+the sampling decisions are drawn anew from the seed: a row that the law keeps and that is not there is
+found, and so is one too many. Only the vectors themselves cannot be derived again without the model,
+which is what `runs reproduce` does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sniffer.build import TRUSTED, build
+from sniffer.config import saved_config
+from sniffer.errors import RunError, SnifferError
+from sniffer.integrity import damage, foreign, leftovers
+from sniffer.kept import read_examples
+from sniffer.lock import is_held
+from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.runs.folders import run_folders
+from sniffer.runs.law import check_law
+from sniffer.runs.rows import Places, check_part
+from sniffer.sampler import Picker
+from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
+
+
+def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[str]]:
+    """Checks a run folder.
+
+    Args:
+        trusted: prefixes of packages beside our own that the run's sampler may come from.
+
+    Returns:
+        The manifest, and what is wrong, one line each; nothing if all is well.
+
+    Raises:
+        RunError: there is no readable manifest, or the run is still going on.
+    """
+    if is_held(folder):
+        raise RunError(f"{folder} is still being written to: verify it when it has ended")
+    manifest, wrong = Manifest.recover(folder)
+    stopped = manifest.status == "running"
+    problems = [wrong] if wrong else [*_twin(folder, manifest, stopped)]
+    problems += _configuration(folder, manifest)
+    examples, wrong_examples = _examples(folder, manifest, stopped)
+    problems += wrong_examples
+    problems += _parts(folder, manifest, examples, trusted)
+    problems += [f"{path}: no file of this run; remove it" for path in foreign(folder, manifest)]
+    if manifest.status == "complete":
+        problems += [f"{path}: left by a killed session; resume removes it" for path in leftovers(folder, manifest)]
+        problems += [f"{part.path}: still pending in a complete run" for part in manifest.pending]
+    return manifest, problems
+
+
+def _twin(folder: Path, manifest: Manifest, stopped: bool) -> Iterator[str]:
+    try:
+        twin = Manifest.load(folder, parts_must_exist=False, path=TWIN_PATH)
+    except RunError:
+        yield f"{TWIN_PATH}: is missing or damaged; {MANIFEST_PATH} is whole, and resume writes it again"
+        return
+    # A kill between the two writes leaves the twin one step behind.
+    if twin != manifest and not stopped:
+        yield f"{TWIN_PATH}: is not a copy of {MANIFEST_PATH}; resume writes it again"
+
+
+def _configuration(folder: Path, manifest: Manifest) -> Iterator[str]:
+    if not manifest.config:
+        return
+    try:
+        if saved_config(folder) != manifest.config:
+            yield "config.yaml: is missing, or not what the run was made with; resume --restore puts it back"
+    except SnifferError as error:
+        yield str(error)
+    try:
+        rerun = yaml.safe_load((folder / "rerun.yaml").read_text(encoding="utf-8"))
+        del rerun["defaults"]
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        rerun = None
+    if rerun != manifest.config:
+        yield "rerun.yaml: is missing, or not what the run was made with; resume --restore puts it back"
+
+
+def _examples(folder: Path, manifest: Manifest, stopped: bool) -> tuple[dict[int, Example], list[str]]:
+    """The committed documents, and what is wrong with the file that lists them."""
+    record = manifest.examples
+    if record is None:
+        return {}, [] if not manifest.parts else [f"{MANIFEST_PATH}: names parts, but no examples.parquet"]
+    wrong, wrong_twin = (damage(folder, replace(record, path=path)) for path in (record.path, EXAMPLES_TWIN_PATH))
+    problems = []
+    # A kill in the middle of a commit leaves one of the two a step ahead or behind.
+    if wrong and (wrong_twin or not stopped):
+        problems.append(f"{record.path}: {wrong}" + ("" if wrong_twin else "; its twin is whole: resume puts it back"))
+    if wrong_twin and not wrong and not stopped:
+        problems.append(f"{EXAMPLES_TWIN_PATH}: {wrong_twin}; resume writes it again")
+    if wrong and wrong_twin:
+        return {}, problems
+    examples = read_examples(folder / (EXAMPLES_TWIN_PATH if wrong else record.path))
+    return examples, problems + _counts(manifest, examples)
+
+
+def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
+    found = {
+        "examples": len(examples),
+        "truncated": sum(example.truncated for example in examples.values()),
+        "tokens": sum(example.n_tokens for example in examples.values()),
+    }
+    return [
+        f"{MANIFEST_PATH}: counts {manifest.counts.get(name):,} {name}, but examples.parquet has {count:,}"
+        for name, count in found.items()
+        if manifest.counts.get(name) != count
+    ]
+
+
+def _parts(folder: Path, manifest: Manifest, examples: Mapping[int, Example], trusted: Sequence[str]) -> Iterator[str]:
+    picker = _picker(manifest, trusted)
+    for layer, kinds in manifest.selection.items():
+        for kind in kinds:
+            parts = [part for part in manifest.parts if (part.layer, part.kind) == (layer, kind)]
+            waiting = [part for part in manifest.pending if (part.layer, part.kind) == (layer, kind)]
+            read = {part.path: _read(folder, manifest, part) for part in (*parts, *waiting)}
+            yield from (line for _, lines in read.values() for line in lines)
+            places = [found for part in parts if (found := read[part.path][0]) is not None]
+            if len(places) == len(parts) and examples:
+                yield from check_law(picker, examples, layer, kind, Places.joined(places))
+
+
+def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Places | None, list[str]]:
+    """The places of a part's rows, and what is wrong with it; no places where it cannot be trusted."""
+    if wrong := damage(folder, part):
+        return None, [f"{part.path}: {wrong}"]
+    places, problems = check_part(folder, manifest, part)
+    return (None if problems else places), problems
+
+
+def _picker(manifest: Manifest, trusted: Sequence[str]) -> Picker:
+    node = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
+    return Picker(build(node, "sampler", (*TRUSTED, *trusted)), manifest.seed)
+
+
+def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
+    """Verifies a run, or every run of a sweep and that no shard is missing; prints, and returns the exit code.
+
+    Raises:
+        RunError: it is neither.
+    """
+    runs = run_folders(place)
+    if not runs:
+        Manifest.recover(place)  # says why it is none
+    wrong = 0
+    manifests = []
+    for folder in runs:
+        manifest, problems = verify(folder, trusted)
+        manifests.append(manifest)
+        wrong += len(problems)
+        for problem in problems:
+            print(f"{folder.name}: {problem}" if len(runs) > 1 else problem)
+        print(_verdict(folder, manifest, len(problems)))
+    for missing in missing_shards(manifests):
+        wrong += 1
+        print(missing)
+    return 1 if wrong else 0
+
+
+def missing_shards(manifests: Sequence[Manifest]) -> list[str]:
+    """Which shards the runs of a sweep lack, where they are shards of one dataset."""
+    found: dict[str, dict[int, set[int]]] = {}
+    for manifest in manifests:
+        shard = manifest.dataset.get("shard", {})
+        key = json.dumps(_but_shard(manifest), sort_keys=True, default=str)
+        found.setdefault(key, {}).setdefault(shard.get("count", 1), set()).add(shard.get("index", 0))
+    return [
+        f"shard {index} of {count} is missing"
+        for counts in found.values()
+        for count, there in counts.items()
+        for index in sorted(set(range(count)) - there)
+    ]
+
+
+def _but_shard(manifest: Manifest) -> dict[str, Any]:
+    """What shards of one dataset have in common."""
+    dataset = {name: value for name, value in manifest.dataset.items() if name not in ("shard", "documents")}
+    law = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
+    return {"dataset": dataset, "sampler": law, "seed": manifest.seed, "selection": manifest.selection}
+
+
+def _verdict(folder: Path, manifest: Manifest, problems: int) -> str:
+    documents = manifest.examples.rows if manifest.examples else 0
+    what = f"{manifest.rows:,} rows of {documents:,} documents in {len(manifest.parts):,} parts"
+    if problems:
+        return f"{folder}: {problems} {'thing is' if problems == 1 else 'things are'} wrong ({what})"
+    state = "complete" if manifest.status == "complete" else "not complete, but right as far as it goes"
+    return f"{folder}: {state}: {what}, digest {manifest.digest}"

@@ -1,0 +1,146 @@
+"""Runs the checks over every model type, in parallel, and compares the outcome with what is expected.
+
+    python -m tests.conformance [--jobs N] [--json FILE] [--docs FILE] [model_type ...]
+
+Each family has two fresh processes, one of which never installs the import hook. expected.yaml names the
+model types that are not covered, with the reason; any other that fails is an error, and so is one of them
+that passes. A full run ends with the counts, and writes docs/families.json and docs/families.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from tests.conformance.checks import one_line, run_tapped, run_untapped
+from tests.conformance.report import CHECKS, render
+
+PATIENCE_S = 120
+MEMORY_BYTES = 10 << 30
+ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = Path(__file__).with_name("expected.yaml")
+
+
+def model_types() -> list[str]:
+    return sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES})
+
+
+def check(model_type: str) -> dict[str, Any]:
+    """One family: tapped, then untapped, each in a process of its own."""
+    result = in_process(run_tapped, model_type)
+    if result["outcome"] == "tapped":
+        other = in_process(run_untapped, model_type, result.pop("path"))
+        same = other.get("digest") == result.pop("digest")
+        result["identical"] = result.pop("quiet") or ("" if same else "output differs from the untapped model's")
+    return {"model_type": model_type, **result}
+
+
+def in_process(function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    try:
+        result = (
+            mine.recv() if mine.poll(PATIENCE_S) else {"outcome": "failed", "reason": f"slower than {PATIENCE_S} s"}
+        )
+    except EOFError:
+        result = {"outcome": "failed", "reason": "the process died"}
+    process.kill()
+    process.join()
+    return result
+
+
+def _answer(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    try:
+        pipe.send(function(*arguments))
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(where.filename).name}:{where.lineno}"
+        pipe.send({"outcome": "failed", "reason": f"{one_line(error)} ({place})"})
+
+
+def complaints(result: dict[str, Any]) -> list[str]:
+    """What does not hold of a family; its whole outcome where it was not tapped."""
+    if result["outcome"] != "tapped":
+        return [f"{result['outcome']}: {result['reason']}"]
+    return [f"{name}: {result[name]}" for name in CHECKS if result[name]]
+
+
+def surprises(results: list[dict[str, Any]], expected: dict[str, str]) -> list[str]:
+    """Differences from expected.yaml, in words."""
+    found = []
+    for result in results:
+        name, complaint = result["model_type"], complaints(result)
+        if complaint and name not in expected:
+            found.append(f"{name} was covered and is no longer: {'; '.join(complaint)}")
+        if not complaint and name in expected:
+            found.append(f"{name} is covered now: take it out of {EXPECTED.name}")
+    return found
+
+
+def print_counts(results: list[dict[str, Any]], expected: dict[str, str]) -> None:
+    outcomes = Counter(result["outcome"] for result in results)
+    tapped = [result for result in results if result["outcome"] == "tapped"]
+    print(f"\n{len(results)} model types of transformers {transformers.__version__}")
+    print(f"  {'built':<20} {len(results) - outcomes['not built']}")
+    print(f"  {'tapped':<20} {len(tapped)}")
+    for name, title in CHECKS.items():
+        print(f"  {title:<20} {sum(not result[name] for result in tapped)}")
+    print("not covered:")
+    for result in results:
+        if complaint := complaints(result):
+            print(f"  {result['model_type']:<24} {expected.get(result['model_type'], '; '.join(complaint))}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model_types", nargs="*", help="only these; all by default")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="where the results go; a full run writes docs/families.json")
+    options = parser.parse_args()
+    expected: dict[str, str] = yaml.safe_load(EXPECTED.read_text(encoding="utf-8"))
+    results = []
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in as_completed([pool.submit(check, name) for name in options.model_types or model_types()]):
+            result = done.result()
+            results.append(result)
+            print(f"{result['model_type']:<28} {'; '.join(complaints(result)) or 'ok'}", flush=True)
+    results.sort(key=lambda result: result["model_type"])
+    full = not options.model_types
+    target = options.json or (ROOT / "docs" / "families.json" if full else None)
+    if target is not None:
+        record = {"transformers": transformers.__version__, "expected": expected, "families": results}
+        target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        if full:
+            target.with_suffix(".md").write_text(render(record), encoding="utf-8")
+    print_counts(results, expected)
+    found = surprises(results, expected)
+    print(*(f"UNEXPECTED {line}" for line in found), sep="\n", end="\n" if found else "")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The conformance suite itself: a few families through it, and that each of its checks can fail."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import finder
+from models.loaded import LoadedBackbone, find_backbone
+from sniffer.tap import TAP
+from tests.conformance import checks
+from tests.conformance.__main__ import surprises
+from tests.conformance.report import CHECKS, render
+from tests.tiny_families import tiny_config, tiny_ids, tiny_model
+
+finder.install()
+
+ROOT = Path(__file__).resolve().parent.parent
+SCOUTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "deepseek_v3", "gpt_oss", "gptj", "bloom")
+SCOUTS += ("llama4_text", "phi3", "gemma4", "qwen3_next", "mistral_large4", "mllama", "roformer", "inkling2_text")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """The suite over a few families, in processes of their own."""
+    path = tmp_path_factory.mktemp("conformance") / "results.json"
+    command = [sys.executable, "-m", "tests.conformance", "--jobs", "1", "--json", str(path), *SCOUTS]
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    return {result["model_type"]: result for result in json.loads(path.read_text())["families"]}
+
+
+@pytest.mark.parametrize("family", SCOUTS)
+def test_every_check_holds(results: dict[str, dict[str, Any]], family: str):
+    result = results[family]
+    assert result["outcome"] == "tapped", result
+    assert not any(result[name] for name in CHECKS), result
+
+
+def backbone() -> LoadedBackbone:
+    return LoadedBackbone(find_backbone(tiny_model(tiny_config("llama"))))
+
+
+def test_a_tap_that_shows_copies_is_found(monkeypatch: pytest.MonkeyPatch):
+    tapped, real = backbone(), TAP.observe
+    assert not checks.check_same(tapped, tiny_ids())
+    monkeypatch.setattr(TAP, "observe", lambda module, q, *rest, **more: real(module, q.clone(), *rest, **more))
+    assert "other objects" in checks.check_same(tapped, tiny_ids())
+
+
+def test_pre_kinds_that_are_rotated_are_found(monkeypatch: pytest.MonkeyPatch):
+    tapped, real = backbone(), TAP.observe
+
+    def lie(module: Any, q: Any, k: Any, v: Any, q_pre: Any = None, k_pre: Any = None, **more: Any) -> None:
+        real(module, q, k, v, q, k, **more)
+
+    rotated = checks.watch(tapped, tiny_ids(), pre=True)[0]
+    assert not checks.check_pre(tapped, rotated, tiny_ids())
+    monkeypatch.setattr(TAP, "observe", lie)
+    rotated = checks.watch(tapped, tiny_ids(), pre=True)[0]
+    assert checks.check_pre(tapped, rotated, tiny_ids())
+
+
+def test_a_backbone_that_looks_ahead_is_found(monkeypatch: pytest.MonkeyPatch):
+    tapped = backbone()
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def blind(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **{**kwargs, "attn_mask": None, "is_causal": False})
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", blind)
+    assert "changes real tokens" in checks.check_mask(tapped, tiny_ids())
+
+
+def test_layers_that_go_missing_are_found():
+    tapped = backbone()
+    seen = checks.watch(tapped, tiny_ids())[0]
+    assert not checks.check_numbers(tapped, seen)
+    assert checks.check_numbers(tapped, seen[:-1])
+    tapped.module.config.num_hidden_layers = 5
+    assert "where the config has 5" in checks.check_numbers(tapped, seen)
+
+
+def result_of(name: str, **changes: Any) -> dict[str, Any]:
+    passed = {"outcome": "tapped", "layers": 2, "skipped": 1, "attention": "sdpa"}
+    return {"model_type": name, **passed, **dict.fromkeys(CHECKS, ""), **changes}
+
+
+def test_what_differs_from_what_is_expected_is_an_error():
+    lost, won, fine = result_of("lost", pre="missing"), result_of("won"), result_of("fine")
+    refused = result_of("refused", outcome="refused", reason="no attention")
+    found = surprises([lost, won, fine, refused], {"won": "was hard", "refused": "has no attention"})
+    assert [line.split()[0] for line in found] == ["lost", "won"]
+
+
+def test_the_page_names_what_is_tapped_and_what_is_not():
+    families = [result_of("fine"), {"model_type": "odd", "outcome": "refused", "reason": "a|b"}]
+    page = render({"transformers": "5.1", "expected": {}, "families": families})
+    assert (
+        "1 of 2 are tapped" in page and "| fine | 2 + 1 | sdpa | yes |" in page and "| odd | refused | a\\|b |" in page
+    )
