@@ -29,7 +29,9 @@ class LoadedBackbone:
     Attributes:
         geometry: one entry per layer that was seen to attend, in order.
         layer_of: attention module -> layer number.
-        skipped_layers: paths of layers without softmax attention.
+        skipped_layers: paths of layers without softmax self-attention over the tokens.
+        shared_keys: layer -> the earlier layer whose keys it attends with, for layers without keys of their
+            own. Its k, v and k_pre are that layer's.
         pre_missing: why q_pre and k_pre cannot be had; empty where they can. They are then absent from
             the geometry too.
     """
@@ -59,6 +61,15 @@ class LoadedBackbone:
             for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
         )
         self.skipped_layers = skipped_layers(module, set(numbers))
+        self.shared_keys = selfcheck.shared_keys(seen, numbers)
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records beyond the geometry, as plain values."""
+        return {
+            "attn_implementation": self.module.config._attn_implementation,
+            "skipped_layers": list(self.skipped_layers),
+            "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
+        }
 
     def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
         """Runs right-padded token ids, with no cache and no mask; the caller opens torch.inference_mode.
@@ -111,9 +122,9 @@ def check_imports(model: nn.Module) -> None:
             f"{', '.join(early)} imported before the tap's import hook: call models.finder.install() first"
         )
     remote = sorted(name for name in homes if name.split(".")[0] == "transformers_modules")
-    if remote:
+    if remote and not any(is_tapped(name) for name in remote):
         raise UnsupportedModelError(
-            f"the checkpoint brings its own code ({remote[0]}), which the import hook does not see: set"
+            f"the checkpoint brings its own code ({remote[0]}), whose attention no rule matches: set"
             " model.trust_remote_code=false if transformers has this family"
         )
 
@@ -164,7 +175,8 @@ def _with_pre(
         return missing, seen
     with_pre, again, _ = selfcheck.observe_probe(backbone, ids, pre=True)
     selfcheck.check_taps(with_pre, again, names)
-    return "", with_pre
+    silent = [event.module for event in with_pre if event.q_pre is None or event.k_pre is None]
+    return (f"{type(silent[0]).__name__} hands over no q_pre and k_pre" if silent else ""), with_pre
 
 
 def _pre_missing(attention: set[nn.Module]) -> str:

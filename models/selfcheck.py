@@ -145,6 +145,17 @@ def geometry_of(event: Seen, layer: int, module: str, window: int | None) -> Lay
     )
 
 
+def shared_keys(seen: list[Seen], numbers: Mapping[nn.Module, int]) -> dict[int, int]:
+    """Layers that attend with the keys of an earlier layer: its number by theirs."""
+    owner: dict[tuple[int, torch.Size], int] = {}
+    found = {}
+    for event in seen:
+        first = owner.setdefault((event.k.data_ptr(), event.k.shape), numbers[event.module])
+        if first != numbers[event.module]:
+            found[numbers[event.module]] = first
+    return found
+
+
 @contextmanager
 def witnessed() -> Iterator[list[Received]]:
     """Wraps every attention function of transformers and of the imported families for a while."""
@@ -180,7 +191,8 @@ def _interfaces() -> list[AttentionInterface]:
 
 
 def _modelling_modules() -> list[Any]:
-    return [module for name, module in list(sys.modules.items()) if name.startswith("transformers.models.") and module]
+    homes = ("transformers.models.", "transformers_modules.")
+    return [module for name, module in list(sys.modules.items()) if name.startswith(homes) and module]
 
 
 def _swap_entry(interface: AttentionInterface, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from models.loaded import LoadedBackbone, find_backbone
+from models.retrofit import retrofit
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ def device_of(name: str) -> torch.device:
 def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -> LoadedBackbone:
     with _quiet_bars():
         model = _with_attention(attempt, how.attn_implementation, title)
+    # The checkpoint's own code, and families imported before the hook.
+    retrofit(model)
     backbone = find_backbone(model)
     del model  # and with it the language-model head
     if how.device_map is None:

@@ -1,7 +1,7 @@
 """QK-Sniffer captures the query and key vectors that a transformer attends with.
 
-`open_run` reads what a run wrote; it is imported when first asked for, so that importing the package
-costs nothing.
+`open_run` reads what a run wrote; `sniff` captures from a model that is loaded already. Both are imported
+when first asked for, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sniffer.notebook import sniff
     from sniffer.reader import open_run
 
-__all__ = ["open_run"]
+__all__ = ["open_run", "sniff"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from sniffer.reader import open_run
 
         return open_run
+    if name == "sniff":
+        from sniffer.notebook import sniff
+
+        return sniff
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

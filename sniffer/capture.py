@@ -33,7 +33,7 @@ from sniffer.selection import Selection, check_request, select
 from sniffer.stop import Stop, Stopped
 from sniffer.store import Store
 from sniffer.tap import tap
-from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary
+from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary, waiting_for
 from sniffer.transfer import transfer_for
 from sniffer.types import Backbone, LayerGeometry, ModelLimits
 
@@ -84,7 +84,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
     clock = Clock()
     earlier = earlier or Earlier()
     with Stop() as stop:
-        with clock.stage("load"), stop.at_once():
+        with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
             feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
             try:

@@ -12,6 +12,7 @@ tables.py.
 from __future__ import annotations
 
 import glob
+import hashlib
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -264,8 +265,21 @@ def find_files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(found, key=Path.as_posix)
 
 
+HASHED_BYTES = 4 << 30
+"""Data up to this size are hashed, so that a resumed run can tell that they have changed."""
+
+
 def file_facts(files: Sequence[Path]) -> dict[str, Any]:
-    return {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+    """The number of files, their bytes in all, and one SHA-256 over the contents unless they are very large."""
+    n_bytes = sum(file.stat().st_size for file in files)
+    facts: dict[str, Any] = {"files": len(files), "bytes": n_bytes}
+    if n_bytes <= HASHED_BYTES:
+        digests = []
+        for file in files:
+            with file.open("rb") as stream:
+                digests.append(hashlib.file_digest(stream, "sha256").digest())
+        facts["sha256"] = hashlib.sha256(b"".join(digests)).hexdigest()
+    return facts
 
 
 def _root(path: str) -> Path:

@@ -50,11 +50,13 @@ def check_request(capture: CaptureConfig, limits: ModelLimits) -> None:
         _check_members("capture.heads", capture.heads, range(limits.query_heads), "query heads")
 
 
-def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig) -> Selection:
+def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missing: str = "") -> Selection:
     """Resolves the request against the layers that the model really has.
 
+    `pre_missing` says why the model shows no pre kinds, for the message.
+
     Raises:
-        ConfigError: a layer or head that does not exist, or nothing left to capture.
+        ConfigError: a layer, head or kind that does not exist, or nothing left to capture.
     """
     layers = {layer.layer: layer for layer in geometry}
     wanted = tuple(layers) if capture.layers is None else tuple(capture.layers)
@@ -64,6 +66,8 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig) -> Selecti
         for number in sorted(set(wanted))
         if not (capture.full_attention_only and layers[number].sliding_window is not None)
     ]
+    for layer in eligible:
+        _check_kinds(capture.kinds, layer, pre_missing)
     query_heads = _sample_heads(_requested_heads(eligible, capture.heads), capture)
     heads = {
         (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
@@ -109,6 +113,16 @@ def _heads_of_kind(layer: LayerGeometry, kind: str, query_heads: Sequence[int]) 
     if DRAW_OF_KIND[kind] == "q":
         return tuple(query_heads)
     return tuple(sorted({key_head(head, layer.heads["q"], layer.heads[kind]) for head in query_heads}))
+
+
+def _check_kinds(kinds: Sequence[str], layer: LayerGeometry, pre_missing: str) -> None:
+    missing = [kind for kind in kinds if kind not in layer.heads]
+    if missing:
+        reason = f" ({pre_missing})" if pre_missing else ""
+        raise ConfigError(
+            f"capture.kinds names {missing}, which layer {layer.layer} of this model does not show{reason}:"
+            f" take some of {list(layer.heads)}"
+        )
 
 
 def _check_members(key: str, wanted: Iterable[int], existing: Iterable[int], what: str) -> None:

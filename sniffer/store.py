@@ -65,9 +65,9 @@ class Store:
         self._committed_examples = len(self.examples)
         self._waiting = kept.waiting
         if self.examples:
-            self._replace_examples()
+            self._replace_examples(counts=self._counts())
         else:
-            self._save()
+            self._save(counts=self._counts())
         for path in leftovers(folder, self.manifest):
             (folder / path).unlink(missing_ok=True)
 
@@ -141,7 +141,7 @@ class Store:
             status="complete" if interrupted_by is None else "interrupted",
             reason=None if interrupted_by is None else describe_interruption(interrupted_by),
             finished=now(),
-            counts=self._counts() | {"skipped_empty": skipped_empty},
+            counts={**self.manifest.counts, "skipped_empty": skipped_empty},
             timings={stage: round(seconds + earlier.get(stage, 0.0), 3) for stage, seconds in timings.items()},
         )
 

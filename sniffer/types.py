@@ -122,15 +122,22 @@ class Tokenize(Protocol):
 
 
 class Backbone(Protocol):
-    """A loaded model without its head, ready to be tapped."""
+    """A loaded model without its head, ready to be tapped.
+
+    `pre_missing` says why it shows no q_pre and k_pre; empty where it does.
+    """
 
     geometry: tuple[LayerGeometry, ...]
     layer_of: Mapping[torch.nn.Module, int]
     dtype: torch.dtype
     device: torch.device
+    pre_missing: str
 
     def __call__(self, input_ids: torch.Tensor) -> Any:
         """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records of the loaded model beyond its geometry, such as layers left out."""
 
 
 class Checkpoint(Protocol):

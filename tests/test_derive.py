@@ -32,7 +32,10 @@ FAMILIES = (
 def upstream(family: str) -> Path:
     package = importlib.util.find_spec("transformers")
     assert package is not None and package.origin is not None
-    return Path(package.origin).parent / "models" / family / f"modeling_{family}.py"
+    path = Path(package.origin).parent / "models" / family / f"modeling_{family}.py"
+    if not path.is_file():
+        pytest.skip(f"this transformers has no {family}")
+    return path
 
 
 class WithoutTaps(ast.NodeTransformer):

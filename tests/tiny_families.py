@@ -116,6 +116,7 @@ QUIRKS: dict[str, dict[str, Any]] = {
         "mamba_d_head": 32,
         "position_embedding_type": "rope",
     },
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 2},
     "molmo2": {"adapter_config": {"vision_feature_layer": [3, 2]}},

@@ -12,17 +12,25 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import rich
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console, RenderableType
 
 from sniffer.__main__ import one_line
+from sniffer.config import register
 from sniffer.logs import console_handler
+
+WIDTH = 180
+"""Of tables that go to a file or a pipe."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb."""
     chosen = parser().parse_args(arguments)
+    register()
     _log_to(chosen.run if chosen.verb == "resume" else None)
     try:
         return int(VERBS[chosen.verb](chosen))
@@ -38,18 +46,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
-    top = argparse.ArgumentParser(prog="python -m sniffer.runs", description="Runs as things one can handle.")
+    top = argparse.ArgumentParser(prog="python -m sniffer.runs", description="Verbs on runs: what a run folder is for.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    resume = verbs.add_parser("resume", help="go on where a run was stopped, and mend what is damaged")
-    resume.add_argument("run", type=Path, metavar="RUN")
+    def add(verb: str, explained: str, run: str = "a run folder", **options: Any) -> argparse.ArgumentParser:
+        made = verbs.add_parser(verb, help=explained, description=explained)
+        made.add_argument("run", type=Path, metavar="RUN", help=run, **options)
+        return made
+
+    add("list", "a table of all runs and sweeps", "a folder of runs (outputs)", nargs="?", default=Path("outputs"))
+    add("inspect", "what a run is, and how much of what it holds")
+
+    verify = add("verify", "check every file and row against the manifest and the law", "a run, or a sweep of runs")
+    verify.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages of the sampler")
+
+    resume = add("resume", "go on where a run was stopped, and mend what is damaged")
     resume.add_argument("--force", action="store_true", help="although something changed; the manifest records it")
     resume.add_argument("--restore", action="store_true", help="put config.yaml back to what the run was made with")
     _add_trust(resume)
 
-    verify = verbs.add_parser("verify", help="check every file and row against the manifest and the sampling law")
-    verify.add_argument("run", type=Path, metavar="RUN", help="a run, or a sweep of runs")
-    verify.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages of the sampler")
+    reproduce = add("reproduce", "run the saved configuration again and compare every row")
+    reproduce.add_argument("--to", type=Path, metavar="FOLDER", help="of the new run (RUN_reproduced)")
+    _add_trust(reproduce)
+
+    export = add("export", "write a run in another layout")
+    export.add_argument("--layout", choices=("heads",), default="heads", help="heads: l00h00q/data.parquet, and so on")
+    export.add_argument("--to", type=Path, metavar="FOLDER", help="where to (RUN_heads)")
+
+    publish = add("publish", "push a run to the Hugging Face hub, with a dataset card")
+    publish.add_argument("repo", metavar="REPO", help="owner/name")
+    publish.add_argument("--dry-run", action="store_true", help="only write the folder that would be pushed")
+    publish.add_argument("--to", type=Path, metavar="FOLDER", help="of the dry run (RUN_published)")
+    publish.add_argument("--private", action="store_true", help="make the repository private")
+    publish.add_argument("--text-licence", metavar="ID", help="the licence of the captured text, such as cc-by-4.0")
     return top
 
 
@@ -74,7 +103,74 @@ def _verify(chosen: argparse.Namespace) -> int:
     return verify_all(chosen.run.absolute(), chosen.trust)
 
 
-VERBS = {"resume": _resume, "verify": _verify}
+def _list(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.listing import table
+
+    _print(table(chosen.run))
+    return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.inspect import tables
+
+    _print(*tables(chosen.run.absolute()))
+    return 0
+
+
+def _reproduce(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.reproduce import reproduce
+    from sniffer.runs.saved import Trust
+
+    trust = Trust(chosen.trust, chosen.trust_remote_code)
+    identical, lines = reproduce(chosen.run.absolute(), _target(chosen, "reproduced"), trust)
+    print(*lines, sep="\n")
+    return 0 if identical else 1
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.export import export
+
+    target = _target(chosen, chosen.layout)
+    print(f"{export(chosen.run.absolute(), target):,} files in {target}")
+    return 0
+
+
+def _publish(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.publish import assemble, push
+
+    if chosen.dry_run:
+        target = _target(chosen, "published")
+        assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence)
+        print(f"what would be pushed to {chosen.repo} is in {target}")
+    else:
+        print(push(chosen.run.absolute(), chosen.repo, private=chosen.private, text_licence=chosen.text_licence))
+    return 0
+
+
+VERBS = {
+    "list": _list,
+    "inspect": _inspect,
+    "verify": _verify,
+    "resume": _resume,
+    "reproduce": _reproduce,
+    "export": _export,
+    "publish": _publish,
+}
+
+
+def _target(chosen: argparse.Namespace, what: str) -> Path:
+    """The folder to write to: the one named, or one beside the run."""
+    run: Path = chosen.run.absolute()
+    named: Path | None = chosen.to
+    return named.absolute() if named else run.with_name(f"{run.name}_{what}")
+
+
+def _print(*tables: RenderableType) -> None:
+    """Tables for people; wide where nobody's terminal would break them."""
+    console = rich.get_console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(*tables)
 
 
 def _log_to(run: Path | None) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from sniffer.lock import is_held
-from sniffer.manifest import MANIFEST_PATH, Manifest
+from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 
 DEPTH = 4
 """Folders below the one that is searched: outputs/SWEEP/JOB, and some room."""
@@ -16,7 +16,7 @@ def run_folders(place: Path) -> list[Path]:
     """The run folders at or below a folder, in order; jobs of a sweep by number."""
     found = []
     for folder, below, files in os.walk(place):
-        if MANIFEST_PATH in files:
+        if MANIFEST_PATH in files or TWIN_PATH in files:
             found.append(Path(folder))
             below.clear()
         elif len(Path(folder).relative_to(place).parts) >= DEPTH:

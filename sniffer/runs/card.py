@@ -1,0 +1,114 @@
+"""The dataset card of a published run: what it is, how positions were drawn, and how to load it.
+
+The YAML head names one configuration per (layer, kind). One per head would be thousands, with which
+load_dataset takes minutes to list them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from sniffer.manifest import Manifest
+
+TEXT_LICENCES = {
+    "sniffer.dataset.Sotu": "public domain (works of the United States government)",
+    "sniffer.dataset.Pydoc": "Python Software Foundation License 2.0",
+}
+"""Of the datasets that come with this project or with Python."""
+
+LAWS = {
+    "LogUniform": "bucket(p) = max(log2(min_bucket_size), floor(log2(p + 1))); "
+    "P(keep p) = min(1, base_rate / 2^bucket)",
+    "Uniform": "bucket(p) = floor(p / bucket_size); P(keep p) = min(1, base_rate / bucket_size)",
+    "All": "bucket(p) = floor(p / bucket_size); every position is kept",
+}
+
+
+def config_name(layer: int, kind: str) -> str:
+    """What load_dataset calls the vectors of one layer and kind."""
+    return f"l{layer:02d}{kind}"
+
+
+def card(manifest: Manifest, repo: str, text_licence: str | None) -> str:
+    """README.md of the published folder."""
+    licence = text_licence or TEXT_LICENCES.get(str(manifest.dataset.get("_target_")))
+    head = yaml.safe_dump(_head(manifest, text_licence), sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n\n{_body(manifest, repo, licence or 'not stated: ask whoever published this')}"
+
+
+def _head(manifest: Manifest, text_licence: str | None) -> dict[str, Any]:
+    folders = {(part.layer, part.kind): part.path.rpartition("/")[0] for part in manifest.parts}
+    configs = [
+        {"config_name": config_name(*pair), "data_files": [{"split": "train", "path": f"{folder}/*.parquet"}]}
+        for pair, folder in folders.items()
+    ]
+    return {
+        "license": text_licence or "other",
+        "tags": ["attention", "queries-and-keys", "interpretability", "qk-sniffer"],
+        "pretty_name": f"q and k vectors of {manifest.model.get('checkpoint')}",
+        "configs": configs,
+    }
+
+
+def _body(manifest: Manifest, repo: str, licence: str) -> str:
+    target = str(manifest.sampler.get("_target_"))
+    name = target.rpartition(".")[2]
+    law = LAWS.get(name, f"that of {target}")
+    first = next((config_name(part.layer, part.kind) for part in manifest.parts), "l00q")
+    counts, seeds = manifest.counts, ", ".join(manifest.sampler.get("seed_by", ()))
+    kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())
+    return f"""# Vectors of attention: {manifest.model.get("checkpoint")}
+
+{manifest.rows:,} vectors ({kinds}) of {len(manifest.selection)} layers over {counts.get("examples", 0):,} documents
+({counts.get("tokens", 0):,} tokens), as attention received them: after RoPE, norms and scaling, except for
+q_pre and k_pre, which are as if RoPE were the identity.
+
+| | |
+| --- | --- |
+| model | {_described(manifest.model, "checkpoint", "architecture", "revision", "commit", "weights")} |
+| computed in | {_described(manifest.device)} |
+| text | {_described(manifest.dataset, "path", "name", "split", "package", "documents")} |
+| licence of the text | {licence} |
+| captured with | {_described(manifest.versions)} |
+| digest of all rows | `{manifest.digest}` |
+
+## How positions were drawn
+
+Sampler {name} ({_described(_numbers(manifest.sampler))}, seed {manifest.seed}): {law}.
+
+Each decision belongs to a position: a 64-bit hash of (seed, {seeds}, position) is compared with the
+probability. Weight rows by its inverse for unbiased sums over all positions.
+
+## Loading
+
+```python
+from datasets import load_dataset
+
+rows = load_dataset("{repo}", "{first}", split="train")
+```
+
+There is one configuration per layer and kind, named like `{first}`.
+Columns: head, bucket, position, token_id, example_id, vector. `examples.parquet` says which text each
+example_id stands for. With qk-sniffer, layers, heads and the
+grouped-query map are at hand:
+
+```python
+from huggingface_hub import snapshot_download
+from sniffer import open_run
+
+run = open_run(snapshot_download("{repo}", repo_type="dataset"))
+run.vectors(layer=0, head=0, kind="q")
+```
+"""
+
+
+def _numbers(sampler: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in sampler.items() if isinstance(value, int | float)}
+
+
+def _described(values: Mapping[str, Any], *names: str) -> str:
+    shown = {name: values.get(name) for name in names or values}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)

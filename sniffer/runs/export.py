@@ -1,0 +1,54 @@
+"""`runs export RUN --layout heads`: one file per layer, head and kind, for tools that expect such folders.
+
+l07h03q/data.parquet holds the rows of layer 7, head 3, kind q, with the columns bucket, example_id, position,
+vector (list<float32>) and sliding_window (null where a layer attends to everything). Heads of k, v and k_pre
+are key heads. The folder appears when it is complete.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import polars as pl
+
+from sniffer.errors import RunError
+from sniffer.manifest import Manifest
+from sniffer.reader import Run
+
+LAYOUTS = ("heads",)
+COLUMNS = ("bucket", "example_id", "position", "vector", "sliding_window")
+
+
+def export(folder: Path, target: Path) -> int:
+    """Writes the `heads` layout of a run into a new folder; returns the number of files.
+
+    Raises:
+        RunError: the target exists, or the run cannot be read.
+    """
+    if target.exists():
+        raise RunError(f"{target} exists already: choose another folder with --to")
+    run = Run(folder, Manifest.load(folder))
+    unfinished = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    written = 0
+    for layer in run.layers:
+        for kind, heads in run.manifest.selection[layer].items():
+            rows = _rows(run, layer, kind)
+            for head in heads:
+                file = unfinished / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
+                file.parent.mkdir(parents=True)
+                rows.filter(pl.col("head") == head).select(COLUMNS).write_parquet(file)
+                written += 1
+    unfinished.rename(target)
+    return written
+
+
+def _rows(run: Run, layer: int, kind: str) -> pl.DataFrame:
+    """All heads of one (layer, kind), each in the order (bucket, example_id, position)."""
+    window = run.manifest.layer(layer).sliding_window
+    rows = run.scan([layer], [kind]).sort("head", "bucket", "example_id", "position")
+    return rows.with_columns(
+        pl.col("vector").cast(pl.List(pl.Float32)),
+        pl.lit(window, dtype=pl.Int32).alias("sliding_window"),
+    ).collect()

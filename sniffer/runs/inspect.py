@@ -1,0 +1,104 @@
+"""`runs inspect RUN`: what a run is, and how much of what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.box
+from rich.console import RenderableType
+from rich.table import Table
+
+from sniffer.estimate import size
+from sniffer.manifest import Manifest
+from sniffer.runs.folders import state
+from sniffer.runs.listing import age, sampler_of
+from sniffer.terminal import rows_by_bucket
+from sniffer.types import LayerGeometry
+
+
+def tables(folder: Path) -> Iterator[RenderableType]:
+    """The facts, the layers, and the vectors by bucket.
+
+    Raises:
+        RunError: not a run folder, or one that cannot be read.
+    """
+    manifest = Manifest.load(folder, parts_must_exist=False)
+    yield _facts(folder, manifest)
+    yield _layers(manifest)
+    yield _buckets(manifest)
+
+
+def _facts(folder: Path, manifest: Manifest) -> Table:
+    table = Table(title=str(folder), title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _values(folder, manifest).items():
+        table.add_row(name, value)
+    return table
+
+
+def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
+    status = state(folder, manifest)
+    facts = {
+        "status": f"{status} ({manifest.reason})" if manifest.reason else status,
+        "created": f"{manifest.created} ({age(manifest.created)} ago)",
+        "model": _pairs(manifest.model, ("checkpoint", "architecture", "weights", "revision", "commit")),
+        "device": _pairs(manifest.device) + f", threads {manifest.threads}",
+        "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package")),
+        "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
+        "documents": _pairs(manifest.counts),
+        "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}",
+        "commits": f"{len({part.commit for part in manifest.parts}):,}",
+        "seconds": _pairs(manifest.timings),
+        "versions": _pairs(manifest.versions),
+        "digest": manifest.digest,
+    }
+    if manifest.pending:
+        facts["pending"] = f"{len(manifest.pending):,} parts, {size(sum(part.bytes for part in manifest.pending))}"
+    for resume in manifest.resumes:
+        changed = f", with {'; '.join(resume['differences'])}" if resume.get("differences") else ""
+        facts[f"resumed {resume['at']}"] = f"stopped by {resume['stopped_by']}{changed}"
+    return facts
+
+
+def _pairs(values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
+    shown = {name: values.get(name) for name in names or values}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, ""))
+
+
+def _layers(manifest: Manifest) -> Table:
+    kinds = list(manifest.rows_by_kind) or [kind for kinds in manifest.selection.values() for kind in kinds]
+    table = Table(title="layers", title_justify="left", box=rich.box.SIMPLE)
+    for name in ("layer", "heads", "dim", "window", *dict.fromkeys(kinds), "bytes"):
+        table.add_column(name, justify="right")
+    geometry = {layer.layer: layer for layer in manifest.geometry}
+    for number, captured in manifest.selection.items():
+        parts = [part for part in manifest.parts if part.layer == number]
+        rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in dict.fromkeys(kinds)}
+        layer = geometry[number]
+        heads = ", ".join(f"{kind} {len(heads)}/{layer.heads[kind]}" for kind, heads in captured.items())
+        table.add_row(
+            str(number),
+            heads,
+            _dims(layer, captured),
+            str(layer.sliding_window or "full"),
+            *(f"{count:,}" for count in rows.values()),
+            size(sum(part.bytes for part in parts)),
+        )
+    return table
+
+
+def _dims(layer: LayerGeometry, captured: Mapping[str, Any]) -> str:
+    return "/".join(map(str, dict.fromkeys(layer.dims[kind] for kind in captured)))
+
+
+def _buckets(manifest: Manifest) -> Table:
+    table = Table(title="vectors by bucket", title_justify="left", box=rich.box.SIMPLE)
+    for name in ("bucket", "probability", *manifest.rows_by_kind):
+        table.add_column(name, justify="right")
+    law = manifest.sampler.get("probability_by_bucket", {})
+    for bucket, rows in rows_by_bucket(manifest).items():
+        table.add_row(str(bucket), f"{law.get(bucket, float('nan')):.3g}", *(f"{count:,}" for count in rows.values()))
+    return table

@@ -1,0 +1,101 @@
+"""`runs publish RUN REPO`: a run as a dataset on the Hugging Face hub, with a card that explains it.
+
+What is pushed is a run folder too: `open_run` reads a downloaded snapshot. Local paths in the configuration
+and the manifest are cut down to their last part, since they may tell more than the publisher means to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from sniffer.config import save_plain
+from sniffer.errors import RunError
+from sniffer.integrity import damage
+from sniffer.manifest import TWIN_PATH, Manifest
+from sniffer.runs.card import card
+
+
+def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
+    """Writes the folder that would be pushed.
+
+    Raises:
+        RunError: the target exists, or the run is not complete and whole.
+    """
+    manifest = Manifest.load(folder)
+    if manifest.status != "complete":
+        raise RunError(f"{folder} is {manifest.status}: `python -m sniffer.runs resume {folder}` completes it first")
+    if target.exists() and any(target.iterdir()):
+        raise RunError(f"{target} holds something already: choose another folder with --to")
+    for record in manifest.files():
+        if wrong := damage(folder, record):
+            raise RunError(f"{record.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
+        _link(folder / record.path, target / record.path)
+    public = replace(
+        manifest,
+        config=without_paths(manifest.config),
+        model=without_paths(manifest.model),
+        dataset=without_paths(manifest.dataset),
+    )
+    public.save(target)
+    (target / TWIN_PATH).unlink()
+    save_plain(target, public.config)
+    (target / "README.md").write_text(card(public, repo, text_licence), encoding="utf-8")
+
+
+def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | None = None) -> str:
+    """Pushes a run to the hub that huggingface_hub is set up for; returns its address.
+
+    Raises:
+        RunError: as `assemble`; or the hub refused or could not be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    with TemporaryDirectory(dir=folder.parent, prefix=".publishing-") as scratch:
+        assemble(folder, Path(scratch), repo, text_licence)
+        try:
+            address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=scratch,
+                repo_type="dataset",
+                commit_message="Vectors captured with qk-sniffer",
+            )
+        except HFValidationError as error:
+            raise RunError(f"{repo!r} is no name for a repository: use owner/name") from error
+        except HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", "no status")
+            raise RunError(
+                f"the hub answered {status} for {repo}: run `hf auth login` with a token that may write"
+            ) from error
+        except Exception as error:  # the HTTP library below huggingface_hub has changed before, and will again
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RunError(f"could not push to {repo} ({reason}): --dry-run writes what would be pushed") from error
+    return str(address)
+
+
+def without_paths(value: Any) -> Any:
+    """The same value, with absolute paths cut down to their last part."""
+    if isinstance(value, Mapping):
+        return {name: without_paths(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(inner) for inner in value]
+    if isinstance(value, str) and (value.startswith(("/", "~")) or PureWindowsPath(value).drive):
+        return PureWindowsPath(value).name
+    return value
+
+
+def _link(source: Path, target: Path) -> None:
+    """A second name where the file system can, a copy where it cannot."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

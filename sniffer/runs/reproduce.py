@@ -1,0 +1,123 @@
+"""`runs reproduce RUN`: runs a saved configuration again, into a new folder, and compares every row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sniffer.config import save_plain, saved_config
+from sniffer.continuation import differences
+from sniffer.errors import RunError
+from sniffer.lock import hold
+from sniffer.manifest import Manifest
+from sniffer.reader import Run
+from sniffer.runs.saved import Trust, build, same_threads
+
+KEY = ("head", "example_id", "position")
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far two runs are apart: rows that only one has, and the difference of the vectors that both have.
+
+    `largest` is the largest absolute difference of two numbers, `relative` the largest norm of a difference
+    over the norm of the first run's vector; `differing` counts vectors that are not equal to the bit.
+    """
+
+    rows: int = 0
+    only_first: int = 0
+    only_second: int = 0
+    differing: int = 0
+    largest: float = 0.0
+    relative: float = 0.0
+
+    def __add__(self, other: Distance) -> Distance:
+        return Distance(
+            self.rows + other.rows,
+            self.only_first + other.only_first,
+            self.only_second + other.only_second,
+            self.differing + other.differing,
+            max(self.largest, other.largest),
+            max(self.relative, other.relative),
+        )
+
+
+def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]]:
+    """Runs the configuration of a complete run again and compares.
+
+    Returns:
+        Whether all rows are identical, and what to tell, line by line.
+
+    Raises:
+        RunError: the run is not complete, or the target exists.
+        SnifferError: as a fresh run.
+    """
+    first = Manifest.load(folder)
+    if first.status != "complete":
+        raise RunError(f"{folder} is {first.status}: `python -m sniffer.runs resume {folder}` completes it first")
+    if target.exists():
+        raise RunError(f"{target} exists already: choose another folder with --to")
+    plain = saved_config(folder)
+    config = build(plain, trust, folder / "config.yaml")
+
+    from sniffer.capture import run
+
+    target.mkdir(parents=True)
+    with hold(target), same_threads(first.threads):
+        save_plain(target, plain)
+        run(config, target)
+    second = Manifest.load(target)
+    if first.digest == second.digest:
+        return True, [f"identical: {first.rows:,} rows, digest {first.digest}"]
+    return False, list(_told(compare(Run(folder, first), Run(target, second)), first, second))
+
+
+def compare(first: Run, second: Run) -> Distance:
+    """Row by row, one (layer, kind) at a time."""
+    pairs = [run.captured() for run in (first, second)]
+    total = Distance()
+    for layer, kind in sorted(pairs[0] | pairs[1]):
+        frames = [
+            run.scan([layer], [kind]).select(*KEY, "vector").sort(KEY).collect() if (layer, kind) in there else None
+            for run, there in zip((first, second), pairs, strict=True)
+        ]
+        total += _distance(*frames)
+    return total
+
+
+def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distance:
+    if first is None or second is None:
+        return Distance(only_first=0 if first is None else len(first), only_second=0 if second is None else len(second))
+    both = first.select(KEY).join(second.select(KEY), on=KEY)
+    shared = [frame.join(both, on=KEY, how="semi").sort(KEY)["vector"].to_numpy() for frame in (first, second)]
+    alone = {"only_first": len(first) - len(both), "only_second": len(second) - len(both)}
+    if not len(both) or shared[0].shape != shared[1].shape:
+        return Distance(rows=len(both), differing=len(both), **alone)
+    one, other = (np.ascontiguousarray(vectors, dtype=np.float32) for vectors in shared)
+    difference = (one.astype(np.float64) - other).reshape(len(one), -1)
+    norms = np.linalg.norm(difference, axis=1) / np.maximum(np.linalg.norm(one, axis=1), 1e-30)
+    differing = (one.view(np.uint32) != other.view(np.uint32)).any(axis=1)
+    return Distance(
+        len(both),
+        **alone,
+        differing=int(differing.sum()),
+        largest=float(np.abs(difference).max()),
+        relative=float(norms.max()),
+    )
+
+
+def _told(distance: Distance, first: Manifest, second: Manifest) -> Iterator[str]:
+    yield (
+        f"not identical: {distance.differing:,} of {distance.rows:,} vectors differ, by at most {distance.largest:.3g} "
+        f"in a number and {distance.relative:.3g} of a vector's length"
+    )
+    if distance.only_first or distance.only_second:
+        yield f"{distance.only_first:,} rows are in the first run only, {distance.only_second:,} in the second only"
+    elsewhere = differences(first.as_json(), second.as_json())
+    if first.threads != second.threads:
+        elsewhere.append(f"threads: {first.threads} then, {second.threads} now")
+    yield "what differs: " + ("; ".join(elsewhere) or "nothing that the manifests record")

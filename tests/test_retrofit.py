@@ -1,0 +1,182 @@
+"""Retrofitting: code that the import hook never saw is tapped in place, proven, and given back as it was."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, PretrainedConfig
+
+from models import finder
+from models.backbone import Checkpoint
+from models.loaded import LoadedBackbone, find_backbone
+from models.retrofit import attached, retrofit
+from sniffer.errors import UnsupportedModelError
+from sniffer.tap import Seen, tap
+from tests.tiny_families import tiny_config, tiny_ids, tiny_model
+
+OLMO = "transformers.models.olmo2.modeling_olmo2"
+LLAMA = "transformers.models.llama.modeling_llama"
+
+
+@pytest.fixture
+def olmo() -> Iterator[ModuleType]:
+    """A family imported without the hook."""
+    tapped = sys.modules.pop(OLMO, None)
+    before = list(sys.meta_path)
+    finder.uninstall()
+    try:
+        yield importlib.import_module(OLMO)
+    finally:
+        sys.meta_path[:] = before
+        sys.modules.pop(OLMO)
+        if tapped is not None:
+            sys.modules[OLMO] = tapped
+
+
+def untapped(olmo: ModuleType) -> Any:
+    torch.manual_seed(0)
+    return olmo.Olmo2ForCausalLM(tiny_config("olmo2")).eval()
+
+
+def events(backbone: LoadedBackbone) -> list[Seen]:
+    seen: list[Seen] = []
+    with torch.inference_mode(), tap(seen.append, pre=True):
+        backbone(tiny_ids())
+    return seen
+
+
+def test_a_loaded_model_shows_what_a_tapped_one_shows(olmo: ModuleType):
+    model = untapped(olmo)
+    assert not finder.is_tapped(OLMO)
+    with torch.inference_mode():
+        plain = model(tiny_ids()).logits
+    with attached(model) as backbone:
+        shown = events(backbone)
+        with torch.inference_mode():
+            assert torch.equal(model(tiny_ids()).logits, plain)
+    sys.modules.pop(OLMO)
+    with finder.installed():
+        twin = importlib.import_module(OLMO).Olmo2ForCausalLM(model.config).eval()
+        twin.load_state_dict(model.state_dict())
+        expected = events(LoadedBackbone(find_backbone(twin)))
+    assert len(shown) == len(expected) == 4
+    for mine, theirs in zip(shown, expected, strict=True):
+        assert all(
+            torch.equal(getattr(mine, kind), getattr(theirs, kind)) for kind in ("q", "k", "v", "q_pre", "k_pre")
+        )
+
+
+def test_afterwards_everything_is_as_it_was(olmo: ModuleType):
+    model = untapped(olmo).train()
+    model.model.layers[1].eval()
+    model.model.norm.weight.requires_grad_(False)
+    forward = olmo.Olmo2Attention.forward
+    codes = {name: getattr(value, "__code__", None) for name, value in vars(olmo.Olmo2Attention).items()}
+    names = set(vars(olmo))
+    flags = [part.training for part in model.modules()]
+    gradients = [parameter.requires_grad for parameter in model.parameters()]
+    with pytest.raises(KeyError), attached(model):
+        assert olmo.Olmo2Attention.forward is forward and forward.__code__ is not codes["forward"]
+        assert [part.training for part in model.modules()] == flags
+        raise KeyError
+    assert {name: getattr(value, "__code__", None) for name, value in vars(olmo.Olmo2Attention).items()} == codes
+    assert set(vars(olmo)) == names and not finder.is_tapped(OLMO)
+    assert [parameter.requires_grad for parameter in model.parameters()] == gradients
+
+
+def test_what_the_hook_has_tapped_is_left_alone():
+    finder.install()
+    model = tiny_model(tiny_config("llama"))
+    code = sys.modules[LLAMA].LlamaAttention.forward.__code__  # type: ignore[attr-defined]
+    retrofit(model)()
+    assert sys.modules[LLAMA].LlamaAttention.forward.__code__ is code  # type: ignore[attr-defined]
+    assert finder.is_tapped(LLAMA)
+
+
+def own_code(folder: Path) -> Path:
+    """Llama's file as somebody would ship it with a checkpoint."""
+    text = Path(str(importlib.util.find_spec(LLAMA).origin)).read_text()  # type: ignore[union-attr]
+    text = text.replace("from ...", "from transformers.")
+    text = text.replace("from .configuration_llama", "from transformers.models.llama.configuration_llama")
+    path = folder / "modeling_mine.py"
+    path.write_text(text)
+    return path
+
+
+def test_a_source_that_has_changed_since_is_refused(tmp_path: Path):
+    path = own_code(tmp_path)
+    spec = importlib.util.spec_from_file_location("modeling_mine", path)
+    assert spec is not None and spec.loader is not None
+    mine = importlib.util.module_from_spec(spec)
+    sys.modules["modeling_mine"] = mine
+    try:
+        spec.loader.exec_module(mine)
+        model = mine.LlamaForCausalLM(tiny_config("llama")).eval()
+        with attached(model) as backbone:
+            assert len(backbone.geometry) == 4
+        path.write_text(path.read_text().replace("attn_output.reshape(", "1 * attn_output.reshape("))
+        with pytest.raises(UnsupportedModelError, match="LlamaAttention.forward in .* is not what was loaded"):
+            retrofit(model)
+    finally:
+        del sys.modules["modeling_mine"]
+
+
+def test_a_checkpoint_with_its_own_code_is_tapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    finder.install()
+    model = tiny_model(tiny_config("llama"))
+    folder = tmp_path / "mine"
+    model.save_pretrained(folder)
+    own_code(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "modeling_mine.LlamaForCausalLM"}})
+    )
+    remote = Checkpoint(str(folder), device="cpu", trust_remote_code=True).load()
+    assert type(remote.module).__module__.startswith("transformers_modules.")
+    ours = Checkpoint(str(folder), device="cpu").load()
+    assert type(ours.module).__module__ == LLAMA
+    for mine, theirs in zip(events(remote), events(ours), strict=True):
+        assert all(
+            torch.equal(getattr(mine, kind), getattr(theirs, kind)) for kind in ("q", "k", "v", "q_pre", "k_pre")
+        )
+
+
+def test_a_family_imported_early_is_tapped_when_it_is_loaded(olmo: ModuleType, tmp_path: Path):
+    untapped(olmo).save_pretrained(tmp_path)
+    config: PretrainedConfig = AutoConfig.from_pretrained(tmp_path)
+    assert config.model_type == "olmo2"
+    with pytest.raises(UnsupportedModelError, match="imported before the tap's import hook"):
+        find_backbone(untapped(olmo))
+    undo = retrofit(model := untapped(olmo))
+    assert len(LoadedBackbone(find_backbone(model)).geometry) == 4
+    undo()
+
+
+def test_the_compiler_follows_a_tap_without_a_break():
+    finder.install()
+    backbone = LoadedBackbone(find_backbone(tiny_model(tiny_config("llama", num_hidden_layers=2))))
+    seen: list[Seen] = []
+    with torch.inference_mode(), tap(seen.append):
+        explained = torch._dynamo.explain(backbone.module)(input_ids=tiny_ids(), use_cache=False)
+    assert explained.graph_break_count == 0 and len(seen) == 2
+    torch._dynamo.reset()
+
+
+def test_two_models_in_one_process_keep_their_layers_apart():
+    finder.install()
+    small, large = (
+        LoadedBackbone(find_backbone(tiny_model(tiny_config("llama", num_hidden_layers=n)))) for n in (2, 3)
+    )
+    other = LoadedBackbone(find_backbone(tiny_model(tiny_config("gemma3_text"))))
+    for backbone, depth in ((small, 2), (large, 3), (other, 4), (small, 2)):
+        assert [backbone.layer_of[event.module] for event in events(backbone)] == list(range(depth))

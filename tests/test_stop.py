@@ -1,0 +1,80 @@
+"""The first signal asks, the second stops, and afterwards everything is as before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from sniffer.stop import SIGNALS, Stop, Stopped
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_answered_before_the_next_item(number: int, capfd: pytest.CaptureFixture):
+    seen = []
+    with Stop() as stop, pytest.raises(Stopped) as caught:
+        for item in stop.each(range(5)):
+            if item == 2:
+                send(number)
+            seen.append(item)
+    assert seen == [0, 1, 2]
+    assert caught.value.signum == number and str(caught.value) == signal.Signals(number).name
+    assert "once more stops at once" in capfd.readouterr().err
+
+
+def test_waiting_is_given_up_at_once():
+    def slow():
+        yield 0
+        send(signal.SIGINT)
+        raise AssertionError("still waiting")
+
+    with Stop() as stop, pytest.raises(Stopped):
+        list(stop.each(slow()))
+
+
+def test_a_second_signal_stops_wherever_it_comes():
+    reached = []
+    with Stop(), pytest.raises(KeyboardInterrupt) as caught:
+        send(signal.SIGTERM)
+        reached.append(1)
+        send(signal.SIGINT)
+        reached.append(2)
+    assert reached == [1] and not isinstance(caught.value, Stopped)
+
+
+def test_without_a_signal_nothing_happens():
+    with Stop() as stop:
+        assert list(stop.each(range(3))) == [0, 1, 2]
+        with stop.at_once():
+            pass
+        stop.check()
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ValueError), Stop():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        raise ValueError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone():
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with Stop() as stop:
+                list(stop.each(range(3)))
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not errors
