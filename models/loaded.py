@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models import selfcheck
-from models.finder import TAPPED_CLASSES, is_modelling_module, is_tapped
+from models.finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import LayerGeometry
 
@@ -61,6 +61,7 @@ class LoadedBackbone:
             for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
         )
         self.skipped_layers = skipped_layers(module, set(numbers))
+        check_skipped(module, self.skipped_layers)
         self.shared_keys = selfcheck.shared_keys(seen, numbers)
 
     def describe(self) -> dict[str, Any]:
@@ -162,6 +163,20 @@ def skipped_layers(backbone: nn.Module, attention: set[nn.Module]) -> tuple[str,
     return tuple(f"{name}.{i}" for i, layer in enumerate(layers) if not attention & set(layer.modules()))
 
 
+def check_skipped(backbone: nn.Module, skipped: Sequence[str]) -> None:
+    """Refuses to pass over a layer that seems to attend by code that no rule recognises.
+
+    Raises:
+        UnsupportedModelError: naming its class, file and line.
+    """
+    for path in skipped:
+        if reasons := _unrecognised(backbone.get_submodule(path)):
+            raise UnsupportedModelError(
+                f"{path} attends by code that fits no rule: {'; '.join(reasons)}; a local copy"
+                " models/<family>/modeling_<family>.py with tap lines can serve it"
+            )
+
+
 def _with_pre(
     backbone: LoadedBackbone,
     ids: Int[Tensor, "batch seq"],
@@ -182,7 +197,7 @@ def _with_pre(
 def _pre_missing(attention: set[nn.Module]) -> str:
     for module in attention:
         for cls in type(module).__mro__:
-            derived = getattr(sys.modules.get(cls.__module__), "__sniffer_derived__", None)
+            derived = getattr(sys.modules.get(cls.__module__), DERIVED_NAME, None)
             for one in derived.taps if derived is not None else ():
                 if one.class_name == cls.__name__ and one.pre_missing:
                     return f"{cls.__name__}: {one.pre_missing}"
@@ -199,15 +214,21 @@ def _has_tap(cls: type) -> bool:
 
 
 def _reasons(model: nn.Module) -> str:
-    """Where attention-like classes of the model's own files stand that no rule matched."""
-    used = {type(part).__name__: type(part).__module__ for part in model.modules()}
+    """Why nothing in a model is tapped."""
+    return "; ".join(_unrecognised(model)) or "it has no softmax attention that we recognise"
+
+
+def _unrecognised(root: nn.Module) -> list[str]:
+    """Where the attention-like classes of a module's parts stand that no rule matched: class, file and line."""
+    used = {type(part).__name__: type(part).__module__ for part in root.modules()}
     found = []
     for name, home in used.items():
-        derived = getattr(sys.modules.get(home), "__sniffer_derived__", None)
+        derived = getattr(sys.modules.get(home), DERIVED_NAME, None)
         for one in derived.untapped if derived is not None else ():
             if one.class_name == name:
-                found.append(f"{name} at {home.rsplit('.', 1)[-1]}.py line {one.line}: {one.reason}")
-    return "; ".join(found) if found else "it has no softmax attention that we recognise"
+                file = getattr(sys.modules[home], "__file__", home)
+                found.append(f"{name} in {file} line {one.line}: {one.reason}")
+    return found
 
 
 def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +35,7 @@ from sniffer.store import Store
 from sniffer.tap import tap
 from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary, waiting_for
 from sniffer.transfer import transfer_for
-from sniffer.types import Backbone, LayerGeometry, ModelLimits
+from sniffer.types import Backbone, Checkpoint, LayerGeometry, ModelLimits
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,23 @@ class Plan:
     expected: Estimate
 
 
-def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
+def load(checkpoint: Checkpoint) -> Backbone:
+    """Its weights, read or drawn anew."""
+    return checkpoint.load()
+
+
+def run(
+    config: Config,
+    folder: Path,
+    earlier: Earlier | None = None,
+    load: Callable[[Checkpoint], Backbone] = load,
+) -> None:
     """Captures what `config` asks for into `folder`, which the caller holds (lock.py).
 
     Args:
         earlier: the stopped session of this run that is to be taken up; without one the folder holds no
             results yet.
+        load: how to come by the model; jobs of a sweep hand it on.
 
     Raises:
         SnifferError: in one line, what is wrong and what to do; before the model loads where that can
@@ -88,7 +99,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
             limits = check(config)
             feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
             try:
-                plan = make_plan(config, config.model.load(), feed)
+                plan = make_plan(config, load(config.model), feed)
                 log.info("%s", estimate_line(plan.expected))
                 limit = memory_limit(config.output.memory_limit)
                 refuse_if_too_large(plan.expected, folder, limit, on_disk=earlier.bytes)
@@ -106,7 +117,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
             kept=earlier.kept,
         )
         try:
-            capture(config, plan, feed, store, clock, stop, earlier)
+            infer_and_write(config, plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
@@ -114,13 +125,13 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None) -> None:
     stop.check()
 
 
-def capture(config: Config, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop, earlier: Earlier) -> None:
+def infer_and_write(config: Config, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
     """Runs the model over the documents and writes what is captured, also when something stops it."""
     accumulator = Accumulator(plan.selection)
     interruption: BaseException | None = None
     try:
         with clock.stage("inference"):
-            infer(config, plan, feed, accumulator, store, clock, stop, earlier)
+            infer(config, plan, feed, accumulator, store, clock, stop)
     except (Exception, Stopped) as error:
         # What was captured so far is worth keeping: it is written below, then the error goes on its way.
         interruption = explained(error)
@@ -191,14 +202,7 @@ def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
 
 
 def infer(
-    config: Config,
-    plan: Plan,
-    feed: Feed,
-    accumulator: Accumulator,
-    store: Store,
-    clock: Clock,
-    stop: Stop,
-    earlier: Earlier,
+    config: Config, plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock, stop: Stop
 ) -> None:
     """Runs every batch through the backbone; what was picked is then in the accumulator, or on disk."""
     backbone = plan.backbone
@@ -208,7 +212,7 @@ def infer(
     in_flight: list[Observer] = []
 
     def keep(observer: Observer) -> None:
-        done = earlier.kept.done(observer.batch, plan.selection.heads)
+        done = store.kept.done(observer.batch, plan.selection.heads)
         accumulator.add(observer.batch, observer.picks, transfer.settle(observer.vectors), done)
         store.add_examples(observer.batch.documents)
         clock.add("capture", observer.seconds)
@@ -219,7 +223,7 @@ def infer(
             for batch in stop.each(feed.batches(config.batch.max_tokens)):
                 with clock.stage("sample"):
                     picks = draw(plan.picker, plan.selection, batch)
-                if not earlier.lacks(batch, picks, plan.selection.heads):
+                if not store.kept.lacks(batch, picks, plan.selection.heads):
                     store.add_examples(batch.documents)
                     progress.advance(len(batch.documents), batch.n_tokens, sum(accumulator.rows.values()))
                     continue

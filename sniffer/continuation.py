@@ -6,14 +6,13 @@ computes. Whatever differs is named and refused, or, when forced, recorded in th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sniffer.errors import RunError
-from sniffer.kept import Kept, Pair
+from sniffer.kept import Kept
 from sniffer.manifest import Manifest
-from sniffer.types import Picks, TokenBatch
 
 MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "versions")
 """Parts of the manifest that rows depend on."""
@@ -41,17 +40,6 @@ class Earlier:
         if self.manifest is None:
             return 0
         return sum(part.bytes for part in (*self.manifest.parts, *self.manifest.pending))
-
-    def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
-        """Whether the batch has to go through the model.
-
-        Raises:
-            RunError: a document is not what it was.
-        """
-        if not self.forced:
-            for document in batch.documents:
-                self.kept.check(document)
-        return self.kept.lacks(batch, picks, pairs)
 
     def continued(self, fresh: Manifest) -> Manifest:
         """The manifest to go on with, given the one that a fresh run would start with.

@@ -20,6 +20,8 @@ OWN = (
     "config.yaml",
     "rerun.yaml",
     "sniffer.log",
+    "README.md",  # of a published run, as is the next
+    ".gitattributes",
 )
 PART = re.compile(r"captures/layer=\d+/kind=\w+/part-\d+\.parquet")
 TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.\d+\.tmp")

@@ -34,10 +34,14 @@ Pair = tuple[int, str]
 
 @dataclass(frozen=True)
 class Kept:
-    """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some."""
+    """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some.
+
+    `strict`: a document that is not what it was is refused.
+    """
 
     committed: Mapping[int, Example] = field(default_factory=dict)
     pending: Mapping[Pair, frozenset[int]] = field(default_factory=dict)
+    strict: bool = True
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -53,7 +57,13 @@ class Kept:
         return {pair: everywhere | (ids & self.pending.get(pair, frozenset())) for pair in pairs}
 
     def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
-        """Whether a forward pass is needed: some draw keeps a position whose row is not on disk."""
+        """Whether a forward pass is needed: some draw keeps a position whose row is not on disk.
+
+        Raises:
+            RunError: a document is not what it was when its rows were captured.
+        """
+        for document in batch.documents if self.strict else ():
+            self._check(document)
         new = [row for row, document in enumerate(batch.documents) if document.example_id not in self.committed]
         if not new or not self.pending:
             return bool(new)
@@ -64,12 +74,7 @@ class Kept:
         missing = [row for row in new if batch.documents[row].example_id not in there]
         return bool(np.isin(drawn.rows, missing).any())
 
-    def check(self, document: Document) -> None:
-        """Refuses a document that is not what it was when its rows were captured.
-
-        Raises:
-            RunError: naming it.
-        """
+    def _check(self, document: Document) -> None:
         then = self.committed.get(document.example_id)
         if then is not None and then != Example.of(document):
             raise RunError(

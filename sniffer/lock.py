@@ -25,15 +25,18 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextmanager
-def hold(folder: Path) -> Iterator[None]:
-    """Keeps every other process from writing into `folder`.
+def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps every other process from writing into `folder`; `wait` for one that does, instead of refusing.
 
     Raises:
-        RunError: another process does so right now.
+        RunError: another process does so right now, or the folder cannot be written to.
     """
-    handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _try(handle, exclusive=True):
+        handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot write into {folder}: {error.strerror}; check its permissions") from error
+    try:
+        if not _try(handle, exclusive=True, wait=wait):
             raise RunError(f"{folder} is being written to by another process: wait for it, or stop it first")
         yield
     finally:
@@ -52,12 +55,12 @@ def is_held(folder: Path) -> bool:
         os.close(handle)
 
 
-def _try(handle: int, *, exclusive: bool) -> bool:
-    """Takes the lock without waiting; True as well where there are no locks."""
+def _try(handle: int, *, exclusive: bool, wait: bool = False) -> bool:
+    """Takes the lock, or says that another process has it; True as well where there are no locks."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     except OSError as error:

@@ -31,6 +31,9 @@ TWIN_PATH = ".manifest.json"
 CHECKSUM = "checksum"
 STATUSES = ("running", "complete", "interrupted")
 
+INSIDE_INFERENCE = ("sample", "forward", "capture")
+"""Stages that happen within the inference; capture is a part of forward."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -114,6 +117,11 @@ class Manifest:
         for part in self.parts:
             found[part.layer, part.kind].append(part.digest)
         return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(seconds for stage, seconds in self.timings.items() if stage not in INSIDE_INFERENCE)
 
     def parts_of(self, layer: int, kind: str) -> list[Part]:
         return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]

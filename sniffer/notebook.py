@@ -67,7 +67,8 @@ def sniff(
     Raises:
         ConfigError: the selection names what the model does not have.
         UnsupportedModelError: the model cannot be tapped soundly.
-        CaptureError: a call has no input_ids, is padded on the left, or is more than `example_ids`.
+        CaptureError: a call has no input_ids, is padded on the left, has more rows than `example_ids`, or
+            does not run all layers.
     """
     request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
     module, _, name = attach.rpartition(".")
@@ -156,10 +157,15 @@ class Captured:
         """After a forward, whether it failed or not: closes the tap; a whole batch is kept."""
         self._open.close()
         observer, self._observer = self._observer, None
-        if observer is not None and observer.vectors.keys() == self.selection.heads.keys():
-            self._transfer.end_batch()
-            vectors = self._transfer.settle(observer.vectors)
-            self._accumulator.add(observer.batch, observer.picks, vectors)
+        if observer is None or output is None:  # passed over, or failed
+            return
+        if unseen := sorted({layer for layer, _ in self.selection.heads.keys() - observer.vectors.keys()}):
+            raise CaptureError(
+                f"layers {unseen} were not seen in this call: if the model was compiled before, call"
+                " torch._dynamo.reset() first"
+            )
+        self._transfer.end_batch()
+        self._accumulator.add(observer.batch, observer.picks, self._transfer.settle(observer.vectors))
 
     def close(self) -> None:
         """Closes the tap, should a forward have been cut short."""

@@ -63,6 +63,7 @@ class Store:
         self.memory_limit = memory_limit
         self.examples: dict[int, Example] = dict(kept.committed)
         self._committed_examples = len(self.examples)
+        self.kept = kept
         self._waiting = kept.waiting
         if self.examples:
             self._replace_examples(counts=self._counts())

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from sniffer.estimate import Estimate, size
-from sniffer.manifest import Manifest
+from sniffer.manifest import INSIDE_INFERENCE, Manifest
 from sniffer.sampler import Picker
 
 log = logging.getLogger(__name__)
@@ -161,13 +161,10 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
         "seconds": _stages(seconds),
-        "speed": f"{rate:,.0f} tokens/s",
+        # The seconds of a session that was killed are not known.
+        **({} if manifest.resumes else {"speed": f"{rate:,.0f} tokens/s"}),
         "digest": manifest.digest,
     }
-
-
-INSIDE_INFERENCE = ("sample", "forward", "capture")
-"""Stages that happen within the inference; capture is a part of forward."""
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

@@ -23,7 +23,7 @@ LAW = ("sampler.base_rate=20", "batch.max_tokens=300")
 ORDER = ["layer", "kind", "head", "example_id", "position"]
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - what stops a run is no error of it
     """What stops a run in these tests."""
 
 

@@ -167,3 +167,41 @@ def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPat
     kept = open_run(tmp_path / "run-0")
     assert 1 <= len(kept.examples()) <= 2
     assert kept.manifest.rows == len(table(kept)) > 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried 3 GiB"), RuntimeError("can't allocate memory")],
+)
+def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
+    run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+):
+    gather, batches = capture.Observer.__call__, set()
+
+    def failing(self, seen):
+        batches.add(id(self))
+        if len(batches) == 3:
+            raise error
+        return gather(self, seen)
+
+    monkeypatch.setattr(capture.Observer, "__call__", failing)
+    with pytest.raises(CaptureError, match="out of memory.*lower batch.max_tokens") as caught:
+        run("sampler=all", "batch.max_tokens=1")
+    assert "\n" not in str(caught.value)
+    manifest = Manifest.load(tmp_path / "run-0")
+    assert manifest.status == "interrupted" and "out of memory" in str(manifest.reason)
+    assert manifest.counts["examples"] == 2 and manifest.rows > 0
+
+
+def test_a_full_disk_is_refused_before_it_starts(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(CaptureError, match="of disk, 1000 bytes is free"):
+        run("sampler=all")
+
+
+def test_a_memory_limit_makes_room(run, monkeypatch: pytest.MonkeyPatch):
+    """What does not fit in memory as a whole is captured all the same, as long as a batch does."""
+    everything = run("sampler=all", "batch.max_tokens=1")
+    monkeypatch.setattr(estimate, "available_memory", lambda: 400_000)
+    limited = run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1kB")
+    assert limited.manifest.digest == everything.manifest.digest

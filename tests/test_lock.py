@@ -12,7 +12,15 @@ import pytest
 from sniffer.errors import RunError
 from sniffer.lock import LOCK_PATH, hold, is_held
 
-HOLDER = "import sys, time; from pathlib import Path; from sniffer.lock import hold\nwith hold(Path(sys.argv[1])):\n    print(1, flush=True); time.sleep(60)"
+HOLDER = """
+import sys, time
+from pathlib import Path
+from sniffer.lock import hold
+
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_held_folder_is_refused_in_one_line(tmp_path: Path):

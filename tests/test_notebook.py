@@ -123,5 +123,26 @@ def test_what_is_not_there_is_refused(checkpoint: Path, model: Any):
         captured.vectors(layer=0, head=0)
 
 
+@pytest.mark.parametrize("part", [lambda model: model, lambda model: model.model], ids=["whole", "backbone"])
+def test_a_compiled_model_shows_the_same(checkpoint: Path, model: Any, part: Any):
+    batch = encoded(checkpoint, TEXTS["third"])
+    with sniffer.sniff(part(model), sampler=All()) as plain:
+        part(model)(**batch)
+    compiled = torch.compile(part(model), backend="eager")
+    compiled(**batch)
+    torch._dynamo.reset()
+    with sniffer.sniff(compiled, sampler=All()) as captured:
+        compiled(**batch)
+    mine, theirs = (source.vectors(layer=1, head=3, kind="q") for source in (captured, plain))
+    assert len(mine) and np.allclose(mine.vectors, theirs.vectors, atol=1e-5)
+
+
+def test_layers_that_are_not_run_are_missed(checkpoint: Path, model: Any):
+    batch = encoded(checkpoint, TEXTS["third"])
+    with pytest.raises(CaptureError, match=r"layers \[1\] were not seen"), sniffer.sniff(model):
+        model.model.layers[1] = torch.nn.Identity()
+        model(**batch)
+
+
 def test_the_name_stays_a_function():
     assert callable(sniffer.sniff) and callable(sniffer.sniff)

@@ -261,7 +261,7 @@ def test_a_saved_configuration_cannot_run_code_of_its_choosing(
     folder = runs.start("run", stop_after=0)
     plain = yaml.safe_load((folder / "config.yaml").read_text()) | change
     (folder / "config.yaml").write_text(yaml.safe_dump(plain))
-    with pytest.raises(Exception, match=message):  # noqa: B017 - of either kind, and one line
+    with pytest.raises(Exception, match=message):
         take_up(folder, force=True)
 
 

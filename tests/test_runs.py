@@ -122,7 +122,7 @@ def test_rewriting_alone_is_no_fault(folder: Path):
         (lambda c, f: (moved(c, "example_ids", 1), f), "examples.parquet does not list"),
         (lambda c, f: (moved(c, "buckets", 1), f), "do not have the bucket of their position"),
         (lambda c, f: (c, replace(f, seed=8)), "its footer says seed=8"),
-        (lambda c, f: (c, replace(f, layer=1, kind="q")), "its footer says"),
+        (lambda c, f: (c, replace(f, sampler={**f.sampler, "base_rate": 2.0})), "its footer says sampler="),
     ],
 )
 def test_rows_that_break_the_law_are_found(folder: Path, change, named: str):
@@ -189,7 +189,10 @@ def test_a_missing_shard_is_named(runs: Runs):
     }
     assert missing_shards(list(manifests.values())) == []
     assert missing_shards([manifests[0], manifests[2]]) == ["shard 1 of 3 is missing"]
-    assert missing_shards([Manifest.load(runs.place / "shard-0")]) == ["shard 1 of 3 is missing", "shard 2 of 3 is missing"]
+    assert missing_shards([Manifest.load(runs.place / "shard-0")]) == [
+        "shard 1 of 3 is missing",
+        "shard 2 of 3 is missing",
+    ]
 
 
 def test_a_run_reproduces_itself(whole: Path, tmp_path: Path):

@@ -179,7 +179,9 @@ def _log_to(run: Path | None) -> None:
     if run is not None and run.is_dir():
         handlers.append(logging.FileHandler(run / "sniffer.log", encoding="utf-8", delay=True))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
+    for ours in ("sniffer", "models"):
+        logging.getLogger(ours).setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import Any
 from sniffer.config import save_plain
 from sniffer.errors import RunError
 from sniffer.integrity import damage
-from sniffer.manifest import TWIN_PATH, Manifest
+from sniffer.manifest import Manifest
 from sniffer.runs.card import card
+from sniffer.schema import EXAMPLES_TWIN_PATH
 
 
 def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
@@ -36,6 +37,8 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
         if wrong := damage(folder, record):
             raise RunError(f"{record.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
         _link(folder / record.path, target / record.path)
+    if manifest.examples is not None:
+        _link(folder / manifest.examples.path, target / EXAMPLES_TWIN_PATH)
     public = replace(
         manifest,
         config=without_paths(manifest.config),
@@ -43,7 +46,6 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
         dataset=without_paths(manifest.dataset),
     )
     public.save(target)
-    (target / TWIN_PATH).unlink()
     save_plain(target, public.config)
     (target / "README.md").write_text(card(public, repo, text_licence), encoding="utf-8")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,27 @@ from sniffer.lock import hold
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.runs.saved import Trust, build, same_threads
 from sniffer.schema import EXAMPLES_TWIN_PATH
+from sniffer.types import Backbone, Checkpoint
 from sniffer.writer import write_examples
 
 log = logging.getLogger(__name__)
 
 
-def resume(folder: Path, trust: Trust, *, force: bool = False, restore: bool = False) -> bool:
+def resume(
+    folder: Path,
+    trust: Trust,
+    *,
+    force: bool = False,
+    restore: bool = False,
+    load: Callable[[Checkpoint], Backbone] | None = None,
+) -> bool:
     """Completes a run; False if there was nothing to do.
 
     Args:
         trust: what the saved configuration may do.
         force: go on although something that matters has changed.
         restore: put config.yaml back to what the run was made with.
+        load: how to come by the model, if not anew.
 
     Raises:
         RunError: another process writes to the folder, or something that matters has changed.
@@ -44,7 +53,7 @@ def resume(folder: Path, trust: Trust, *, force: bool = False, restore: bool = F
         raise RunError(f"{folder} is not a folder: give the folder that a run printed")
     with hold(folder):
         if never_began(folder):
-            _run(folder, _config(folder), Earlier(), trust, threads=None)
+            _run(folder, _config(folder), Earlier(), trust, None, load)
             return True
         manifest, wrong = Manifest.recover(folder)
         if wrong:
@@ -58,7 +67,9 @@ def resume(folder: Path, trust: Trust, *, force: bool = False, restore: bool = F
         plain = _config(folder)
         before = manifest.as_json()
         _refuse(differences(before, {"config": plain, "versions": versions()}), force)
-        _run(folder, plain, Earlier(found, kept, forced=force), trust, manifest.threads)
+        _run(
+            folder, plain, Earlier(found, replace(kept, strict=not force), forced=force), trust, manifest.threads, load
+        )
     return True
 
 
@@ -69,7 +80,14 @@ def never_began(folder: Path) -> bool:
     )
 
 
-def _run(folder: Path, plain: Mapping[str, Any], earlier: Earlier, trust: Trust, threads: int | None) -> None:
+def _run(
+    folder: Path,
+    plain: Mapping[str, Any],
+    earlier: Earlier,
+    trust: Trust,
+    threads: int | None,
+    load: Callable[[Checkpoint], Backbone] | None,
+) -> None:
     config = build(plain, trust, folder / "config.yaml")
     if earlier.manifest is not None:
         # What can be told before the model loads; the rest is compared when it has.
@@ -79,7 +97,7 @@ def _run(folder: Path, plain: Mapping[str, Any], earlier: Earlier, trust: Trust,
     from sniffer.capture import run
 
     with same_threads(threads):
-        run(config, folder, earlier)
+        run(config, folder, earlier, **({"load": load} if load else {}))
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -113,9 +113,9 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
         "tokens": sum(example.n_tokens for example in examples.values()),
     }
     return [
-        f"{MANIFEST_PATH}: counts {manifest.counts.get(name):,} {name}, but examples.parquet has {count:,}"
+        f"{MANIFEST_PATH}: counts {manifest.counts[name]:,} {name}, but examples.parquet has {count:,}"
         for name, count in found.items()
-        if manifest.counts.get(name) != count
+        if manifest.counts.get(name, count) != count
     ]
 
 
