@@ -11,21 +11,26 @@ OLD := .venv-old
 OLD_TRANSFORMERS := 5.0.0
 MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit notebook conformance
 
-.PHONY: help demo test lint check bench format embedded conformance test-transformers-old faults clean
+# Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
+ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
+
+.PHONY: help demo demo-report browser-test test lint check bench format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
+	@echo "make demo-report            capture, all analyses, one page: report.html"
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, tests"
 	@echo "make faults  kills, signals, full disks and damaged files: nothing may be lost (some minutes)"
 	@echo "make bench   the measurements that performance claims rest on"
+	@echo "make browser-test           the report in a real browser (chromium)"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
 	@echo "make format  rewrite the sources in the house format"
 
 $(INSTALLED): pyproject.toml constraints-dev.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev]'
+	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,experiments]'
 	@touch $@
 
 embedded: $(INSTALLED)
@@ -33,6 +38,19 @@ embedded: $(INSTALLED)
 
 demo: embedded
 	$(RUN) -m sniffer experiment=demo
+
+demo-report: embedded
+	set -e; run=outputs/report-$$(date +%Y-%m-%d_%H-%M-%S); \
+	$(RUN) -m sniffer experiment=report hydra.run.dir=$$run; \
+	$(RUN) -m sniffer experiment=report_every_position hydra.run.dir=$$run-every-position; \
+	for name in $(ANALYSES); do $(RUN) -m experiments.$$name run=$$run; done; \
+	$(RUN) -m experiments.sampling_error run=$$run-every-position out=$$run/experiments/sampling_error; \
+	$(RUN) -m experiments.report run=$$run
+
+browser-test: $(INSTALLED)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ echo "the browser test needs chromium and chromedriver: apt-get install -y chromium chromium-driver"; exit 1; }
+	$(RUN) -m pytest tests/experiments/test_browser.py
 
 test: embedded
 	$(RUN) -m pytest $(PYTEST_ARGS)

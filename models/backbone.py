@@ -24,7 +24,7 @@ from models import locate
 from models.embedded import WHEELS
 from models.fingerprint import digests, snapshot_commit
 from sniffer.errors import CheckpointError, ConfigError
-from sniffer.types import ModelLimits, Tokenize
+from sniffer.types import ModelLimits, Outline, Tokenize
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -150,6 +150,19 @@ class Checkpoint:
             self.dtype, self.device, self.device_map, self.attn_implementation, self.trust_remote_code, self._options()
         )
         return weights.read(str(self._source()), config, how, self.checkpoint)
+
+    def outline(self) -> Outline:
+        """The shapes that `load` would bring, without any weights.
+
+        Raises:
+            CheckpointError: its config cannot be had.
+            UnsupportedModelError: the model cannot be tapped, or its shapes depend on values.
+        """
+        from models import finder
+        from models.outline import outline
+
+        finder.install()
+        return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records: architecture, revision, digests of the files on this machine."""

@@ -55,7 +55,7 @@ class LoadedBackbone:
         self.pre_missing, seen = _with_pre(self, ids, seen, received, names)
         numbers = number_layers({names[event.module]: event.module for event in seen}, module)
         self.layer_of: Mapping[nn.Module, int] = numbers
-        windows = _windows(module)
+        windows = windows_of(module)
         self.geometry: tuple[LayerGeometry, ...] = tuple(
             selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
             for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
@@ -185,7 +185,7 @@ def _with_pre(
     names: Mapping[nn.Module, str],
 ) -> tuple[str, list[selfcheck.Seen]]:
     """Probes once more with the pre kinds: why they are missing, and the events to read the geometry from."""
-    missing = _pre_missing({event.module for event in seen})
+    missing = why_no_pre({event.module for event in seen})
     if missing:
         return missing, seen
     with_pre, again, _ = selfcheck.observe_probe(backbone, ids, pre=True)
@@ -194,7 +194,7 @@ def _with_pre(
     return (f"{type(silent[0]).__name__} hands over no q_pre and k_pre" if silent else ""), with_pre
 
 
-def _pre_missing(attention: set[nn.Module]) -> str:
+def why_no_pre(attention: set[nn.Module]) -> str:
     for module in attention:
         for cls in type(module).__mro__:
             derived = getattr(sys.modules.get(cls.__module__), DERIVED_NAME, None)
@@ -237,7 +237,7 @@ def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:
     return name in parameters or (starred and not only_named)
 
 
-def _windows(module: PreTrainedModel) -> dict[int, int]:
+def windows_of(module: PreTrainedModel) -> dict[int, int]:
     """Windows that the config gives a layer but its attention call may not name (chunked attention)."""
     config: Any = module.config
     kinds = getattr(config, "layer_types", None) or []

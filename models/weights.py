@@ -100,7 +100,7 @@ def device_of(name: str) -> torch.device:
 
 def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -> LoadedBackbone:
     with _quiet_bars():
-        model = _with_attention(attempt, how.attn_implementation, title)
+        model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
     retrofit(model)
     backbone = find_backbone(model)
@@ -110,14 +110,14 @@ def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -
     return LoadedBackbone(backbone)
 
 
-def _with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title: str) -> PreTrainedModel:
+def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title: str) -> PreTrainedModel:
     """Tries the attention implementation asked for; `auto` is sdpa, or else eager."""
     try:
         return attempt("sdpa" if wanted == "auto" else wanted)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
             log.info("%s has no sdpa attention: using eager, which needs more memory", title)
-            return _with_attention(attempt, "eager", title)
+            return with_attention(attempt, "eager", title)
         raise _unloadable(error, wanted, title) from error
 
 

@@ -1,13 +1,14 @@
 """The command line: `python -m sniffer`. Compose, check, run; an error is one line.
 
 Hydra prints errors over several lines, one of them its own. So it is asked to let them through, and
-they are told here. Exit codes: 0 done, 1 refused or failed, 130 after Ctrl-C, 143 after SIGTERM.
+they are told here. Jobs of a sweep are noted as they begin and end (sweeping.py). Exit codes: 0 done, 1 refused
+or failed (of a sweep: any job), 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,24 +21,55 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from sniffer.config import conf_folder, refuse_results, register, resolve, save_config
-from sniffer.errors import SnifferError
+from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
+from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
+from sniffer.told import one_line
+from sniffer.watch import Watch
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> None:
     """One run: Hydra calls it once, or once per job of a sweep."""
     hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    with hold(folder):
-        capture(cfg, folder, hydra_config.overrides.task)
+    folder, overrides = Path(hydra_config.runtime.output_dir), hydra_config.overrides.task
+    if cfg.plan:
+        tell_plan(cfg, folder, overrides)
+    elif hydra_config.mode is RunMode.MULTIRUN:
+        job_of_sweep(cfg, Path(hydra_config.sweep.dir).absolute(), folder, overrides)
+    else:
+        with hold(folder):
+            capture(cfg, folder, overrides)
 
 
-def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence[str]) -> None:
+    """A job of a sweep: begun, gone on with, or left alone where it is complete."""
+    from sniffer.sweeping import MODEL, go_on, noted
+
+    with noted(sweep, folder):
+        if holds_results(folder):
+            go_on(cfg, folder, overrides)
+        else:
+            with hold(folder):
+                capture(cfg, folder, overrides, MODEL.load)
+
+
+def tell_plan(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """What the run would need; nothing is left of the folder that Hydra made for it."""
+    from sniffer.plan import tell
+
+    for handler in [one for one in logging.root.handlers if isinstance(one, logging.FileHandler)]:
+        logging.root.removeHandler(handler)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    tell(resolve(cfg, overrides))
+
+
+def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str], load: Load = load_anew) -> None:
     """Checks and records the configuration, then runs it."""
     refuse_results(folder)
     config = resolve(cfg, overrides)
@@ -47,7 +79,7 @@ def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
 
     from sniffer.capture import run
 
-    run(config, folder)
+    run(config, folder, load=load)
 
 
 def main() -> int:
@@ -55,7 +87,7 @@ def main() -> int:
     register()
     try:
         with _errors_let_through():
-            job()
+            return run_all()
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
@@ -70,7 +102,20 @@ def main() -> int:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
-    return 0
+
+
+def run_all() -> int:
+    """The run, or all jobs of the sweep, which is told of also when something stops it. Returns the exit code."""
+    Watch.sweep = None
+    code = 0
+    try:
+        job()
+    finally:
+        if Watch.sweep is not None:
+            from sniffer.sweeping import finish
+
+            code = finish(Watch.sweep, Watch.done_before)
+    return code
 
 
 def raised_in_hydra(error: BaseException) -> bool:
@@ -79,19 +124,6 @@ def raised_in_hydra(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message without Hydra's line breaks, and without what only helps Hydra's developers."""
-    message = str(error)
-    if unknown := re.match(r"Could not override '(.+?)'\.\s+To append [^{]+$", message):
-        return f"there is no key {unknown[1]}: `python -m sniffer --cfg job` shows those that exist"
-    kept = re.split(r"\n\s*(?:Config search path|full_key|See https?):?", message)[0]
-    lines = [re.sub(r"\n\s+", ", ", kept.replace(":\n\t", ": ").replace("\n\t", ", "))]
-    # Hydra says which key it could not set; only its cause says why.
-    if not isinstance(error, SnifferError) and isinstance(error.__cause__, OmegaConfBaseException):
-        lines.append(one_line(error.__cause__))
-    return ": ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from sniffer.config import Config, saved_config
 from sniffer.continuation import Earlier
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
 from sniffer.estimate import Estimate, estimate, memory_limit, refuse_if_too_large
+from sniffer.loading import Load, load_anew
 from sniffer.manifest import Manifest
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import Picker, describe
@@ -35,7 +36,7 @@ from sniffer.store import Store
 from sniffer.tap import tap
 from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary, waiting_for
 from sniffer.transfer import transfer_for
-from sniffer.types import Backbone, Checkpoint, LayerGeometry, ModelLimits
+from sniffer.types import Backbone, LayerGeometry, ModelLimits
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +70,7 @@ class Plan:
     expected: Estimate
 
 
-def load(checkpoint: Checkpoint) -> Backbone:
-    """Its weights, read or drawn anew."""
-    return checkpoint.load()
-
-
-def run(
-    config: Config,
-    folder: Path,
-    earlier: Earlier | None = None,
-    load: Callable[[Checkpoint], Backbone] = load,
-) -> None:
+def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load = load_anew) -> None:
     """Captures what `config` asks for into `folder`, which the caller holds (lock.py).
 
     Args:
@@ -190,14 +181,15 @@ def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
         ConfigError: the selection names what the model does not have.
         DatasetError: there is no text to capture from.
     """
-    selection = select(backbone.geometry, config.capture)
+    selection = select(backbone.geometry, config.capture, backbone.pre_missing)
     geometry = {layer.layer: layer for layer in backbone.geometry}
     picker = Picker(config.sampler, config.seed)
     lengths = [document.n_tokens for document in feed.first.documents]
-    if not lengths:
+    # A shard of few documents may be left without any.
+    if not lengths and len(config.dataset):
         raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
     documents, itemsize, batch = feed.expected_documents, backbone.dtype.itemsize, config.batch.max_tokens
-    expected = estimate(picker, selection, geometry, lengths, documents, itemsize, batch)
+    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch)
     return Plan(backbone, geometry, selection, picker, expected)
 
 
@@ -263,6 +255,7 @@ def first_manifest(config: Config, plan: Plan, folder: Path) -> Manifest:
         },
         threads=torch.get_num_threads(),
         device=describe_device(plan.backbone),
+        backbone=plan.backbone.describe(),
         config=saved_config(folder),
     )
 

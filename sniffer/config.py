@@ -102,7 +102,10 @@ class EngineConfig:
 
 @dataclass
 class Config:
-    """The root. `resolve` puts built objects in the place of model, dataset and sampler."""
+    """The root. `resolve` puts built objects in the place of model, dataset and sampler.
+
+    `plan`: true, or a mapping (plan.py), to be told what a run would need instead of running it.
+    """
 
     seed: int = 0
     model: Any = MISSING
@@ -112,6 +115,7 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    plan: Any = False
     trusted_targets: list[str] = field(default_factory=list)
 
 
@@ -157,6 +161,9 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+ONCE = ("trusted_targets", "plan")
+"""Keys of one command line, which a run does not save."""
+
 _BUILT = ("sampler", "dataset", "model")
 """Cheap ones first: importing a model's class brings torch along."""
 
@@ -176,7 +183,8 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
     """Writes config.yaml, the resolved configuration, and rerun.yaml, which composes to the same one."""
     plain = plain_values(cfg)
     # Trust is given on a command line, each time: a run folder may come from someone else.
-    del plain["trusted_targets"]
+    for key in ONCE:
+        del plain[key]
     save_plain(folder, plain)
 
 
@@ -260,10 +268,10 @@ def _range(key: str, item: Any) -> Sequence[int]:
     raise ConfigError(f"{key} has {item!r}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
 
 
-def _record_folder(output_dir: str) -> str | None:
-    """Hydra's record of the job goes to .hydra, but nowhere if it would replace an earlier run's."""
+def _record_folder(output_dir: str, plan: Any = False) -> str | None:
+    """Hydra's record of the job goes to .hydra, but nowhere if it would replace an earlier run's, or for a plan."""
     folder = Path(output_dir)
-    return None if holds_results(folder) or is_held(folder) else ".hydra"
+    return None if plan or holds_results(folder) or is_held(folder) else ".hydra"
 
 
 def _trusted_targets(wanted: list[str], overrides: Sequence[str]) -> tuple[str, ...]:

@@ -82,6 +82,11 @@ def memory_limit(wanted: int | None) -> float:
     return MEMORY_SHARE * available_memory() if wanted is None else wanted
 
 
+def peak_ram(expected: Estimate, limit: float) -> float:
+    """Bytes that captured rows take at most, if they are written beyond `limit`."""
+    return min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
+
+
 def refuse_if_too_large(expected: Estimate, folder: Path, limit: float, on_disk: int = 0) -> None:
     """Stops a run that this machine's memory or the folder's disk cannot hold.
 
@@ -92,7 +97,7 @@ def refuse_if_too_large(expected: Estimate, folder: Path, limit: float, on_disk:
     Raises:
         CaptureError: with what is needed, what there is, and what to lower.
     """
-    needed, available = min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM, available_memory()
+    needed, available = peak_ram(expected, limit), available_memory()
     if needed > available:
         raise CaptureError(f"the captures need about {size(needed)} of RAM, {size(available)} is available: {ADVICE}")
     free = shutil.disk_usage(folder).free

@@ -23,6 +23,8 @@ OWN = (
     "README.md",  # of a published run, as is the next
     ".gitattributes",
 )
+OWN_FOLDERS = (".hydra/", "experiments/")
+"""Hydra's record of the job, and the results of analyses."""
 PART = re.compile(r"captures/layer=\d+/kind=\w+/part-\d+\.parquet")
 TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.\d+\.tmp")
 
@@ -54,7 +56,7 @@ def leftovers(folder: Path, manifest: Manifest) -> list[str]:
 def foreign(folder: Path, manifest: Manifest) -> list[str]:
     """Files that no run of ours puts into its folder."""
     known = {*OWN, *leftovers(folder, manifest)}
-    return [path for path in _unnamed(folder, manifest) if path not in known and not path.startswith(".hydra/")]
+    return [path for path in _unnamed(folder, manifest) if path not in known and not path.startswith(OWN_FOLDERS)]
 
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[str]:

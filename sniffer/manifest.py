@@ -45,6 +45,8 @@ class Manifest:
         versions: of Python and of the packages that matter; `commit` is this project's, where it runs
             from a checkout.
         threads, device: what float sums may depend on.
+        backbone: what was found when the model was loaded: attention implementation, skipped layers, layers
+            that share another's keys.
         model, dataset: what the checkpoint and the dataset say of themselves.
         geometry: every attention layer of the model, captured or not.
         selection: layer -> kind -> the captured heads.
@@ -73,6 +75,7 @@ class Manifest:
     commit: str | None = field(default_factory=commit)
     threads: int | None = None
     device: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)

@@ -5,7 +5,7 @@
     captured.vectors(layer=3, head=2, kind="q")
 
 Each row of a call is a document; the same rows are picked, and the same vectors captured, as in a run over
-documents with these ids. Afterwards the model is exactly as it was.
+documents with these ids. Afterwards the model is exactly as it was. A compiled model runs uncompiled inside.
 
 This package does not know models/: what taps a model is named by `attach`, as `_target_` names a class
 in a YAML, and imported when it is first used.
@@ -72,7 +72,9 @@ def sniff(
     """
     request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
     module, _, name = attach.rpartition(".")
-    with getattr(importlib.import_module(module), name)(model) as backbone:
+    tapped = getattr(importlib.import_module(module), name)(model)
+    # Code that was compiled before it was tapped would go on without taps.
+    with tapped as backbone, torch.compiler.set_stance("force_eager"):
         captured = Captured(backbone, request, Picker(sampler or LogUniform(), seed), example_ids)
         opened = [
             backbone.module.register_forward_pre_hook(captured.begin, with_kwargs=True),
@@ -160,10 +162,7 @@ class Captured:
         if observer is None or output is None:  # passed over, or failed
             return
         if unseen := sorted({layer for layer, _ in self.selection.heads.keys() - observer.vectors.keys()}):
-            raise CaptureError(
-                f"layers {unseen} were not seen in this call: if the model was compiled before, call"
-                " torch._dynamo.reset() first"
-            )
+            raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
         self._transfer.end_batch()
         self._accumulator.add(observer.batch, observer.picks, self._transfer.settle(observer.vectors))
 

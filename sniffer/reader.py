@@ -8,7 +8,7 @@ the model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,10 +20,11 @@ import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.errors import RunError
+from sniffer.jobs import INDEX_PATH, in_order, overrides_of
 from sniffer.manifest import MANIFEST_PATH, Manifest
 from sniffer.scan import join, scan_parts
 from sniffer.schema import Part
-from sniffer.sweep import Sweep, overrides_of
+from sniffer.sweep import Sweep
 from sniffer.types import DRAW_OF_KIND, KINDS
 
 
@@ -79,11 +80,11 @@ def open_run(path: str | Path) -> Run | Sweep:
     folder = Path(path).expanduser().absolute()
     if not (folder / MANIFEST_PATH).exists():
         jobs = {found.parent.name: found.parent for found in folder.glob(f"*/{MANIFEST_PATH}")}
-        if jobs:
+        if jobs or (folder / INDEX_PATH).exists():
             return Sweep(
                 folder=folder,
-                runs={job: Run(jobs[job], Manifest.load(jobs[job])) for job in _in_order(jobs)},
-                overrides={job: overrides_of(jobs[job]) for job in _in_order(jobs)},
+                runs={job: Run(jobs[job], Manifest.load(jobs[job])) for job in in_order(jobs)},
+                overrides={job: overrides_of(jobs[job]) for job in in_order(jobs)},
             )
     return Run(folder, Manifest.load(folder))
 
@@ -273,11 +274,6 @@ class Run:
     def _check(self, what: str, value: Any, known: Sequence[Any], where: str) -> None:
         if value not in known:
             raise RunError(f"{what} {value} was not captured: {where} has {what}s {_ranges(known)}")
-
-
-def _in_order(jobs: Mapping[str, Path]) -> list[str]:
-    """Hydra numbers its jobs: 10 comes after 9."""
-    return sorted(jobs, key=lambda job: (0, int(job), job) if job.isdecimal() else (1, 0, job))
 
 
 def _ranges(values: Iterable[Any]) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-import yaml
 
 from sniffer.errors import RunError
+from sniffer.jobs import override_columns, read_jobs, table
 from sniffer.scan import join
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Sweep:
     """The runs of a sweep by job, with what each job overrode.
 
     `overrides` maps job -> key -> the value as it was typed, such as {"0": {"sampler.base_rate": "0.5"}}.
-    Jobs that failed before they wrote a manifest are not among them.
+    Jobs that died before they wrote a manifest are not among them, but `jobs` lists them too.
     """
 
     folder: Path
@@ -31,18 +31,17 @@ class Sweep:
 
     @property
     def complete(self) -> bool:
-        """Whether every run here is complete."""
-        return all(run.complete for run in self.runs.values())
+        """Whether every job is complete."""
+        return all(job.status == "complete" for job in read_jobs(self.folder))
 
     def jobs(self) -> pl.DataFrame:
-        """One row per job: job, its overrides as columns, status, rows, bytes, path."""
-        manifests = [run.manifest for run in self.runs.values()]
-        return self._columns().with_columns(
-            pl.Series("status", [manifest.status for manifest in manifests]),
-            pl.Series("rows", [manifest.rows for manifest in manifests]),
-            pl.Series("bytes", [manifest.bytes for manifest in manifests]),
-            pl.Series("path", [str(run.folder) for run in self.runs.values()]),
-        )
+        """One row per job, as it stands now: job, its overrides as columns, status, rows, bytes, seconds, error, path.
+
+        Raises:
+            RunError: sweep.parquet or a job's list of overrides cannot be read.
+        """
+        jobs = read_jobs(self.folder)
+        return table(jobs).with_columns(path=pl.Series([str(self.folder / job.name) for job in jobs], dtype=pl.String))
 
     def scan(
         self,
@@ -62,7 +61,7 @@ class Sweep:
         self._check("layer", wanted_layers, {layer for run in self.runs.values() for layer in run.layers})
         self._check("kind", wanted_kinds, {kind for run in self.runs.values() for kind in run.kinds})
         frames = []
-        for run, labels in zip(self.runs.values(), self._columns().iter_slices(1), strict=True):
+        for run, labels in zip(self.runs.values(), override_columns(self.overrides).iter_slices(1), strict=True):
             layers = _among(wanted_layers, run.layers)
             kinds = _among(wanted_kinds, run.kinds)
             if not run.captured(layers, kinds):
@@ -71,52 +70,12 @@ class Sweep:
             frames.append(run.scan(layers, kinds, inclusion_probability).select(*constants, pl.all()))
         return join(frames)
 
-    def _columns(self) -> pl.DataFrame:
-        """One row per job: job and the overrides, typed where all jobs' values allow."""
-        keys = dict.fromkeys(key for overrides in self.overrides.values() for key in overrides)
-        columns = {key: typed([self.overrides[job].get(key) for job in self.runs]) for key in keys}
-        return pl.DataFrame({"job": list(self.runs), **columns})
-
     @staticmethod
     def _check(what: str, wanted: Sequence[Any] | None, known: set[Any]) -> None:
         for value in wanted or ():
             if value not in known:
                 names = ", ".join(map(str, sorted(known)))
                 raise RunError(f"{what} {value} was captured by no job of this sweep: they have {what}s {names}")
-
-
-def overrides_of(job: Path) -> dict[str, str]:
-    """What a job of a Hydra sweep overrode: key -> value, as typed; empty outside Hydra.
-
-    Raises:
-        RunError: the job's list of overrides cannot be read.
-    """
-    path = job / ".hydra" / "overrides.yaml"
-    if not path.exists():
-        return {}
-    try:
-        entries = [str(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8")) or ()]
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise RunError(f"could not read {path}: {str(error).splitlines()[0]}; restore the file") from error
-    split = (entry.lstrip("+~").partition("=") for entry in entries)
-    return {key: value for key, _, value in split}
-
-
-def typed(texts: Sequence[str | None]) -> list[Any]:
-    """Values of one key over all jobs: integers, floats or booleans if all of them read so, else text."""
-    readers: tuple[Callable[[str], Any], ...] = (int, float, _boolean)
-    for read in readers:
-        try:
-            return [None if text is None else read(text) for text in texts]
-        except ValueError:
-            continue
-    return list(texts)
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
 
 
 def _among(wanted: Sequence[Any] | None, known: Sequence[Any]) -> Sequence[Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import rich
 import rich.box
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -129,6 +130,16 @@ def resume_line(folder: Path, manifest: Manifest) -> str:
     """How to go on with a run that was stopped."""
     documents = f"{manifest.examples.rows:,}" if manifest.examples else "no"
     return f"{documents} documents are kept; to go on: python -m sniffer.runs resume {shlex.quote(str(folder))}"
+
+
+TABLE_WIDTH = 180
+"""Of tables with many columns that go to a file or a pipe, where nobody's terminal breaks them."""
+
+
+def show_table(table: Table) -> None:
+    """Prints a table for people, as wide as it needs to be where there is no terminal."""
+    console = rich.get_console()
+    (console if console.is_terminal else Console(width=TABLE_WIDTH)).print(table)
 
 
 MAX_BUCKET_LINES = 24

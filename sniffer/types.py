@@ -114,6 +114,20 @@ class ModelLimits:
     max_positions: int | None
 
 
+@dataclass(frozen=True)
+class Outline:
+    """A model's shapes, without its weights: the layers that would be tapped, and what the backbone weighs.
+
+    `pre_missing` as in `Backbone`; `dtype` is a name such as bfloat16, `itemsize` the bytes of one value.
+    """
+
+    geometry: tuple[LayerGeometry, ...]
+    dtype: str
+    itemsize: int
+    parameters: int
+    pre_missing: str = ""
+
+
 @runtime_checkable
 class Tokenize(Protocol):
     """Text to token ids, special tokens included as the model's tokenizer adds them."""
@@ -152,6 +166,9 @@ class Checkpoint(Protocol):
         """A tokenize function and the id to pad with."""
 
     def load(self) -> Backbone: ...
+
+    def outline(self) -> Outline:
+        """The shapes that `load` would bring, without any weights; for plans."""
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of it: architecture, revision, file digests."""

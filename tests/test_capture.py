@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_the_manifest_counts_what_is_there(run):
     manifest = captured.manifest
     tokens = sum(len(text.encode()) for text in TEXTS.values())
     assert manifest.status == "complete" and manifest.reason is None
+    assert manifest.backbone == {"attn_implementation": "sdpa", "skipped_layers": [], "shared_keys": {}}
     assert manifest.counts == {"examples": 3, "skipped_empty": 0, "truncated": 0, "tokens": tokens}
     assert manifest.rows_by_kind == {
         "q": tokens * 2 * 4,
@@ -176,11 +178,11 @@ def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPat
 def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ):
-    gather, batches = capture.Observer.__call__, set()
+    gather, observers = capture.Observer.__call__, []
 
     def failing(self, seen):
-        batches.add(id(self))
-        if len(batches) == 3:
+        observers.append(self)
+        if len({id(observer) for observer in observers}) == 3:
             raise error
         return gather(self, seen)
 
@@ -199,9 +201,12 @@ def test_a_full_disk_is_refused_before_it_starts(run, monkeypatch: pytest.Monkey
         run("sampler=all")
 
 
-def test_a_memory_limit_makes_room(run, monkeypatch: pytest.MonkeyPatch):
-    """What does not fit in memory as a whole is captured all the same, as long as a batch does."""
+def test_a_memory_limit_makes_room(run, texts: Path, monkeypatch: pytest.MonkeyPatch):
+    """What does not fit in memory as a whole is captured all the same, as long as two batches do."""
+    save_texts(texts, {f"text {n}": TEXTS["first"] for n in range(12)})
     everything = run("sampler=all", "batch.max_tokens=1")
-    monkeypatch.setattr(estimate, "available_memory", lambda: 400_000)
+    monkeypatch.setattr(estimate, "available_memory", lambda: 1_500_000)
+    with pytest.raises(CaptureError, match="of RAM"):
+        run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1GB")
     limited = run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1kB")
     assert limited.manifest.digest == everything.manifest.digest

@@ -22,7 +22,7 @@ from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 finder.install()
 
 
-WITHOUT_SDPA = ("inkling2_text",)
+WITHOUT_SDPA = ("inkling2_text", "prophetnet")
 
 
 def load(model_type: str, **changes: Any) -> LoadedBackbone:

@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from sniffer.__main__ import main, one_line
 from sniffer.config import Config
 from sniffer.errors import CaptureError
+from sniffer.manifest import Manifest
 
 REPOSITORY = Path(__file__).parents[1]
 # A model that needs no network, and no torch import until it loads, which it never does here.
@@ -36,10 +37,10 @@ def ran() -> list[tuple[Config, Path]]:
 def invoke(ran: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
     """`python -m sniffer ARGUMENTS` in this process, in an empty folder, with a capture that only notes."""
 
-    def run(config: Config, folder: Path) -> None:
+    def run(config: Config, folder: Path, **_: object) -> None:
         logging.getLogger("sniffer").info("captured")
         ran.append((config, folder))
-        (folder / "manifest.json").write_text("{}")
+        Manifest("complete", config.seed, {}, {}, {}, geometry=(), selection={}).save(folder)
         if config.seed == 666:
             raise CaptureError("no room: free some")
         if config.seed == 667:

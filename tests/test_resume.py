@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,20 @@ def test_other_versions_are_refused_and_recorded_when_forced(runs: Runs, whole: 
     manifest = Manifest.load(folder)
     assert manifest.digest == Manifest.load(whole).digest
     assert any("versions.torch" in line for line in manifest.resumes[-1]["differences"])
+
+
+@pytest.mark.parametrize("status", ["complete", "interrupted"])
+def test_a_kill_between_the_last_manifest_and_its_twin_is_no_damage(runs: Runs, whole: Path, status: str):
+    folder = runs.start("run", stop_after=None if status == "complete" else 3)
+    manifest, text = Manifest.load(folder), (folder / "manifest.json").read_bytes()
+    replace(manifest, status="running", reason=None, finished=None).save(folder)
+    (folder / "manifest.json").write_bytes(text)
+    (folder / "..manifest.json.123.tmp").write_bytes(text[:9])
+    assert verify(folder)[1] == []
+    take_up(folder)
+    must_be_whole(folder, whole)
+    assert (folder / "manifest.json").read_bytes() == (folder / ".manifest.json").read_bytes()
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
 
 
 def test_a_folder_has_one_writer(runs: Runs, whole: Path):

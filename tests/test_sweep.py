@@ -10,7 +10,8 @@ import yaml
 
 from sniffer import open_run
 from sniffer.errors import RunError
-from sniffer.sweep import Sweep, typed
+from sniffer.jobs import typed
+from sniffer.sweep import Sweep
 from tests.helpers_storage import make_run
 
 

@@ -19,9 +19,9 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
-from sniffer.__main__ import one_line
 from sniffer.config import register
 from sniffer.logs import console_handler
+from sniffer.told import one_line
 
 WIDTH = 180
 """Of tables that go to a file or a pipe."""

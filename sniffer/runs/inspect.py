@@ -46,6 +46,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "created": f"{manifest.created} ({age(manifest.created)} ago)",
         "model": _pairs(manifest.model, ("checkpoint", "architecture", "weights", "revision", "commit")),
         "device": _pairs(manifest.device) + f", threads {manifest.threads}",
+        "backbone": _pairs(manifest.backbone),
         "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package")),
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),
@@ -65,7 +66,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 def _pairs(values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
     shown = {name: values.get(name) for name in names or values}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, ""))
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, [], ""))
 
 
 def _layers(manifest: Manifest) -> Table:

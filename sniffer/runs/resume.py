@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from sniffer.environment import versions
 from sniffer.errors import RunError
 from sniffer.integrity import leftovers
 from sniffer.kept import Kept, look
+from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.runs.saved import Trust, build, same_threads
 from sniffer.schema import EXAMPLES_TWIN_PATH
-from sniffer.types import Backbone, Checkpoint
 from sniffer.writer import write_examples
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def resume(
     *,
     force: bool = False,
     restore: bool = False,
-    load: Callable[[Checkpoint], Backbone] | None = None,
+    load: Load = load_anew,
 ) -> bool:
     """Completes a run; False if there was nothing to do.
 
@@ -43,7 +43,7 @@ def resume(
         trust: what the saved configuration may do.
         force: go on although something that matters has changed.
         restore: put config.yaml back to what the run was made with.
-        load: how to come by the model, if not anew.
+        load: how to come by the model; jobs of a sweep hand it on.
 
     Raises:
         RunError: another process writes to the folder, or something that matters has changed.
@@ -86,7 +86,7 @@ def _run(
     earlier: Earlier,
     trust: Trust,
     threads: int | None,
-    load: Callable[[Checkpoint], Backbone] | None,
+    load: Load,
 ) -> None:
     config = build(plain, trust, folder / "config.yaml")
     if earlier.manifest is not None:
@@ -97,7 +97,7 @@ def _run(
     from sniffer.capture import run
 
     with same_threads(threads):
-        run(config, folder, earlier, **({"load": load} if load else {}))
+        run(config, folder, earlier, load)
 
 
 def _config(folder: Path) -> dict[str, Any]:

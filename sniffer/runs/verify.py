@@ -20,6 +20,7 @@ from sniffer.build import TRUSTED, build
 from sniffer.config import saved_config
 from sniffer.errors import RunError, SnifferError
 from sniffer.integrity import damage, foreign, leftovers
+from sniffer.jobs import jobs_without_results
 from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
@@ -45,29 +46,32 @@ def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[st
     if is_held(folder):
         raise RunError(f"{folder} is still being written to: verify it when it has ended")
     manifest, wrong = Manifest.recover(folder)
-    stopped = manifest.status == "running"
-    problems = [wrong] if wrong else [*_twin(folder, manifest, stopped)]
+    twin = _twin(folder)
+    # A kill leaves the twin of a small file a step behind, or ahead: that is no damage, and resume puts it right.
+    stopped = "running" in (manifest.status, twin.status if twin else None)
+    problems = [wrong] if wrong else [*_compare_twin(folder, manifest, twin, stopped)]
     problems += _configuration(folder, manifest)
     examples, wrong_examples = _examples(folder, manifest, stopped)
     problems += wrong_examples
     problems += _parts(folder, manifest, examples, trusted)
     problems += [f"{path}: no file of this run; remove it" for path in foreign(folder, manifest)]
-    if manifest.status == "complete":
+    if manifest.status == "complete" and not stopped:
         problems += [f"{path}: left by a killed session; resume removes it" for path in leftovers(folder, manifest)]
         problems += [f"{part.path}: still pending in a complete run" for part in manifest.pending]
     return manifest, problems
 
 
-def _twin(folder: Path, manifest: Manifest, stopped: bool) -> Iterator[str]:
-    # A kill between the first two writes leaves no twin, one between later ones leaves it a step behind.
-    if stopped and not (folder / TWIN_PATH).exists():
-        return
+def _twin(folder: Path) -> Manifest | None:
     try:
-        twin = Manifest.load(folder, parts_must_exist=False, path=TWIN_PATH)
+        return Manifest.load(folder, parts_must_exist=False, path=TWIN_PATH)
     except RunError:
+        return None
+
+
+def _compare_twin(folder: Path, manifest: Manifest, twin: Manifest | None, stopped: bool) -> Iterator[str]:
+    if twin is None and not (stopped and not (folder / TWIN_PATH).exists()):
         yield f"{TWIN_PATH}: is missing or damaged; {MANIFEST_PATH} is whole, and resume writes it again"
-        return
-    if twin != manifest and not stopped:
+    if twin is not None and twin != manifest and not stopped:
         yield f"{TWIN_PATH}: is not a copy of {MANIFEST_PATH}; resume writes it again"
 
 
@@ -95,7 +99,6 @@ def _examples(folder: Path, manifest: Manifest, stopped: bool) -> tuple[dict[int
         return {}, [] if not manifest.parts else [f"{MANIFEST_PATH}: names parts, but no examples.parquet"]
     wrong, wrong_twin = (damage(folder, replace(record, path=path)) for path in (record.path, EXAMPLES_TWIN_PATH))
     problems = []
-    # A kill in the middle of a commit leaves one of the two a step ahead or behind.
     if wrong and (wrong_twin or not stopped):
         problems.append(f"{record.path}: {wrong}" + ("" if wrong_twin else "; its twin is whole: resume puts it back"))
     if wrong_twin and not wrong and not stopped:
@@ -146,13 +149,13 @@ def _picker(manifest: Manifest, trusted: Sequence[str]) -> Picker:
 
 
 def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
-    """Verifies a run, or every run of a sweep and that no shard is missing; prints, and returns the exit code.
+    """Verifies a run, or every run of a sweep and that no job or shard is missing; prints, and returns the exit code.
 
     Raises:
         RunError: it is neither.
     """
-    runs = run_folders(place)
-    if not runs:
+    runs, lost = run_folders(place), jobs_without_results(place)
+    if not runs and not lost:
         Manifest.recover(place)  # says why it is none
     wrong = 0
     manifests = []
@@ -163,10 +166,14 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         for problem in problems:
             print(f"{folder.name}: {problem}" if len(runs) > 1 else problem)
         print(_verdict(folder, manifest, len(problems)))
-    for missing in missing_shards(manifests):
+    for missing in (*lost, *missing_shards(manifests)):
         wrong += 1
         print(missing)
     return 1 if wrong else 0
+
+
+MODEL = ("checkpoint", "revision", "gguf_file", "weights", "seed", "dtype", "config_overrides")
+"""What tells one model from another, wherever its jobs ran."""
 
 
 def missing_shards(manifests: Sequence[Manifest]) -> list[str]:
@@ -188,7 +195,8 @@ def _but_shard(manifest: Manifest) -> dict[str, Any]:
     """What shards of one dataset have in common."""
     dataset = {name: value for name, value in manifest.dataset.items() if name not in ("shard", "documents")}
     law = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
-    return {"dataset": dataset, "sampler": law, "seed": manifest.seed, "selection": manifest.selection}
+    model = {name: manifest.model.get(name) for name in MODEL}
+    return {"model": model, "dataset": dataset, "sampler": law, "seed": manifest.seed, "selection": manifest.selection}
 
 
 def _verdict(folder: Path, manifest: Manifest, problems: int) -> str:

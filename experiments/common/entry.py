@@ -1,0 +1,154 @@
+"""The command line of every analysis: `python -m experiments.NAME run=RUN [key=value ...]`.
+
+conf/analysis/NAME.yaml is the analysis' constructor call written down; key=value changes it. `run` is a run
+folder, or a sweep's, whose jobs are then analysed one by one. `out` is where results go instead of
+RUN/experiments/NAME. An error is one line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+import rich
+import yaml
+from rich.progress import track
+
+from experiments.common import results
+from experiments.common.results import Result
+from sniffer import open_run
+from sniffer.build import build
+from sniffer.config import conf_folder
+from sniffer.errors import ConfigError, RunError, SnifferError
+from sniffer.reader import Run
+
+Item = TypeVar("Item")
+
+
+@runtime_checkable
+class Analysis(Protocol):
+    """A dataclass whose fields are its settings."""
+
+    def measure(self, run: Run) -> Result: ...
+
+
+def main(
+    name: str, arguments: Sequence[str] | None = None, act: Callable[[str, Sequence[str]], None] | None = None
+) -> int:
+    """Runs one analysis from the command line; the exit code is 0, 1 (refused) or 130 (interrupted).
+
+    `act` is what to do with the name and the words instead of `analyse`.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("-h", "--help") for word in words):
+        print(usage(name))
+        return 0
+    try:
+        (act or analyse)(name, words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except SnifferError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def analyse(name: str, words: Sequence[str]) -> None:
+    settings = overrides(words)
+    run, out = settings.pop("run", None), settings.pop("out", None)
+    if not isinstance(run, str):
+        raise ConfigError(f"no run is given: python -m experiments.{name} run=outputs/RUN")
+    analysis = make(name, settings)
+    jobs = opened(run)
+    if out is not None and len(jobs) > 1:
+        raise ConfigError(f"out={out} would mix the results of {len(jobs)} jobs: leave it out, or give one job as run")
+    for job in jobs:
+        folder = destination(out, job.folder, name)
+        result = analysis.measure(job)
+        results.save(result, folder, job, analysis)
+        _tell(result, folder)
+
+
+def make(name: str, settings: dict[str, Any]) -> Analysis:
+    """The analysis that conf/analysis/NAME.yaml and some changed settings describe.
+
+    Raises:
+        ConfigError: an unknown key, or a value that cannot be used.
+    """
+    defaults = yaml.safe_load((conf_folder() / "analysis" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return cast(Analysis, build({**defaults, **settings}, name))
+
+
+def opened(path: str) -> list[Run]:
+    """The run, or the jobs of a sweep.
+
+    Raises:
+        RunError: neither, or nothing captured yet.
+    """
+    found = open_run(path)
+    runs = [found] if isinstance(found, Run) else list(found.runs.values())
+    for run in runs:
+        if not run.manifest.rows:
+            raise RunError(f"{run.folder} has no rows yet: wait for its first commit, or capture again")
+    return runs
+
+
+def destination(out: str | None, run: Path, name: str) -> Path:
+    """Where results go: `out`, else beside the run.
+
+    Raises:
+        ConfigError: they would lie among the run's own files.
+    """
+    if out is None:
+        return results.folder_of(run, name)
+    folder = Path(out).expanduser().absolute()
+    inside, own = folder.resolve(), run.resolve()
+    if inside == own or inside.is_relative_to(own / "captures"):
+        raise ConfigError(f"out={folder} lies among the run's own files: use {own / 'experiments'} or another place")
+    return folder
+
+
+def overrides(words: Sequence[str]) -> dict[str, Any]:
+    """key=value words, values read as YAML.
+
+    Raises:
+        ConfigError: a word that is not key=value, or a key given twice.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{word!r} is not key=value: write run=outputs/RUN and settings so, or --help")
+        if key in found:
+            raise ConfigError(f"{key} is given twice: keep one")
+        try:
+            # A path is text, even one that looks like a number.
+            found[key] = text if key in ("run", "out") else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}={text} cannot be read: quote it as on any command line") from error
+    return found
+
+
+def usage(name: str) -> str:
+    text = (conf_folder() / "analysis" / f"{name}.yaml").read_text(encoding="utf-8")
+    settings = "\n".join(f"  {line}" for line in text.splitlines() if not line.startswith("_target_"))
+    return f"python -m experiments.{name} run=RUN [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
+
+
+def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
+    """Goes through the items under a progress bar; silent where there is no terminal."""
+    console = rich.get_console()
+    yield from track(items, title, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _tell(result: Result, folder: Path) -> None:
+    console = rich.get_console()
+    for sentence in result.findings:
+        console.print(sentence, highlight=False, soft_wrap=True)
+    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)

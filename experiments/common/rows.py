@@ -1,0 +1,139 @@
+"""One layer of a run as arrays: every captured head at once.
+
+All heads of a layer and kind were kept at the same positions, so a layer is one array (heads, rows, dim)
+beside one list of positions. An analysis goes through the layers one by one and never through the heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64
+
+from sniffer.config import numbers
+from sniffer.errors import ConfigError, RunError
+from sniffer.reader import Run
+
+WEIGHTS = ("positions", "rows")
+MIN_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The captured vectors of one layer and kind, ordered by (bucket, example, position).
+
+    `weights` say how much each row counts, see `load`.
+    """
+
+    layer: int
+    kind: str
+    heads: tuple[int, ...]
+    vectors: Float32[np.ndarray, "heads n dim"]
+    positions: Int32[np.ndarray, " n"]
+    buckets: Int32[np.ndarray, " n"]
+    example_ids: Int64[np.ndarray, " n"]
+    weights: Float64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, rows: Any) -> Rows:
+        """Some of the rows, of every head; `rows` is a mask or a list of row numbers."""
+        return replace(
+            self,
+            vectors=self.vectors[:, rows],
+            positions=self.positions[rows],
+            buckets=self.buckets[rows],
+            example_ids=self.example_ids[rows],
+            weights=self.weights[rows],
+        )
+
+    def of_heads(self, places: Sequence[int]) -> Rows:
+        """The heads at these places, which may repeat: a key head serves several query heads."""
+        return replace(self, heads=tuple(self.heads[p] for p in places), vectors=self.vectors[list(places)])
+
+
+def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
+    """Reads all heads of one layer and kind.
+
+    Args:
+        weights: "positions" weights a row by the inverse of its inclusion probability, so that sums
+            over rows estimate sums over all positions without bias (Horvitz and Thompson, 1952).
+            "rows" counts every row once, so that densely sampled positions count for more.
+
+    Raises:
+        ConfigError: unknown weights.
+        RunError: not captured, too few rows to say anything, or numbers that are not finite.
+    """
+    if weights not in WEIGHTS:
+        raise ConfigError(f"weights={weights} must be one of {', '.join(WEIGHTS)}")
+    heads = run.heads(layer, kind)
+    table = run.scan([layer], [kind], inclusion_probability=True).sort("head", "bucket", "example_id", "position")
+    rows = table.drop("layer", "kind", "token_id").collect()
+    n = len(rows) // len(heads)
+    where = f"layer {layer}, kind {kind} of {run.folder}"
+    if n < MIN_ROWS:
+        raise RunError(f"{where} has {n} rows per head, too few: capture more with sampler.base_rate or examples")
+    vectors = rows["vector"].to_numpy().reshape(len(heads), n, -1)
+    if not np.isfinite(vectors).all():
+        raise RunError(f"{where} holds infinite or undefined numbers: leave the layer out with layers=...")
+    first = rows.head(n)
+    probability = first["inclusion_probability"].to_numpy()
+    return Rows(
+        layer=layer,
+        kind=kind,
+        heads=heads,
+        vectors=vectors,
+        positions=first["position"].to_numpy(),
+        buckets=first["bucket"].to_numpy(),
+        example_ids=first["example_id"].to_numpy(),
+        weights=1 / probability if weights == "positions" else np.ones(n),
+    )
+
+
+def load_queries_and_keys(run: Run, layer: int, weights: str = "positions") -> tuple[Rows, Rows]:
+    """The queries of a layer and, head for head, the keys that each of them attends with (grouped-query attention).
+
+    Raises:
+        RunError: as `load`; or the keys of a captured query head were not captured.
+    """
+    return align(run, load(run, layer, "q", weights), load(run, layer, "k", weights))
+
+
+def align(run: Run, queries: Rows, keys: Rows) -> tuple[Rows, Rows]:
+    """The keys with one head per query head."""
+    return queries, keys.of_heads(key_places(run, queries, keys))
+
+
+def key_places(run: Run, queries: Rows, keys: Rows) -> list[int]:
+    """For each query head, the place among `keys.heads` of the head that it attends with."""
+    heads = run.manifest.layer(queries.layer).heads
+    wanted = [head * heads[keys.kind] // heads[queries.kind] for head in queries.heads]
+    missing = sorted(set(wanted) - set(keys.heads))
+    if missing:
+        raise RunError(f"key heads {missing} of layer {queries.layer} were not captured, but their query heads were")
+    return [keys.heads.index(head) for head in wanted]
+
+
+def chosen_layers(run: Run, layers: Any, *kinds: str) -> list[int]:
+    """The layers to analyse: those asked for, else all; each must hold every kind.
+
+    Raises:
+        ConfigError: `layers` cannot be read.
+        RunError: a layer or a kind was not captured.
+    """
+    wanted = numbers("layers", layers)
+    chosen = list(run.layers if wanted is None else wanted)
+    lacking = [kind for kind in kinds if kind not in run.kinds]
+    if lacking:
+        raise RunError(
+            f"{run.folder} has kinds {', '.join(run.kinds)}, and this needs {', '.join(kinds)}: "
+            f"capture with 'capture.kinds=[{','.join(dict.fromkeys([*run.kinds, *kinds]))}]'"
+        )
+    for layer in chosen:
+        for kind in kinds:
+            run.heads(layer, kind)
+    return chosen

@@ -1,0 +1,49 @@
+"""RoPE planes: what turns with position in the directions where nothing drifts.
+
+RoPE turns pairs of dimensions by an angle proportional to position, for queries and keys alike. Such a turn
+has no linear dependence on position, so that it survives off the drift axis, where pairs of principal components
+with equal variance show it as rings. A pair (x, y) is read as the complex number z = x + iy, and the best turn at
+an even speed explains a share of it, which is large where RoPE is at work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from experiments.common.moments import ratio
+from experiments.common.turns import best_turn
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Pairs of principal components of the complement, largest first.
+
+    `share`: of the complement's variance. `explained`: the share of the pair that its best turn explains.
+    `speed`: of that turn, in radians per position, in (-pi, pi]; the sign depends on the sign of the axes.
+    """
+
+    share: Float64[np.ndarray, "heads pairs"]
+    explained: Float64[np.ndarray, "heads pairs"]
+    speed: Float64[np.ndarray, "heads pairs"]
+
+
+def rings(
+    complement: Float64[np.ndarray, "heads dim rest"],
+    vectors: Float[np.ndarray, "heads n dim"],
+    positions: Int[np.ndarray, " n"],
+    weights: Float64[np.ndarray, " n"],
+) -> Rings:
+    """Finds the turns; `complement` holds orthonormal directions, `vectors` pooled queries and keys."""
+    share = weights / weights.sum()
+    x = vectors.astype(np.float64) @ complement
+    x -= (share @ x)[:, None]
+    values, axes = np.linalg.eigh(x.swapaxes(1, 2) @ (x * share[:, None]))
+    values, axes = np.maximum(values[:, ::-1], 0), axes[:, :, ::-1]
+    pairs = axes.shape[2] // 2
+    scores = x @ axes[:, :, : 2 * pairs]
+    power = values[:, 0 : 2 * pairs : 2] + values[:, 1 : 2 * pairs : 2]
+    peak, speed = best_turn(scores[..., 0::2] + 1j * scores[..., 1::2], positions, share)
+    return Rings(ratio(power, values.sum(1, keepdims=True)), ratio(peak, power), speed)

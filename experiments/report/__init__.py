@@ -1,0 +1,96 @@
+"""One self-contained page of a run's or a sweep's results; see README.md here.
+
+Everything is inside the file: data as JSON, style, script, tables as data: URLs. Its content security policy
+forbids the browser to fetch anything, so that it shows the same in ten years and without a network.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich
+
+from experiments.common import results
+from experiments.common.entry import destination, make, opened, overrides
+from experiments.report.collect import collect
+from sniffer import open_run
+from sniffer.errors import ConfigError, RunError
+from sniffer.reader import Run
+
+HERE = Path(__file__).parent
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the page holds.
+
+    Attributes:
+        title: None takes the folder's name.
+        table_limit: tables larger than so many bytes are named in the page, but not put into it.
+    """
+
+    title: str | None = None
+    table_limit: int = 500_000
+
+    def __post_init__(self) -> None:
+        if self.table_limit < 0:
+            raise ConfigError(f"report.table_limit={self.table_limit} must be 0 bytes or more")
+
+    def page(self, path: str) -> str:
+        """The page of a run folder, or of a sweep folder, as HTML.
+
+        Raises:
+            RunError: not a run, or no analysis has been run yet.
+        """
+        runs = opened(path)
+        folder = Path(path).expanduser().absolute()
+        found = open_run(path)
+        labels = {} if isinstance(found, Run) else found.overrides
+        jobs = [collect(run, dict(labels.get(run.folder.name, {})), self.table_limit) for run in runs]
+        if not any(job["findings"] for job in jobs):
+            raise RunError(
+                f"{folder} has no results to report: run an analysis first, such as "
+                f"`python -m experiments.position_geometry run={path}`"
+            )
+        return assemble({"title": self.title or folder.name, "jobs": jobs})
+
+
+def assemble(data: dict[str, Any]) -> str:
+    """Puts style, script and data into the page."""
+    # "<" could end the script element early, whatever a text in the data says.
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    page = (HERE / "page.html").read_text(encoding="utf-8")
+    for name, content in (("css", _read("page.css")), ("js", _read("page.js")), ("data", text)):
+        page = page.replace(f"/*{name}*/", content, 1)
+    return page
+
+
+def write(name: str, words: Sequence[str]) -> None:
+    """The command line: one page for all jobs of a sweep, in the folder that was given."""
+    settings = overrides(words)
+    run, out = settings.pop("run", None), settings.pop("out", None)
+    if not isinstance(run, str):
+        raise ConfigError(f"no run is given: python -m experiments.{name} run=outputs/RUN")
+    report = make(name, settings)
+    assert isinstance(report, Report)
+    page = report.page(run)
+    folder = destination(out, Path(run).expanduser().absolute(), name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PAGE).write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise results.unwritable(folder, error) from error
+    console = rich.get_console()
+    console.print(
+        f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.", highlight=False
+    )
+    console.print(str(folder / PAGE), style="bold", soft_wrap=True, highlight=False)
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")

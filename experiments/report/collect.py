@@ -1,0 +1,205 @@
+"""What the page shows of one run, as plain values for JSON.
+
+Results are taken from the tables that the analyses left. Any column of numbers in a `heads` table becomes a map of
+layers by heads, so that a new analysis is in the report without a line here.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from experiments.common.results import FINDINGS, PROVENANCE
+from experiments.report.glossary import ABOUT, ORDER
+from sniffer.errors import RunError
+from sniffer.reader import Run
+
+NOT_STATISTICS = ("layer", "head", "key_head", "dim", "rows", "rows_q", "rows_k")
+CSV = "data:text/csv;charset=utf-8;base64,"
+PARQUET = "data:application/vnd.apache.parquet;base64,"
+
+
+def collect(run: Run, overrides: dict[str, str], table_limit: int) -> dict[str, Any]:
+    """Everything of one run.
+
+    Raises:
+        RunError: a result cannot be read.
+    """
+    folders = _folders(run.folder / "experiments")
+    return {
+        "name": run.folder.name,
+        "overrides": overrides,
+        "facts": facts(run),
+        "coverage": coverage(run),
+        "findings": [_findings(folder, run) for folder in folders],
+        "maps": [one for folder in folders for one in maps(folder)],
+        "plane": plane(run.folder / "experiments" / "position_geometry"),
+        "profile": profile(run.folder / "experiments" / "attention_plasticity"),
+        "sampling": sampling(run.folder / "experiments" / "sampling_error"),
+        "tables": [one for folder in folders for one in _tables(folder, table_limit)],
+    }
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """The run in a few lines."""
+    manifest = run.manifest
+    counts, sampler = manifest.counts, dict(manifest.sampler)
+    name = str(sampler.pop("_target_", "?")).rpartition(".")[2]
+    sampler.pop("probability_by_bucket", None)
+    settings = ", ".join(f"{key}={value}" for key, value in sampler.items())
+    kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in manifest.rows_by_kind.items())
+    text = {key: value for key, value in manifest.dataset.items() if key != "_target_" and value not in (None, {})}
+    return [
+        ("model", str(manifest.model.get("checkpoint", "?"))),
+        ("text", ", ".join(f"{key}={value}" for key, value in text.items())),
+        ("documents", f"{counts.get('examples', 0):,}, {counts.get('tokens', 0):,} tokens"),
+        ("sampler", f"{name} ({settings})"),
+        ("layers", f"{len(manifest.selection)} of {len(manifest.geometry)}"),
+        ("vectors", f"{manifest.rows:,} ({kinds})"),
+        ("seed", str(manifest.seed)),
+        ("captured", f"{manifest.created} ({manifest.status})"),
+        ("digest", manifest.digest),
+    ]
+
+
+def coverage(run: Run) -> dict[str, Any]:
+    """Rows per head by layer and bucket, for each kind."""
+    buckets = list(run.manifest.rows_by_bucket)
+    kinds: dict[str, Any] = {}
+    for kind in run.kinds:
+        rows = {layer: dict.fromkeys(buckets, 0) for layer in run.layers}
+        for part in run.manifest.parts:
+            if part.kind == kind:
+                for bucket, count in part.buckets.items():
+                    rows[part.layer][bucket] += count
+        heads = {layer: len(run.manifest.selection[layer].get(kind, ())) or 1 for layer in run.layers}
+        kinds[kind] = [[rows[layer][bucket] / heads[layer] for bucket in buckets] for layer in run.layers]
+    return {"layers": list(run.layers), "buckets": buckets, "kinds": kinds}
+
+
+def maps(folder: Path) -> list[dict[str, Any]]:
+    """A matrix of layers by heads for each statistic of an analysis, and each kind of vector in it."""
+    path = folder / "heads.parquet"
+    if not path.is_file():
+        return []
+    table = _read(path)
+    kinds = sorted(table["kind"].unique()) if "kind" in table.columns else [None]
+    found = []
+    for name in table.columns:
+        if name in NOT_STATISTICS or not table.schema[name].is_numeric():
+            continue
+        for kind in kinds:
+            some = table if kind is None else table.filter(kind=kind)
+            label = name.replace("_", " ") + (f" of {kind}" if kind else "")
+            about = ABOUT.get(f"{folder.name}.{name}", "")
+            # Key heads are fewer than query heads: a map of theirs cannot choose a query head.
+            of_queries = kind in (None, "q", "q_pre")
+            found.append(
+                {"analysis": folder.name, "name": name, "kind": kind, "label": label, "about": about}
+                | {"of_queries": of_queries, **matrix(some, name)}
+            )
+    return found
+
+
+def matrix(table: pl.DataFrame, name: str) -> dict[str, Any]:
+    layers, heads = (table[column].unique().sort().to_list() for column in ("layer", "head"))
+    values = {(layer, head): value for layer, head, value in table.select("layer", "head", name).iter_rows()}
+    return {
+        "layers": layers,
+        "heads": heads,
+        "values": [[short(values.get((layer, head))) for head in heads] for layer in layers],
+    }
+
+
+def plane(folder: Path) -> dict[str, Any]:
+    """layer -> head -> kind -> [position, a, b] of some vectors."""
+    path = folder / "plane_points.parquet"
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = {}
+    for (layer, head, kind), some in _read(path).group_by("layer", "head", "kind", maintain_order=True):
+        points = [[t, short(a), short(b)] for t, a, b in some.select("position", "a", "b").iter_rows()]
+        found.setdefault(str(layer), {}).setdefault(str(head), {})[str(kind)] = points
+    return found
+
+
+def profile(folder: Path) -> dict[str, Any]:
+    """layer -> head -> [position of the query, plasticity]."""
+    path = folder / "profile.parquet"
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = {}
+    for (layer, head), some in _read(path).group_by("layer", "head", maintain_order=True):
+        curve = [[short(t), short(value)] for t, value in some.select("query_position", "plasticity").iter_rows()]
+        found.setdefault(str(layer), {})[str(head)] = curve
+    return found
+
+
+def sampling(folder: Path) -> list[dict[str, Any]]:
+    """Error against base rate, a curve per sampler, weighting and statistic."""
+    path = folder / "summary.parquet"
+    if not path.is_file():
+        return []
+    curves = []
+    grouped = _read(path).group_by("sampler", "weights", "statistic", maintain_order=True)
+    for (sampler, weights, statistic), some in grouped:
+        points = [[rate, short(error)] for rate, error in some.select("base_rate", "relative_error").iter_rows()]
+        curves.append({"case": f"{sampler}, weighted by {weights}", "statistic": statistic, "points": points})
+    return curves
+
+
+def short(value: Any) -> Any:
+    """Four significant digits are enough for the eye; what is undefined becomes null."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _folders(root: Path) -> list[Path]:
+    """The analyses that left findings, in the order in which they are best read."""
+    found = [path.parent for path in root.glob(f"*/{FINDINGS}")]
+    return sorted(found, key=lambda folder: (ORDER.get(folder.name, len(ORDER)), folder.name))
+
+
+def _findings(folder: Path, run: Run) -> dict[str, Any]:
+    """An analysis' sentences; `source` names the run they come from if that has other rows than this one."""
+    try:
+        sentences = (folder / FINDINGS).read_text(encoding="utf-8").splitlines()
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        source = None if provenance["run_digest"] == run.manifest.digest else str(provenance["run"])
+    except (OSError, ValueError, KeyError) as error:
+        raise _unreadable(folder, error) from error
+    return {"analysis": folder.name, "sentences": sentences, "source": source}
+
+
+def _tables(folder: Path, limit: int) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(folder.glob("*.parquet")):
+        table = _read(path)
+        csv, raw = table.write_csv().encode(), path.read_bytes()
+        found.append(
+            {
+                "name": f"{folder.name}_{path.stem}",
+                "rows": len(table),
+                "csv": CSV + base64.b64encode(csv).decode() if len(csv) <= limit else None,
+                "parquet": PARQUET + base64.b64encode(raw).decode() if len(raw) <= limit else None,
+            }
+        )
+    return found
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, hive_partitioning=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"could not read {path}: {reason}; run that analysis again")

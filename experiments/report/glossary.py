@@ -1,0 +1,58 @@
+"""What the statistics mean, in a line each, and the order of the analyses on the page."""
+
+from __future__ import annotations
+
+ORDER = {
+    name: place
+    for place, name in enumerate(
+        (
+            "position_geometry",
+            "attention_plasticity",
+            "key_rank",
+            "quantisation",
+            "rope_frequencies",
+            "query_key_gap",
+            "sampling_error",
+        )
+    )
+}
+
+ABOUT = {
+    "position_geometry.pc1_explained": "share of variance on the leading component of queries and keys together",
+    "position_geometry.pc1_r_q": "correlation of queries with position on the leading component",
+    "position_geometry.pc1_r_k": "correlation of keys with position on the leading component",
+    "position_geometry.linear_share": "share of variance that a straight line in position explains",
+    "position_geometry.r_q": "correlation of queries with position on the drift axis",
+    "position_geometry.r_k": "correlation of keys with position on the drift axis",
+    "position_geometry.alpha_q": "drift of queries per position",
+    "position_geometry.alpha_k": "drift of keys per position",
+    "position_geometry.mu_q_a": "mean of queries on the drift axis",
+    "position_geometry.mu_k_a": "mean of keys on the drift axis",
+    "position_geometry.mu_q_b": "mean of queries on the separation axis",
+    "position_geometry.mu_k_b": "mean of keys on the separation axis",
+    "position_geometry.bias_strength": "change of q.k per position of the key; positive favours later keys",
+    "position_geometry.bias_logits_per_1000": "the same in the logit, per 1000 positions",
+    "position_geometry.variance_a": "share of variance on the drift axis",
+    "position_geometry.variance_b": "share of variance on the separation axis",
+    "position_geometry.variance_rest": "share of variance off the plane",
+    "position_geometry.rope_planes": "pairs of components off the plane that mostly turn with position",
+    "position_geometry.rope_share": "share of the variance off the plane that such turns explain",
+    "position_geometry.residual_r": "largest correlation with position off the drift axis: zero but for rounding",
+    "attention_plasticity.plasticity": "1: content decides which key wins; 0: it is settled beforehand",
+    "attention_plasticity.first": "plasticity in the first bucket of queries",
+    "attention_plasticity.last": "plasticity in the last bucket of queries",
+    "key_rank.rank": "principal components that hold most of the variance",
+    "key_rank.effective_rank": "exponential of the entropy of the spectrum",
+    "quantisation.outlier_channels": "channels far larger than the median one",
+    "quantisation.largest_channel": "largest channel over the median one",
+    "rope_frequencies.concentration": "1: all vectors point one way in each rotary pair; 0: they point anywhere",
+    "rope_frequencies.largest_concentration": "the same of the most fixed pair",
+    "rope_frequencies.most_fixed_pair": "which pair that is; RoPE turns pair 0 fastest",
+    "rope_frequencies.strongest_pair": "the pair with the longest vectors",
+    "rope_frequencies.strongest_share": "largest share of a pair in the energy",
+    "query_key_gap.distance_q": "Mahalanobis distance of queries from keys, per root dimension",
+    "query_key_gap.distance_k": "the same of keys left out of the fit",
+    "query_key_gap.gap": "the first over the second",
+    "query_key_gap.recall_q": "share of a query's best keys that an index finds in an eighth of its clusters",
+    "query_key_gap.recall_k": "the same of a key's best keys",
+}

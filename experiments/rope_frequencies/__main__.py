@@ -1,0 +1,8 @@
+"""python -m experiments.rope_frequencies run=RUN"""
+
+import sys
+
+from experiments.common.entry import main
+
+if __name__ == "__main__":
+    sys.exit(main("rope_frequencies"))

@@ -1,0 +1,98 @@
+"""The statistics of the other analyses, small enough to be worked out hundreds of times.
+
+Each is one number per query head, from queries and the keys they attend with; those of keys alone appear with every
+query head that a key head serves. All but the first are ratios or maxima, so that even unbiased weights leave
+some bias in small samples; the first is a plain Horvitz-Thompson mean and has none.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64
+
+from experiments.attention_plasticity.core import measure, model_queries
+from experiments.attention_plasticity.pairs import draw_pairs
+from experiments.common.moments import moments_of, pool
+from experiments.common.rows import MIN_ROWS, Rows
+from experiments.key_rank import rank_at, spectrum
+from experiments.position_geometry.pca import components, linear_share
+from experiments.position_geometry.plane import plane
+from experiments.quantisation.core import quantised, relative_error
+from experiments.query_key_gap.core import distance
+from experiments.rope_frequencies.core import concentration, norms, rotary_pairs
+
+KEY_PAIRS = 64
+MIN_QUERIES = 4
+SHRINKAGE = 0.01
+BITS, GROUP = 2, 32
+
+PerHead = Float64[np.ndarray, " heads"]
+
+
+def statistics(
+    queries: Rows, keys: Rows, places: list[int], n_positions: int, before: Rows | None
+) -> dict[str, PerHead]:
+    """Every statistic of a layer; undefined where there are too few rows for it.
+
+    Args:
+        keys: one per key head; `places` says which of them each query head attends with.
+        n_positions: how many positions the rows were drawn from.
+        before: the queries before RoPE, where they were captured.
+    """
+    undefined = np.full(len(queries.heads), np.nan)
+    found = {"key_energy": energy(keys, n_positions)[places]}
+    enough = min(len(queries), len(keys)) >= MIN_ROWS
+    for part in (_geometry, _plasticity, _keys, _gap):
+        names, values = part(queries, keys, places) if enough else (NAMES[part.__name__], ())
+        found |= dict(zip(names, values, strict=True)) if enough else dict.fromkeys(names, undefined)
+    if before is not None:
+        found["concentration"] = _concentration(before) if enough else undefined
+    return found
+
+
+def energy(rows: Rows, n_positions: int) -> PerHead:
+    """The mean of |x|^2 over all positions: an unbiased estimate, whatever the sample (Horvitz and Thompson, 1952)."""
+    squares = (rows.vectors.astype(np.float64) ** 2).sum(2)
+    return squares @ rows.weights / n_positions
+
+
+NAMES = {
+    "_geometry": ("r_q", "r_k", "bias_strength", "linear_share", "pc1_explained"),
+    "_plasticity": ("plasticity",),
+    "_keys": ("key_rank", "quantisation"),
+    "_gap": ("query_key_gap",),
+}
+Values = tuple[tuple[str, ...], tuple[PerHead, ...]]
+
+
+def _geometry(queries: Rows, keys: Rows, places: list[int]) -> Values:
+    q, k = moments_of(queries), moments_of(keys).of_heads(places)
+    model = plane(q, k)
+    explained = components(q, k).explained[:, 0]
+    return NAMES["_geometry"], (model.r_q, model.r_k, model.bias_strength, linear_share(pool(q, k)), explained)
+
+
+def _plasticity(queries: Rows, keys: Rows, places: list[int]) -> Values:
+    pairs = draw_pairs(keys, "bucket", KEY_PAIRS, np.random.default_rng(0))
+    cells = measure(model_queries(queries, min_rows=MIN_QUERIES), keys.of_heads(places), pairs)
+    value = cells.mean("bucket_pairs") if len(cells.counts) else np.full(len(places), np.nan)
+    return NAMES["_plasticity"], (value,)
+
+
+def _keys(queries: Rows, keys: Rows, places: list[int]) -> Values:
+    ordered = keys.take(np.lexsort((keys.positions, keys.example_ids)))
+    restored = quantised(ordered.vectors, BITS, "channel", GROUP)
+    error = relative_error(ordered.vectors, restored, ordered.weights)
+    return NAMES["_keys"], (rank_at(spectrum(keys), 0.9)[places].astype(np.float64), error[places])
+
+
+def _gap(queries: Rows, keys: Rows, places: list[int]) -> Values:
+    left_out = np.arange(len(keys)) % 4 == 0
+    inside, outside = moments_of(keys.take(~left_out)), moments_of(keys.take(left_out))
+    near = distance(outside, inside, SHRINKAGE)[places]
+    return NAMES["_gap"], (distance(moments_of(queries), inside.of_heads(places), SHRINKAGE) / near,)
+
+
+def _concentration(before: Rows) -> PerHead:
+    z = rotary_pairs(before.vectors, "half", before.vectors.shape[2] // 2 * 2)
+    return np.asarray((concentration(z, before.weights) * norms(z, before.weights)[1]).sum(1))

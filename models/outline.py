@@ -1,0 +1,94 @@
+"""A model's shapes without its weights, for plans: a 70B model in a second, on a laptop.
+
+The model is built of fake tensors, which have a shape and a type but no storage, and goes through one tapped
+forward. So the geometry is read off the same taps as that of a real run, for every family alike.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from models import selfcheck
+from models.loaded import find_backbone, number_layers, why_no_pre, windows_of
+from models.retrofit import retrofit
+from models.weights import auto_class, with_attention
+from sniffer.errors import SnifferError, UnsupportedModelError
+from sniffer.tap import Seen, tap
+from sniffer.types import Outline
+
+
+def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str) -> Outline:
+    """The shapes of a model of this config; `dtype` as in the config group `model`.
+
+    Raises:
+        UnsupportedModelError: it cannot be tapped, or its shapes depend on values.
+    """
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    kind: torch.dtype = own if dtype == "auto" else getattr(torch, dtype)
+
+    # Shapes do not depend on the type of the weights, but some operations are fake in bfloat16 only.
+    def attempt(attention: str) -> PreTrainedModel:
+        auto = auto_class(config)
+        return auto.from_config(
+            config, dtype=torch.bfloat16, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+
+    try:
+        with _silent(), FakeTensorMode(), torch.no_grad():
+            model = with_attention(attempt, "auto", title)
+            retrofit(model)
+            backbone = find_backbone(model)
+            backbone.config.use_cache = False
+            missing, seen = _seen(backbone)
+    except SnifferError:
+        raise
+    except Exception as error:  # of upstream code: any
+        reason = str(error).strip().split("\n")[0]
+        raise UnsupportedModelError(
+            f"{title} cannot be planned for without its weights: {type(error).__name__}: {reason}"
+        ) from error
+    names = {part: name for name, part in backbone.named_modules()}
+    numbers = number_layers({names[event.module]: event.module for event in seen}, backbone)
+    windows = windows_of(backbone)
+    layers = (
+        selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
+        for event, number in ((event, numbers[event.module]) for event in seen)
+    )
+    return Outline(
+        geometry=tuple(sorted(layers, key=lambda layer: layer.layer)),
+        dtype=str(kind).removeprefix("torch."),
+        itemsize=kind.itemsize,
+        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        pre_missing=missing,
+    )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps fake tensors from logging the traceback of an error that is told in one line."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _seen(backbone: PreTrainedModel) -> tuple[str, list[Seen]]:
+    """Why pre kinds are missing, if they are, and what the taps show, with the pre kinds where there are any."""
+    seen = _probe(backbone, pre=False)
+    missing = why_no_pre({event.module for event in seen})
+    return missing, seen if missing else _probe(backbone, pre=True)
+
+
+def _probe(backbone: PreTrainedModel, *, pre: bool) -> list[Seen]:
+    seen: list[Seen] = []
+    with tap(seen.append, pre=pre):
+        backbone(input_ids=torch.zeros((selfcheck.PROBE_BATCH, selfcheck.PROBE_SEQ), dtype=torch.long))
+    return [event for event in seen if not selfcheck.attends_within_tokens(event)]

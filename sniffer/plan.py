@@ -1,0 +1,207 @@
+"""`plan=true`: what a run would need, before any hour of a GPU is spent. No weights are read or made.
+
+The shapes come from the model's outline, the number of vectors from the sampler's law, the lengths from the documents.
+Where both dataset.max_examples and dataset.max_tokens are given, the documents stay unread, and each counts as that
+long: the most that the run can need. Hours follow from a speed, which has to be measured: given as tokens per
+second, or taken from an earlier run of the same model on the same machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import rich.box
+from rich.table import Table
+
+from sniffer.batching import Tokenizer
+from sniffer.build import checked
+from sniffer.config import Config
+from sniffer.errors import ConfigError, RunError
+from sniffer.estimate import Estimate, estimate, peak_ram, size
+from sniffer.manifest import Manifest
+from sniffer.sampler import Picker
+from sniffer.selection import Selection, check_request, select
+from sniffer.terminal import duration, show_table
+from sniffer.types import Outline
+
+
+@dataclass(frozen=True)
+class Request:
+    """The key `plan`, where it is more than true.
+
+    Attributes:
+        read: whether to read and tokenise the documents; null: only if not both limits are given.
+        tokens_per_second: of the forward pass, measured.
+        run: an earlier run, whose tokens per second to take.
+    """
+
+    read: bool | None = None
+    tokens_per_second: float | None = None
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second is not None and not self.tokens_per_second > 0:
+            raise ConfigError(f"plan.tokens_per_second={self.tokens_per_second} must be more than 0")
+        if self.tokens_per_second is not None and self.run is not None:
+            raise ConfigError("plan.tokens_per_second and plan.run both give a speed: leave one of them out")
+
+    @property
+    def speed(self) -> float | None:
+        """Tokens per second, where there is a measurement.
+
+        Raises:
+            RunError: there is no such run, or it has done nothing.
+        """
+        return self.tokens_per_second if self.run is None else measured_speed(Path(self.run))
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run would need. `read`: the lengths are those of the documents, not the most they may be."""
+
+    outline: Outline
+    selection: Selection
+    lengths: Sequence[int]
+    read: bool
+    expected: Estimate
+    ram: float
+    parts: int
+    speed: float | None
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the backbone."""
+        return self.outline.parameters * self.outline.itemsize
+
+    @property
+    def least_ram(self) -> float:
+        """Bytes of captured rows that no memory limit can avoid."""
+        return peak_ram(self.expected, 0)
+
+
+def tell(config: Config) -> None:
+    """Prints the plan of a run."""
+    show_table(needs_table(needs(config, request(config.plan))))
+
+
+def request(value: Any) -> Request:
+    """The key `plan` as given: true, or a mapping.
+
+    Raises:
+        ConfigError: neither, an unknown key, or a wrong value.
+    """
+    if value is True:
+        return Request()
+    if not isinstance(value, dict):
+        raise ConfigError(f"plan={value} must be true, or a mapping such as '{{tokens_per_second: 900}}'")
+    asked: Request = checked(Request, value, "plan")
+    return asked
+
+
+def needs(config: Config, asked: Request) -> Needs:
+    """Works out what a run of this configuration would need.
+
+    Raises:
+        SnifferError: as the run itself would before its model loads.
+    """
+    from sniffer.capture import token_limit
+
+    speed, limits = asked.speed, config.model.limits()
+    check_request(config.capture, limits)
+    longest = token_limit(config, limits)
+    outline: Outline = config.model.outline()
+    selection = select(outline.geometry, config.capture, outline.pre_missing)
+    geometry = {layer.layer: layer for layer in outline.geometry}
+    picker = Picker(config.sampler, config.seed)
+    read = must_read(config.dataset) if asked.read is None else asked.read
+    lengths = read_lengths(config, longest) if read else most_lengths(config.dataset)
+    batch = config.batch.max_tokens
+    expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch)
+    limit = config.output.memory_limit or math.inf
+    commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
+    rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))
+    ram = peak_ram(expected, limit)
+    return Needs(outline, selection, lengths, read, expected, ram, rounds * len(selection.heads), speed)
+
+
+def must_read(dataset: Any) -> bool:
+    """Whether the lengths cannot be bounded without reading."""
+    return dataset.max_tokens is None or getattr(dataset, "max_examples", None) is None
+
+
+def most_lengths(dataset: Any) -> list[int]:
+    """The lengths of this worker's documents if there are as many as may be, and each is as long as it may be.
+
+    Raises:
+        ConfigError: there is no bound.
+    """
+    if must_read(dataset):
+        raise ConfigError("plan.read=false needs dataset.max_examples and dataset.max_tokens: give both")
+    return [dataset.max_tokens] * len(range(dataset.shard.index, dataset.max_examples, dataset.shard.count))
+
+
+def read_lengths(config: Config, longest: int | None) -> list[int]:
+    """The tokens of each document, read, tokenised and cut as the run would.
+
+    Raises:
+        DatasetError: the documents cannot be read.
+        CheckpointError: there is no tokenizer.
+    """
+    config.dataset.check()
+    tokenize, _ = config.model.tokenizer()
+    return [document.n_tokens for document in Tokenizer(tokenize, longest).documents(config.dataset)]
+
+
+def measured_speed(run: Path) -> float:
+    """Tokens per second of an earlier run, all of its inference counted.
+
+    Raises:
+        RunError: there is no such run, or it has done nothing.
+    """
+    manifest = Manifest.load(run.expanduser(), parts_must_exist=False)
+    tokens, seconds = manifest.counts.get("tokens", 0), manifest.timings.get("inference", 0.0)
+    if not tokens or not seconds:
+        raise RunError(f"{run} has no speed to take: it captured nothing; name a run that is complete")
+    return tokens / seconds
+
+
+def needs_table(needs: Needs) -> Table:
+    table = Table(title="what the run would need", title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table.add_column(style="cyan")
+    table.add_column()
+    for name, value in facts(needs).items():
+        table.add_row(name, value)
+    return table
+
+
+def facts(needs: Needs) -> dict[str, str]:
+    """The plan in words."""
+    outline, expected, n, longest = needs.outline, needs.expected, len(needs.lengths), max(needs.lengths, default=0)
+    most = "" if needs.read else "at most "
+    if needs.speed is None:
+        hours = "unknown: measure with a short run, then plan={run: RUN} or plan={tokens_per_second: N}"
+    else:
+        hours = f"{most}{duration(needs.tokens / needs.speed)} at {needs.speed:,.0f} tokens/s"
+    return {
+        "weights": f"{size(needs.weights)}: {outline.parameters:,} parameters in {outline.dtype}",
+        "layers": f"{len(needs.selection.layers)} of {len(outline.geometry)}",
+        "documents": f"{n:,}, the longest of {longest:,} tokens"
+        if needs.read
+        else f"{n:,} of at most {longest:,} tokens",
+        "forward tokens": f"{needs.tokens:,}, at most a twentieth more with padding"
+        if needs.read
+        else f"{most}{needs.tokens:,}",
+        "vectors": f"{most}{expected.vectors:,.0f}, give or take the draw"
+        f" ({', '.join(f'{kind} {rows:,.0f}' for kind, rows in expected.rows.items())})",
+        "on disk": f"{most}{size(expected.file_bytes)} in about {needs.parts:,} files",
+        "RAM for vectors": f"{most}{size(needs.ram)}; output.memory_limit can take it down to {size(needs.least_ram)}",
+        "time": hours,
+    }

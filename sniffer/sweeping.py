@@ -1,0 +1,132 @@
+"""A sweep while it runs: what `python -m sniffer -m` adds to its jobs.
+
+A job that fails is told and noted, and the next one begins. Run again into the same folder
+(hydra.sweep.dir=FOLDER), a sweep leaves alone what is complete, goes on with what was interrupted, and begins what
+failed before it had begun. Jobs in one process share the model, if they want the same. At the end one table names
+every job.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import polars as pl
+import rich
+import rich.box
+from omegaconf import DictConfig
+from rich.table import Table
+
+from sniffer.config import ONCE, plain_values, resolve, saved_config
+from sniffer.continuation import differences
+from sniffer.errors import RunError, SnifferError
+from sniffer.estimate import size
+from sniffer.jobs import INDEX_PATH, swept, update
+from sniffer.loading import LastModel
+from sniffer.manifest import Manifest
+from sniffer.runs.resume import resume
+from sniffer.runs.saved import Trust
+from sniffer.sweep_figure import draw_sweep
+from sniffer.terminal import show_table
+from sniffer.told import one_line
+
+log = logging.getLogger(__name__)
+
+MODEL = LastModel()
+"""Of the jobs that run in this process."""
+
+
+@contextmanager
+def noted(sweep: Path, folder: Path) -> Iterator[None]:
+    """Keeps the index of the sweep while a job runs. An error is told and noted, and ends only this job."""
+    job, failed_of = folder.relative_to(sweep).as_posix(), None
+    update(sweep, job)
+    try:
+        yield
+    except Exception as error:
+        failed_of = one_line(error) if isinstance(error, SnifferError) else f"{type(error).__name__}: {one_line(error)}"
+        log.error("job %s failed: %s", job, failed_of, exc_info=not isinstance(error, SnifferError))
+    finally:
+        update(sweep, job, failed_of)
+
+
+def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+    """A job whose folder already holds results: nothing to do if they are complete, else the rest of it.
+
+    Raises:
+        RunError: they are results of another configuration.
+        SnifferError: as a fresh run.
+    """
+    resolve(cfg, overrides)
+    then, now = saved_config(folder), plain_values(cfg)
+    trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")))
+    if found := differences({"config": then}, {"config": {key: now[key] for key in now if key not in ONCE}}):
+        raise RunError(
+            f"{folder} holds results of another configuration ({'; '.join(found[:3])}): "
+            "choose another hydra.sweep.dir, or remove the folder"
+        )
+    if not is_whole(folder):
+        resume(folder, trust, load=MODEL.load)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a run is complete, with all of its files there."""
+    try:
+        return Manifest.load(folder).status == "complete"
+    except RunError:
+        return False
+
+
+def finish(sweep: Path, done_before: frozenset[str]) -> int:
+    """Ends a sweep: its index, figure and table. Returns the exit code.
+
+    Raises:
+        SnifferError: the index cannot be written.
+    """
+    MODEL.clear()
+    if not (sweep / INDEX_PATH).exists():
+        _leave_nothing(sweep)
+        return 0
+    jobs = update(sweep)
+    draw_sweep(jobs, sweep)
+    show_table(jobs_table(jobs, done_before))
+    rich.get_console().print(str(sweep), style="bold", soft_wrap=True, highlight=False)
+    unfinished = jobs.filter(pl.col("status") != "complete")
+    if unfinished.is_empty():
+        return 0
+    print(told(unfinished, len(jobs)), file=sys.stderr)
+    return 1
+
+
+def _leave_nothing(sweep: Path) -> None:
+    """Of a sweep that began no job, Hydra leaves its own record behind."""
+    if {path.name for path in sweep.glob("*")} == {"multirun.yaml"}:
+        (sweep / "multirun.yaml").unlink()
+        sweep.rmdir()
+
+
+def jobs_table(jobs: pl.DataFrame, done_before: frozenset[str] = frozenset()) -> Table:
+    """Every job with what was swept and how it ended; complete ones of an earlier session are `skipped`."""
+    grid = Table(title="jobs", title_justify="left", box=rich.box.SIMPLE)
+    keys = swept(jobs)
+    for name in ("job", *keys, "status"):
+        grid.add_column(name, overflow="fold")
+    for name in ("rows", "bytes", "seconds"):
+        grid.add_column(name, justify="right")
+    for job in jobs.iter_rows(named=True):
+        status = "skipped" if job["status"] == "complete" and job["job"] in done_before else job["status"]
+        rows = "" if job["rows"] is None else f"{job['rows']:,}"
+        seconds = "" if job["seconds"] is None else f"{job['seconds']:.1f}"
+        on_disk = "" if job["bytes"] is None else size(job["bytes"])
+        grid.add_row(job["job"], *(str(job[key]) for key in keys), status, rows, on_disk, seconds)
+    return grid
+
+
+def told(unfinished: pl.DataFrame, n_jobs: int) -> str:
+    """Which jobs are not complete, and why the first one is not, in one line."""
+    names = ", ".join(f"{job} {status}" for job, status in unfinished.select("job", "status").iter_rows())
+    why = [f"job {job}: {error}" for job, error in unfinished.select("job", "error").iter_rows() if error]
+    return "; ".join([f"{len(unfinished)} of {n_jobs} jobs are not complete ({names})", *why[:1]])

@@ -1,0 +1,22 @@
+"""An error as the one line that a person reads."""
+
+from __future__ import annotations
+
+import re
+
+from omegaconf.errors import OmegaConfBaseException
+
+from sniffer.errors import SnifferError
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without Hydra's line breaks, and without what only helps Hydra's developers."""
+    message = str(error)
+    if unknown := re.match(r"Could not override '(.+?)'\.\s+To append [^{]+$", message):
+        return f"there is no key {unknown[1]}: `python -m sniffer --cfg job` shows those that exist"
+    kept = re.split(r"\n\s*(?:Config search path|full_key|See https?):?", message)[0]
+    lines = [re.sub(r"\n\s+", ", ", kept.replace(":\n\t", ": ").replace("\n\t", ", "))]
+    # Hydra says which key it could not set; only its cause says why.
+    if not isinstance(error, SnifferError) and isinstance(error.__cause__, OmegaConfBaseException):
+        lines.append(one_line(error.__cause__))
+    return ": ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__

@@ -1,0 +1,20 @@
+"""Shapes and dtypes in the signatures of the mathematics are checked at every call of these tests."""
+
+from __future__ import annotations
+
+from jaxtyping import install_import_hook
+
+CHECKED = (
+    "common.moments",
+    "common.turns",
+    "position_geometry.pca",
+    "position_geometry.plane",
+    "position_geometry.rings",
+    "attention_plasticity.core",
+    "attention_plasticity.pairs",
+    "quantisation.core",
+    "rope_frequencies.core",
+    "query_key_gap.core",
+    "sampling_error.statistics",
+)
+install_import_hook([f"experiments.{name}" for name in CHECKED], "beartype.beartype")

@@ -1,0 +1,172 @@
+"""The report in a real browser: it loads without an error, and hovering and choosing work. `make browser-test`.
+
+With SCREENSHOTS=FOLDER, pictures of the page are left there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from experiments.common.entry import main
+from experiments.report import write
+from experiments.report.glossary import ORDER
+from sniffer.sampler import All
+from tests.experiments.planted import HEADS, planted_run, roped
+
+pytest.importorskip("selenium", reason="the browser test needs selenium: pip install -e '.[dev]'")
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (BROWSER and DRIVER):
+    pytest.skip("the browser test needs chromium and chromedriver on the path", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+Browser = webdriver.Chrome
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two jobs with every analysis."""
+    sweep = tmp_path_factory.mktemp("browser") / "sweep"
+    for job in "01":
+        run = planted_run(
+            sweep / job, roped(), kinds=("q", "k", "q_pre", "k_pre"), sampler=All(bucket_size=64), lengths=[128, 100]
+        )
+        for name in ORDER:
+            assert main(name, [f"run={run.folder}"]) == 0
+        (run.folder / ".hydra").mkdir()
+        (run.folder / ".hydra" / "overrides.yaml").write_text(f"- sampler.base_rate={job}\n")
+    write("report", [f"run={sweep}"])
+    return sweep / "experiments" / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser that has never been used."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})  # type: ignore[no-untyped-call]
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def browser(driver: Browser, page: Path) -> Iterator[Browser]:
+    """The page, freshly loaded; at the end the console must be empty."""
+    driver.set_window_size(1200, 900)
+    driver.get(page.as_uri())
+    yield driver
+    assert driver.get_log("browser") == []  # type: ignore[no-untyped-call]
+
+
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.find_element(By.CSS_SELECTOR, selector).text)
+
+
+def picture(browser: Browser, name: str) -> None:
+    if folder := os.environ.get("SCREENSHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
+
+
+def test_every_section_is_there(browser: Browser):
+    assert text(browser, "h1") == "sweep"
+    shown = [
+        section.get_attribute("id")
+        for section in browser.find_elements(By.CSS_SELECTOR, "main > section:not([hidden])")
+    ]
+    assert shown == [
+        "findings", "compare", "run", "coverage", "head", "scatter-section", "sampling", "maps", "tables",
+    ]  # fmt: skip
+    for selector in (
+        "#coverage-map canvas",
+        "#plane circle",
+        "#profile polyline",
+        "#scatter circle",
+        "#sampling-chart svg",
+    ):
+        assert browser.find_elements(By.CSS_SELECTOR, selector), selector
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#scatter circle")) == 2 * HEADS["q"]
+    picture(browser, "top")
+
+
+def test_hovering_over_a_map_tells_the_value(browser: Browser):
+    canvas = browser.find_element(By.CSS_SELECTOR, "figure[data-statistic='bias strength'] canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)  # type: ignore[no-untyped-call]
+    ActionChains(browser).move_to_element_with_offset(
+        canvas, -canvas.size["width"] // 2 + 3, canvas.size["height"] // 2 - 3
+    ).perform()
+    said = text(browser, "#tip")
+    assert said.startswith("layer 0, head 0: ")
+    true = browser.execute_script(  # type: ignore[no-untyped-call]
+        "return DATA.jobs[0].maps.find((map) => map.name === 'bias_strength').values[0][0]"
+    )
+    assert float(said.rpartition(" ")[2]) == pytest.approx(true)
+    picture(browser, "hover")
+
+
+def test_the_head_picker_and_a_click_on_a_map_choose_a_head(browser: Browser):
+    Select(browser.find_element(By.ID, "layer")).select_by_value("1")
+    Select(browser.find_element(By.ID, "head-number")).select_by_value("2")
+    there = browser.execute_script("return [state.layer, state.head]")  # type: ignore[no-untyped-call]
+    assert there == [1, 2]
+    before = browser.find_element(By.ID, "plane").get_attribute("innerHTML")
+    canvas = browser.find_element(By.CSS_SELECTOR, "figure[data-statistic='r q'] canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)  # type: ignore[no-untyped-call]
+    ActionChains(browser).move_to_element_with_offset(
+        canvas, canvas.size["width"] // 2 - 3, canvas.size["height"] // 2 - 3
+    ).click().perform()
+    assert Select(browser.find_element(By.ID, "head-number")).first_selected_option.text == "3"
+    assert Select(browser.find_element(By.ID, "layer")).first_selected_option.text == "0"
+    assert browser.find_element(By.ID, "plane").get_attribute("innerHTML") != before
+
+
+def test_every_choice_of_every_list_draws(browser: Browser):
+    for name in ("job", "compare-statistic", "coverage-kind", "scatter-axis", "sampling-case", "analysis"):
+        select = Select(browser.find_element(By.ID, name))
+        for place in range(len(select.options)):
+            Select(browser.find_element(By.ID, name)).select_by_index(place)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#compare-table tr")) == 3
+
+
+def test_tables_can_be_downloaded(browser: Browser):
+    links = browser.find_elements(By.CSS_SELECTOR, "#table-list a")
+    names = {link.get_attribute("download") for link in links}
+    assert {"0_position_geometry_heads.csv", "0_position_geometry_heads.parquet"} <= names
+    assert all(str(link.get_attribute("href")).startswith("data:") for link in links)
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_a_phone_and_the_dark(browser: Browser, width: int, scheme: str):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)  # type: ignore[no-untyped-call]
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)  # type: ignore[no-untyped-call]
+    wide, seen, paper = browser.execute_script(  # type: ignore[no-untyped-call]
+        "return [document.documentElement.scrollWidth, innerWidth, getComputedStyle(document.body).backgroundColor]"
+    )
+    assert wide <= seen == width
+    light = sum(map(int, paper[4:-1].split(","))) > 384
+    assert light == (scheme == "light")
+    picture(browser, f"{scheme}-{width}")

@@ -1,0 +1,167 @@
+"""The page is one file that needs nothing else, and holds what the analyses found."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from experiments.common import entry
+from experiments.report import Report, assemble, write
+from experiments.report.collect import NOT_STATISTICS, collect, coverage
+from experiments.report.glossary import ABOUT, ORDER
+from sniffer import open_run
+from sniffer.reader import Run
+from sniffer.sampler import All
+from tests.experiments.planted import HEADS, planted_run, roped
+
+KINDS = ("q", "k", "q_pre", "k_pre")
+
+
+def analysed(folder: Path, *names: str, **options) -> Path:
+    """A planted run with the results of some analyses."""
+    planted_run(folder, **options)
+    for name in names:
+        assert entry.main(name, [f"run={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    return analysed(folder, "position_geometry", "attention_plasticity")
+
+
+def data_of(page: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def open_one(folder: Path) -> Run:
+    found = open_run(folder)
+    assert isinstance(found, Run)
+    return found
+
+
+class Links(HTMLParser):
+    """Whatever a browser might fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
+
+
+def test_the_page_fetches_nothing(run: Path):
+    page = Report().page(str(run))
+    links = Links()
+    links.feed(page)
+    assert all(link.startswith(("data:", "#")) for link in links.found)
+    assert "default-src 'none'" in page
+    assert not re.search(r"@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\b[ (]", page.split('id="data"')[0])
+
+
+def test_every_number_of_every_head_is_in_it(run: Path):
+    job = data_of(Report().page(str(run)))["jobs"][0]
+    for analysis in ("position_geometry", "attention_plasticity"):
+        table = pl.read_parquet(run / "experiments" / analysis / "heads.parquet")
+        for name in set(table.columns) - set(NOT_STATISTICS):
+            if not table.schema[name].is_numeric():
+                continue
+            (shown,) = (one for one in job["maps"] if (one["analysis"], one["name"]) == (analysis, name))
+            for layer, head, value in table.select("layer", "head", name).iter_rows():
+                got = shown["values"][shown["layers"].index(layer)][shown["heads"].index(head)]
+                assert got == pytest.approx(value, rel=1e-3)
+
+
+def test_tables_come_out_as_they_went_in(run: Path):
+    job = data_of(Report().page(str(run)))["jobs"][0]
+    (heads,) = (table for table in job["tables"] if table["name"] == "position_geometry_heads")
+    true = pl.read_parquet(run / "experiments" / "position_geometry" / "heads.parquet")
+    raw = {kind: base64.b64decode(heads[kind].partition(",")[2]) for kind in ("csv", "parquet")}
+    assert pl.read_parquet(io.BytesIO(raw["parquet"])).equals(true)
+    assert pl.read_csv(io.BytesIO(raw["csv"])).shape == true.shape
+
+
+def test_large_tables_are_named_only(run: Path):
+    job = collect(open_one(run), {}, table_limit=0)
+    assert job["tables"] and all(table["csv"] is None and table["parquet"] is None for table in job["tables"])
+
+
+def test_coverage_counts_every_row(run: Path):
+    opened = open_one(run)
+    found = coverage(opened)
+    for kind, matrix in found["kinds"].items():
+        assert sum(map(sum, matrix)) * HEADS[kind] == pytest.approx(opened.manifest.rows_by_kind[kind])
+
+
+def test_all_analyses_fit_on_one_page(tmp_path: Path):
+    folder = analysed(
+        tmp_path / "run", *ORDER, formula=roped(), kinds=KINDS, sampler=All(bucket_size=64), lengths=[128, 100]
+    )
+    job = data_of(Report().page(str(folder)))["jobs"][0]
+    assert [one["analysis"] for one in job["findings"]] == list(ORDER)
+    assert job["plane"]["0"]["0"].keys() == {"q", "k"}
+    assert job["profile"]["1"]["3"] and job["sampling"]
+    kinds = {(one["name"], one["kind"], one["of_queries"]) for one in job["maps"] if one["analysis"] == "key_rank"}
+    assert kinds == {(name, kind, False) for name in ("rank", "effective_rank") for kind in ("k", "k_pre")}
+    known = {f"{one['analysis']}.{one['name']}" for one in job["maps"]}
+    assert ABOUT.keys() <= known
+
+
+def test_a_sweep_has_a_job_each(tmp_path: Path):
+    for number in "01":
+        job = analysed(tmp_path / "sweep" / number, "position_geometry")
+        (job / ".hydra").mkdir()
+        (job / ".hydra" / "overrides.yaml").write_text(f"- sampler.base_rate={number}\n")
+    write("report", [f"run={tmp_path / 'sweep'}"])
+    page = (tmp_path / "sweep" / "experiments" / "report" / "report.html").read_text()
+    jobs = data_of(page)["jobs"]
+    assert [one["overrides"] for one in jobs] == [{"sampler.base_rate": "0"}, {"sampler.base_rate": "1"}]
+
+
+def test_results_of_other_rows_are_marked(tmp_path: Path):
+    folder = analysed(tmp_path / "run", "position_geometry")
+    other = planted_run(tmp_path / "other", lengths=[200]).folder
+    assert collect(open_one(folder), {}, 0)["findings"][0]["source"] is None
+    out = folder / "experiments" / "position_geometry"
+    assert entry.main("position_geometry", [f"run={other}", f"out={out}"]) == 0
+    assert collect(open_one(folder), {}, 0)["findings"][0]["source"] == "other"
+
+
+def test_text_in_the_data_cannot_end_the_script():
+    page = assemble({"title": "</script><script>alert(1)</script>", "jobs": []})
+    assert data_of(page)["title"] == "</script><script>alert(1)</script>"
+    assert page.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "no run is given"),
+        (["run={new}"], "has no results to report"),
+        (["run={run}", "out={run}/captures"], "among the run's own files"),
+        (["run={run}", "table_limit=-1"], "must be 0 bytes or more"),
+        (["run={broken}"], "could not read"),
+    ],
+)
+def test_a_refusal_is_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+):
+    new = planted_run(tmp_path / "new").folder
+    broken = analysed(tmp_path / "broken", "position_geometry")
+    (broken / "experiments" / "position_geometry" / "heads.parquet").write_bytes(b"no table")
+    capsys.readouterr()
+    asked = [word.format(run=run, new=new, broken=broken) for word in words]
+    assert entry.main("report", asked, act=write) == 1
+    said = capsys.readouterr().err.strip()
+    assert told in said and "\n" not in said
