@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from sniffer import capture, open_run
 from sniffer.__main__ import main
 from sniffer.errors import RunError
 from sniffer.lock import hold
+from sniffer.manifest import Manifest
 from sniffer.runs.verify import missing_shards, verify_all
 from sniffer.sweep import Sweep
 from tests.helpers_runs import ORDER, TEXTS, counting_forwards, stopping_after
@@ -184,6 +186,15 @@ def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monk
     assert index(place)["status"].to_list() == ["interrupted"]
     assert invoke(RATES) == 0
     assert index(place)["status"].to_list() == ["complete"] * 3
+
+
+def test_a_killed_job_is_seen_and_resumed(invoke: Invoke, place: Path):
+    assert invoke("sampler.base_rate=5,10") == 0
+    before = open_run(place / "1").manifest.digest
+    replace(Manifest.load(place / "1"), status="running").save(place / "1")  # what a kill leaves behind
+    assert opened(place).jobs()["status"].to_list() == ["complete", "killed"]
+    assert invoke("sampler.base_rate=5,10") == 0
+    assert opened(place).complete and open_run(place / "1").manifest.digest == before
 
 
 def test_results_of_another_sweep_are_not_touched(invoke: Invoke, place: Path):

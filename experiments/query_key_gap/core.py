@@ -43,7 +43,7 @@ def distance(vectors: Moments, keys: Moments, shrinkage: float) -> Float64[np.nd
 
 def recalls(
     keys: Float32[np.ndarray, "n dim"],
-    searches: Sequence[Float32[np.ndarray, "m dim"]],
+    searches: Sequence[Float32[np.ndarray, "_ dim"]],
     top: int,
     cells: int,
     probes: Sequence[int],
