@@ -1,4 +1,9 @@
-"""Runs every benchmark, prints one table and keeps the figures as JSON."""
+"""Runs the benchmarks, prints a table as each suite ends, and keeps the figures as JSON and as a picture.
+
+Every figure is a ratio within one process or between interleaved runs, unless it has a unit. Suites that need
+whole runs repeat them less often; the table's column n says how often. The peers need environments of their own,
+so that suite runs only when it is named.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +11,80 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import rich
 import rich.box
 from rich.table import Table
 
-from benchmarks import memory, overhead, storage
-from benchmarks.measure import Figure
+from benchmarks.drawing import draw
+from benchmarks.measure import Figure, circumstances
 
-SUITES = {"overhead": overhead.measure, "storage": storage.measure, "memory": memory.measure}
+SUITES = {
+    "overhead": "what capturing adds to the forward pass",
+    "batching": "documents of mixed lengths together",
+    "storage": "writing, against one default file per head",
+    "reading": "reading back, against one default file per head",
+    "end_to_end": "whole runs: 40 documents",
+    "growth": "with documents, layers and length",
+    "long_context": "up to 128k tokens",
+    "compiled": "torch.compile",
+    "peers": "other tools, each in an environment of its own",
+}
+WHOLE_RUNS = ("end_to_end", "growth", "long_context")
+"""Their repeats are whole runs, and far less noisy than a forward: a third of the repeats is enough."""
+
+ON_REQUEST = ("peers",)
 RESULTS = Path("outputs") / "benchmarks.json"
 
 
 def main() -> int:
+    names = ", ".join(SUITES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}; all by default")
-    parser.add_argument("--repeats", type=int, default=7, help="medians are of so many (memory: a third)")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {names}; without names all but peers")
+    parser.add_argument("--repeats", type=int, default=7, help="medians are of so many")
     arguments = parser.parse_args()
-    unknown = set(arguments.suites) - set(SUITES)
-    if unknown or arguments.repeats < 1:
-        parser.error(f"choose suites from {', '.join(SUITES)}, and 1 repeat or more")
-    figures: list[Figure] = []
-    for name in arguments.suites or SUITES:
-        # A memory repeat is two whole runs, and far less noisy than a time.
-        repeats = max(1, arguments.repeats // 3) if name == "memory" else arguments.repeats
-        figures += SUITES[name](repeats)
-    rich.print(table(figures))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([asdict(f) | {"met": f.met} for f in figures], indent=2) + "\n")
-    missed = [f.name for f in figures if f.met is False]
-    print(f"figures: {RESULTS}; limits missed: {', '.join(missed) or 'none'}")
+    if set(arguments.suites) - set(SUITES) or arguments.repeats < 1:
+        parser.error(f"choose suites from {names}, and 1 repeat or more")
+    found: dict[str, list[Figure]] = {}
+    for name in arguments.suites or [name for name in SUITES if name not in ON_REQUEST]:
+        repeats = -(-arguments.repeats // 3) if name in WHOLE_RUNS else arguments.repeats
+        found[name] = import_module(f"benchmarks.{name}").measure(repeats)
+        rich.print(table(found[name], f"{name}: {SUITES[name]}"))
+    keep(found)
+    figures = [one for these in found.values() for one in these]
+    held, missed = [one for one in figures if one.met is not None], [one for one in figures if one.met is False]
+    print(
+        f"{len(held) - len(missed)} of {len(held)} limits met; figures in {RESULTS} and {RESULTS.with_suffix('.png')}"
+    )
+    for one in missed:
+        print(f"MISSED {one.name}: {one.value:.4g}, limit {one.limit:.4g}")
     return 1 if missed else 0
 
 
-def table(figures: list[Figure]) -> Table:
-    grid = Table(box=rich.box.SIMPLE, title="medians (lowest to highest)", title_justify="left")
-    for name, justify in (("figure", "left"), ("median", "right"), ("spread", "right"), ("limit", "right")):
-        grid.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for f in figures:
-        limit = "" if f.limit is None else f"<= {f.limit:g} {'met' if f.met else 'MISSED'}"
-        grid.add_row(f.name, f"{f.value:.4f} {f.unit}".strip(), f"{f.low:.4f} to {f.high:.4f}", limit)
+def keep(found: dict[str, list[Figure]]) -> None:
+    """Results of suites that did not run now stay as they were."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    kept = kept if isinstance(kept, dict) else {}
+    for name, figures in found.items():
+        kept[name] = {"on": circumstances(), "figures": [asdict(one) | {"met": one.met} for one in figures]}
+    RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    fields = Figure.__dataclass_fields__
+    every = [one for name in SUITES if name in kept for one in kept[name]["figures"]]
+    draw([Figure(**{name: one[name] for name in fields}) for one in every], RESULTS.with_suffix(".png"))
+
+
+def table(figures: list[Figure], title: str) -> Table:
+    grid = Table(box=rich.box.SIMPLE, title=title, title_justify="left")
+    grid.add_column("figure", overflow="fold")
+    for name in ("median", "lowest to highest", "n", "limit"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    for one in figures:
+        limit = "" if one.limit is None else f"<= {one.limit:.4g} {'met' if one.met else 'MISSED'}"
+        spread = f"{one.low:.4g} to {one.high:.4g}" if one.n > 1 else ""
+        grid.add_row(one.name, f"{one.value:.4g} {one.unit}".strip(), spread, str(one.n), limit)
     return grid
 
 

@@ -1,7 +1,10 @@
-"""Repeats, medians and peak memory."""
+"""Repeats, medians, whole runs as child processes, and what was measured on."""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -9,18 +12,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import psutil
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @dataclass(frozen=True)
 class Figure:
-    """One row of the table: a median, its spread, and the limit it is held to, if any."""
+    """One row of the table: the median of `n` measurements, their spread, and the limit it is held to, if any."""
 
     name: str
     value: float
@@ -28,6 +36,7 @@ class Figure:
     high: float
     limit: float | None = None
     unit: str = ""
+    n: int = 1
 
     @property
     def met(self) -> bool | None:
@@ -35,7 +44,7 @@ class Figure:
 
 
 def figure(name: str, values: Sequence[float], *, limit: float | None = None, unit: str = "") -> Figure:
-    return Figure(name, statistics.median(values), min(values), max(values), limit, unit)
+    return Figure(name, statistics.median(values), min(values), max(values), limit, unit, len(values))
 
 
 @dataclass
@@ -53,16 +62,105 @@ def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, T
     return result, Timed(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def resident(command: Sequence[str]) -> list[int]:
-    """Runs a Python command in a child process; its resident bytes, looked at every 20 ms."""
-    root = Path(__file__).resolve().parents[1]
-    samples: list[int] = []
-    with subprocess.Popen([sys.executable, *command], cwd=root, stdout=subprocess.DEVNULL) as child:
-        watched = psutil.Process(child.pid)
-        while child.poll() is None:
+@dataclass(frozen=True)
+class Child:
+    """A Python process that has ended: its seconds, and its resident bytes, looked at every 20 ms."""
+
+    wall: float
+    cpu: float
+    resident: tuple[int, ...]
+
+    @property
+    def peak(self) -> int:
+        return max(self.resident)
+
+    @property
+    def steady(self) -> float:
+        """Resident bytes over the second half, which leaves out the moment at which weights are read."""
+        return statistics.median(self.resident[len(self.resident) // 2 :])
+
+
+def child(*command: str) -> Child:
+    """Runs a Python command to its end.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    resident: list[int] = []
+    started = time.perf_counter()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        watched = psutil.Process(process.pid)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
             with suppress(psutil.NoSuchProcess):
-                samples.append(watched.memory_info().rss)
+                resident.append(watched.memory_info().rss)
             time.sleep(0.02)
-    if child.returncode:
-        raise SystemExit(f"benchmark run failed: python {' '.join(command)}")
-    return samples
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"benchmark run failed: python {' '.join(command)}\n{process.stderr.read()}")
+    return Child(wall, usage.ru_utime + usage.ru_stime, tuple(resident))
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """One `python -m sniffer`, and what its manifest says."""
+
+    child: Child
+    manifest: dict[str, Any]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage: load, inference, sample, forward, capture, write."""
+        return dict(self.manifest["seconds"])
+
+    @property
+    def captured_bytes(self) -> int:
+        """Of all captured values as float32."""
+        dims = {layer["layer"]: layer["dims"] for layer in self.manifest["geometry"]}
+        return sum(4 * part["rows"] * dims[part["layer"]][part["kind"]] for part in self.manifest["parts"])
+
+
+def whole_run(folder: Path, *overrides: str) -> WholeRun:
+    """Captures into `folder`, by the command line.
+
+    Raises:
+        SystemExit: the run failed.
+    """
+    ended = child("-m", "sniffer", *overrides, f"hydra.run.dir={folder}")
+    return WholeRun(ended, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """Of the straight line through the logarithms: 1 is proportional growth, 2 quadratic."""
+    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+
+
+def circumstances() -> dict[str, Any]:
+    """What the figures were measured on, without naming the machine."""
+    import torch
+
+    packages = ("torch", "transformers", "pyarrow", "polars", "numpy")
+    return {
+        "at": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,82 +1,126 @@
-"""Writing and reading back: our layout against one file per head with Parquet's defaults."""
+"""Writing what one forward at 1 x 2048 gives when every position is captured: 30 layers, 9 q heads, 3 k heads."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
+from benchmarks.default_layout import bytes_in, write_heads
 from benchmarks.measure import Figure, figure, timed
+from benchmarks.overhead import Bench
+from sniffer.accumulator import Accumulator
+from sniffer.config import CaptureConfig
+from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.sampler import All, Picker
 from sniffer.schema import Columns, Footer, part_path
+from sniffer.selection import select
+from sniffer.store import WRITERS
+from sniffer.tap import tap
+from sniffer.transfer import transfer_for
 from sniffer.writer import write_part
 
-HEADS, DIM, POSITIONS, LAYERS = 9, 64, 2048, 4
+SPILLS = 8
+
+Captured = dict[tuple[int, str], Columns]
 
 
 def measure(repeats: int) -> list[Figure]:
-    """Vectors are random with the spread of real ones: float32, and bfloat16 widened."""
-    wide, narrow = _columns(torch.float32), _columns(torch.bfloat16)
-    values = LAYERS * len(wide) * HEADS * DIM
-    speed, size, narrow_size = [], [], []
-    with TemporaryDirectory() as scratch:
-        for repeat in range(repeats):
-            ours, default = Path(scratch, f"ours-{repeat}"), Path(scratch, f"default-{repeat}")
-            default.mkdir()
-            _, mine = timed(_ours, ours, wide)
-            _, theirs = timed(_default, default, wide)
-            speed.append(mine.cpu / theirs.cpu)
-            size.append(_bytes(ours) / _bytes(default))
-            _ours(ours / "narrow", narrow)
-            narrow_size.append(_bytes(ours / "narrow") / values)
+    bench = Bench(1, 2048)
+    wide = capture(bench)
+    narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
+    values = sum(len(c) * len(c.heads) * c.dim for c in wide.values())
+    of_forward, of_default, wall, speed, size, narrow_size, spilled, spilled_size = ([] for _ in range(8))
+    with TemporaryDirectory() as scratch, torch.inference_mode():
+        bench.forward()
+        for _ in range(repeats):
+            ours, default, parts = Path(scratch, "ours"), Path(scratch, "default"), Path(scratch, "parts")
+            _, forward = timed(bench.forward)
+            _, mine = timed(write, ours, wide)
+            _, theirs = timed(_write_default, default, wide)
+            _, spill = timed(_write_in_parts, parts, wide)
+            of_forward.append(mine.cpu / forward.cpu)
+            of_default.append(mine.cpu / theirs.cpu)
+            wall.append(mine.wall / theirs.wall)
+            speed.append(values * 4 / 1e6 / mine.cpu)
+            size.append(bytes_in(ours) / bytes_in(default))
+            spilled.append(spill.cpu / mine.cpu)
+            spilled_size.append(bytes_in(parts) / bytes_in(ours))
+            write(Path(scratch, "narrow"), narrow)
+            narrow_size.append(bytes_in(Path(scratch, "narrow")) / values)
+            for folder in Path(scratch).iterdir():
+                rmtree(folder)
     return [
-        figure("writing, processor time / one default file per head", speed),
-        figure("bytes / one default file per head", size),
+        figure("writing everything / one forward at 1 x 2048, processor time", of_forward, limit=0.12),
+        figure("writing everything / one default file per head, processor time", of_default),
+        figure("writing everything / one default file per head", wall),
+        figure("writing, per core", speed, unit="MB/s"),
+        figure("bytes / one default file per head", size, limit=0.70),
         figure("bytes per bfloat16 value, stored as float32", narrow_size, limit=1.5, unit="bytes"),
+        figure(f"{SPILLS} parts / one part per (layer, kind), processor time", spilled),
+        figure(f"bytes in {SPILLS} parts / one part per (layer, kind)", spilled_size),
     ]
 
 
-def _columns(dtype: torch.dtype) -> Columns:
-    positions = np.arange(POSITIONS, dtype=np.int32)
-    generator = torch.Generator().manual_seed(0)
-    vectors = torch.randn(POSITIONS, HEADS * DIM, generator=generator).to(dtype)
-    return Columns(
-        heads=tuple(range(HEADS)),
-        vectors=[vectors],
-        buckets=positions // 128,
-        positions=positions,
-        token_ids=(positions * 7919 % 49152).astype(np.int32),
-        example_ids=np.zeros(POSITIONS, dtype=np.int64),
-        dim=DIM,
+@torch.inference_mode()
+def capture(bench: Bench) -> Captured:
+    """Every position of the bench's batch, as a run holds it in memory."""
+    backbone = bench.backbone
+    selection = select(backbone.geometry, CaptureConfig())
+    geometry = {layer.layer: layer for layer in backbone.geometry}
+    transfer = transfer_for(backbone.device)
+    picks = draw(Picker(All(), seed=0), selection, bench.batch)
+    observer = Observer(
+        bench.batch, picks, GatherPlan(selection, geometry, backbone.layer_of, transfer, backbone.device)
+    )
+    with tap(observer):
+        bench.forward()
+    transfer.end_batch()
+    accumulator = Accumulator(selection)
+    accumulator.add(bench.batch, picks, transfer.settle(observer.vectors))
+    return {pair: accumulator.columns(*pair, geometry[pair[0]].dims[pair[1]]) for pair in accumulator.by_size()}
+
+
+def write(folder: Path, captured: Captured, index: int = 0) -> None:
+    """As a run's store does: several parts at a time."""
+
+    def one(pair: tuple[int, str]) -> None:
+        layer, kind = pair
+        columns = captured[pair]
+        footer = Footer(layer, kind, columns.dim, "float32", None, None, {}, 0, ("example", "layer", "kind"))
+        write_part(folder, part_path(layer, kind, index, 30), columns, footer)
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(one, captured))
+
+
+def _write_in_parts(folder: Path, captured: Captured) -> None:
+    for index in range(SPILLS):
+        write(folder, {pair: _piece(columns, index) for pair, columns in captured.items()}, index)
+
+
+def _write_default(folder: Path, captured: Captured) -> None:
+    for (layer, kind), columns in captured.items():
+        write_heads(folder, layer, kind, columns)
+
+
+def _piece(columns: Columns, index: int) -> Columns:
+    """An eighth of the rows."""
+    here = slice(index * len(columns) // SPILLS, (index + 1) * len(columns) // SPILLS)
+    [vectors] = columns.vectors
+    return replace(
+        columns,
+        vectors=[vectors[here]],
+        buckets=columns.buckets[here],
+        positions=columns.positions[here],
+        token_ids=columns.token_ids[here],
+        example_ids=columns.example_ids[here],
     )
 
 
-def _ours(folder: Path, columns: Columns) -> None:
-    for layer in range(LAYERS):
-        footer = Footer(layer, "q", DIM, "float32", None, None, {}, 0, ("example", "layer", "kind"))
-        write_part(folder, part_path(layer, "q", 0, LAYERS), columns, footer)
-
-
-def _default(folder: Path, columns: Columns) -> None:
-    vectors = torch.cat(columns.vectors).float().numpy().reshape(len(columns), HEADS, DIM)
-    for layer in range(LAYERS):
-        for head in range(HEADS):
-            floats = pa.array(np.ascontiguousarray(vectors[:, head]).reshape(-1))
-            table = pa.table(
-                {
-                    "bucket": columns.buckets,
-                    "example_id": columns.example_ids,
-                    "position": columns.positions,
-                    "vector": pa.FixedSizeListArray.from_arrays(floats, DIM),
-                }
-            )
-            pq.write_table(table, folder / f"l{layer:02d}h{head:02d}q.parquet")
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.glob("captures/**/*.parquet")) or sum(
-        file.stat().st_size for file in folder.glob("*.parquet")
-    )
+def _narrowed(columns: Columns) -> Columns:
+    return replace(columns, vectors=[chunk.to(torch.bfloat16) for chunk in columns.vectors])

@@ -68,7 +68,12 @@ def observe_probe(
             raise UnsupportedModelError(
                 f"it cannot run on token ids alone: {type(error).__name__}: {reason}"
             ) from error
-    return [event for event in seen if not attends_within_tokens(event)], received, output
+    within = {event.module for event in seen if attends_within_tokens(event)}
+    return (
+        [event for event in seen if event.module not in within],
+        [call for call in received if call.module not in within],
+        output,
+    )
 
 
 def attends_within_tokens(event: Seen) -> bool:
@@ -96,7 +101,9 @@ def check_taps(seen: list[Seen], received: list[Received], names: Mapping[nn.Mod
         raise UnsupportedModelError("no attention of this model is tapped: its modelling code fits no rule")
     for module, count in Counter(event.module for event in seen).items():
         if count > 1:
-            raise UnsupportedModelError(f"{_named(module, names)} attends {count} times in one forward; expected once")
+            raise UnsupportedModelError(
+                f"{_named(module, names)} attends {count} times in one forward: looped models are not supported"
+            )
     for event in seen:
         _check_layout(event, names)
     calls: dict[nn.Module, list[Received]] = {}

@@ -44,16 +44,35 @@ class Span:
 
     def vectors(self, columns: Columns, place: int) -> Float32[np.ndarray, "rows dim"]:
         """This span's vectors of the head at `place` in `columns.heads`, sorted and widened to float32."""
-        import torch
-
         n_heads, dim = len(columns.heads), columns.dim
-        taken: list[torch.Tensor] = []
+        taken: list[np.ndarray] = []
         for chunk, rows in self.sources:
-            by_head = columns.vectors[chunk].view(-1, dim)
-            taken.append(by_head.index_select(0, torch.from_numpy(rows * n_heads + place)))
+            by_head = _as_array(columns.vectors[chunk]).reshape(-1, dim)
+            taken.append(by_head.take(rows * n_heads + place, axis=0))
         if len(taken) > 1:
-            taken = [torch.cat(taken).index_select(0, torch.from_numpy(self.order))]
-        return taken[0].float().numpy()
+            taken = [np.concatenate(taken).take(self.order, axis=0)]
+        return _widened(taken[0])
+
+
+def _as_array(chunk: torch.Tensor) -> np.ndarray:
+    """A chunk without a copy; bfloat16, which NumPy does not have, as its bits.
+
+    In NumPy, since several parts are written at a time, and each of PyTorch's calls would wake all cores for
+    a piece of work too small to share.
+    """
+    import torch
+
+    return chunk.view(torch.uint16).numpy() if chunk.dtype == torch.bfloat16 else chunk.numpy()
+
+
+def _widened(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
+    """As float32: the bits of a bfloat16 are the upper half of those of the same float32."""
+    if vectors.dtype == np.uint16:
+        return (vectors.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    import torch
+
+    # NumPy would keep the signalling bit of a float16 NaN, which PyTorch clears.
+    return torch.from_numpy(vectors).float().numpy()
 
 
 def sort_rows(columns: Columns) -> Int64[np.ndarray, " rows"]:

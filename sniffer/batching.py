@@ -20,6 +20,9 @@ from sniffer.types import Dataset, Document, TokenBatch, Tokenize
 
 WINDOW_TOKENS = 1 << 23
 WINDOW_DOCUMENTS = 4096
+ON_CPU, ELSEWHERE = 2048, 8192
+"""Padded tokens per forward by default. A processor gains nothing from more: states then outgrow its caches."""
+
 MAX_PADDING = 1.05
 """Computed tokens over real tokens, at most, in a batch of several documents."""
 
@@ -90,6 +93,11 @@ def batches(documents: Sequence[Document], max_tokens: int, pad_id: int) -> Iter
         pending.append(document)
     if pending:
         yield TokenBatch(tuple(pending), pad_id)
+
+
+def batch_tokens(wanted: int | None, device_type: str) -> int:
+    """The budget of padded tokens per forward: what the user says, else what suits the device."""
+    return wanted or (ON_CPU if device_type == "cpu" else ELSEWHERE)
 
 
 def _fits(pending: Sequence[Document], document: Document, max_tokens: int) -> bool:

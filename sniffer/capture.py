@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from sniffer.accumulator import Accumulator
-from sniffer.batching import Feed
+from sniffer.batching import Feed, batch_tokens
 from sniffer.config import Config, saved_config
 from sniffer.continuation import Earlier
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
@@ -68,6 +68,7 @@ class Plan:
     selection: Selection
     picker: Picker
     expected: Estimate
+    batch_tokens: int
 
 
 def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load = load_anew) -> None:
@@ -108,7 +109,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             kept=earlier.kept,
         )
         try:
-            infer_and_write(config, plan, feed, store, clock, stop)
+            infer_and_write(plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
@@ -116,13 +117,13 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     stop.check()
 
 
-def infer_and_write(config: Config, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+def infer_and_write(plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
     """Runs the model over the documents and writes what is captured, also when something stops it."""
     accumulator = Accumulator(plan.selection)
     interruption: BaseException | None = None
     try:
         with clock.stage("inference"):
-            infer(config, plan, feed, accumulator, store, clock, stop)
+            infer(plan, feed, accumulator, store, clock, stop)
     except (Exception, Stopped) as error:
         # What was captured so far is worth keeping: it is written below, then the error goes on its way.
         interruption = explained(error)
@@ -188,14 +189,13 @@ def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
     # A shard of few documents may be left without any.
     if not lengths and len(config.dataset):
         raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
-    documents, itemsize, batch = feed.expected_documents, backbone.dtype.itemsize, config.batch.max_tokens
+    batch = batch_tokens(config.batch.max_tokens, backbone.device.type)
+    documents, itemsize = feed.expected_documents, backbone.dtype.itemsize
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch)
-    return Plan(backbone, geometry, selection, picker, expected)
+    return Plan(backbone, geometry, selection, picker, expected, batch)
 
 
-def infer(
-    config: Config, plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock, stop: Stop
-) -> None:
+def infer(plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock, stop: Stop) -> None:
     """Runs every batch through the backbone; what was picked is then in the accumulator, or on disk."""
     backbone = plan.backbone
     transfer = transfer_for(backbone.device)
@@ -212,7 +212,7 @@ def infer(
 
     with torch.inference_mode(), capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
         try:
-            for batch in stop.each(feed.batches(config.batch.max_tokens)):
+            for batch in stop.each(feed.batches(plan.batch_tokens)):
                 with clock.stage("sample"):
                     picks = draw(plan.picker, plan.selection, batch)
                 if not store.kept.lacks(batch, picks, plan.selection.heads):

@@ -62,13 +62,18 @@ class CaptureConfig:
 
 @dataclass
 class BatchConfig:
-    """How documents share a forward pass; results do not depend on it."""
+    """How documents share a forward pass; results do not depend on it.
 
-    max_tokens: int = 8192
+    `max_tokens` is null for what suits the device (batching.py).
+    """
+
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ConfigError(f"batch.max_tokens={self.max_tokens} must be 1 or more")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(
+                f"batch.max_tokens={self.max_tokens} must be 1 or more, or null for what suits the device"
+            )
 
 
 @dataclass

@@ -14,7 +14,7 @@ in a YAML, and imported when it is first used.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -140,8 +140,7 @@ class Captured:
 
     def begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a forward: draws the picks of its rows and opens the tap."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
+        if _continues(kwargs):
             self.passed_over += 1
             return
         batch = self._batch(args, kwargs)
@@ -200,6 +199,12 @@ class Captured:
             return next(self._ids)
         except StopIteration:
             raise CaptureError("this call has more rows than example_ids: give one id per row") from None
+
+
+def _continues(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call brings a cache that holds earlier tokens, under whichever name transformers gives it."""
+    caches = [value for value in kwargs.values() if callable(getattr(value, "get_seq_length", None))]
+    return any(cache.get_seq_length() > 0 for cache in caches)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import rich.box
 from rich.table import Table
 
-from sniffer.batching import Tokenizer
+from sniffer.batching import ELSEWHERE, Tokenizer
 from sniffer.build import checked
 from sniffer.config import Config
 from sniffer.errors import ConfigError, RunError
@@ -123,7 +123,7 @@ def needs(config: Config, asked: Request) -> Needs:
     picker = Picker(config.sampler, config.seed)
     read = must_read(config.dataset) if asked.read is None else asked.read
     lengths = read_lengths(config, longest) if read else most_lengths(config.dataset)
-    batch = config.batch.max_tokens
+    batch = config.batch.max_tokens or ELSEWHERE
     expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch)
     limit = config.output.memory_limit or math.inf
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))

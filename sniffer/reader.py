@@ -1,14 +1,14 @@
 """The reader: what a run captured, as tables and arrays.
 
-A run is its manifest: only the files it names are read. Everything goes through lazy polars scans, which
-skip files by layer and kind (from the path) and row groups by head, bucket and position (from their
-statistics), so that asking for one head of one layer reads one head of one layer. Neither torch nor
+A run is its manifest: only the files it names are read. Lazy polars scans skip files by layer and kind (from
+the path) and row groups by head, bucket and position (from their statistics), and so does pyarrow where one
+head is wanted as arrays: asking for one head of one layer reads one head of one layer. Neither torch nor
 the model is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.compute as pc
 import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.errors import RunError
 from sniffer.jobs import INDEX_PATH, in_order, overrides_of
 from sniffer.manifest import MANIFEST_PATH, Manifest
-from sniffer.scan import join, scan_parts
+from sniffer.scan import PLACES, join, read_rows, scan_parts
 from sniffer.schema import Part
 from sniffer.sweep import Sweep
 from sniffer.types import DRAW_OF_KIND, KINDS
@@ -204,15 +205,14 @@ class Run:
         Raises:
             RunError: the layer, kind or head was not captured; the message says which were.
         """
-        rows = self._head(layer, kind, head)
+        self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
+        wanted = pc.field("head") == head
         if buckets is not None:
-            rows = rows.filter(pl.col("bucket").is_in(list(buckets)))
+            wanted &= pc.field("bucket").isin(list(buckets))
         if max_position is not None:
-            rows = rows.filter(pl.col("position") <= max_position)
-        if len(self.manifest.parts_of(layer, kind)) > 1:
-            rows = rows.sort("bucket", "example_id", "position")
-        table = rows.collect()
-        return Vectors(vectors=table["vector"].to_numpy(), **self._places(table))
+            wanted &= pc.field("position") <= max_position
+        rows = read_rows(self.folder, self.manifest.parts_of(layer, kind), wanted, self._dim(layer, kind))
+        return Vectors(vectors=rows["vector"], **self._places(rows))
 
     def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
         """Queries and keys at the same (example, position), ordered by (bucket, example, position).
@@ -235,7 +235,7 @@ class Run:
         k_head = q_head * heads[key_kind] // heads[query_kind]
         keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector")
         table = queries.join(keys, on=["example_id", "position"]).sort("bucket", "example_id", "position").collect()
-        places = self._places(table)
+        places = self._places({name: table[name].to_numpy() for name in PLACES})
         if "kind" in self.manifest.sampler.get("seed_by", ()):
             places["inclusion_probability"] **= 2  # two independent draws
         return Pairs(q=table["q"].to_numpy(), k=table["k"].to_numpy(), q_head=q_head, k_head=k_head, **places)
@@ -245,15 +245,15 @@ class Run:
         parts = self.manifest.parts_of(layer, kind)
         return scan_parts(self.folder, parts, self._dim(layer, kind)).filter(pl.col("head") == head)
 
-    def _places(self, table: pl.DataFrame) -> dict[str, Any]:
-        buckets = table["bucket"].to_numpy()
+    def _places(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        buckets = rows["bucket"]
         seen, place = np.unique(buckets, return_inverse=True)
         law = np.array([self._probability_by_bucket[int(bucket)] for bucket in seen], dtype=np.float64)
         return {
-            "positions": table["position"].to_numpy(),
+            "positions": rows["position"],
             "buckets": buckets,
-            "token_ids": table["token_id"].to_numpy(),
-            "example_ids": table["example_id"].to_numpy(),
+            "token_ids": rows["token_id"],
+            "example_ids": rows["example_id"],
             "inclusion_probability": law[place],
         }
 

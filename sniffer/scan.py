@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
+from sniffer.errors import RunError
 from sniffer.schema import Part
+from sniffer.schema import row_schema as arrow_schema
 from sniffer.types import KINDS
+
+PLACES = ("bucket", "position", "token_id", "example_id")
 
 PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
 
@@ -44,6 +52,38 @@ def scan_parts(folder: Path, parts: Sequence[Part], dim: int) -> pl.LazyFrame:
     in_file = pl.Schema({name: kind for name, kind in schema.items() if name not in PARTITION})
     rows = pl.scan_parquet(paths, glob=False, schema=in_file, hive_partitioning=True, hive_schema=PARTITION)
     return rows.select(schema.names())
+
+
+def read_rows(folder: Path, parts: Sequence[Part], wanted: pc.Expression, dim: int) -> dict[str, np.ndarray]:
+    """The rows of one head of parts, by column, in the order (bucket, example_id, position).
+
+    By pyarrow, which takes a third of polars' time for whole vectors.
+
+    Args:
+        wanted: which rows; row groups that cannot hold any are not read.
+        dim: of the vectors, which come as a float32 array (rows, dim).
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    schema = arrow_schema(dim)
+    # What is wanted lies in one stretch of the file: to fetch it ahead, piece by piece, only costs.
+    parquet = ds.ParquetFileFormat(pre_buffer=False)
+    try:
+        files = ds.dataset([str(folder / part.path) for part in parts], schema=schema, format=parquet)
+        table = files.to_table(columns=[*PLACES, "vector"], filter=wanted) if parts else schema.empty_table()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(
+            f"could not read {folder}: {reason}; python -m sniffer.runs verify {folder} tells more"
+        ) from error
+    rows = {name: table[name].to_numpy() for name in PLACES}
+    vectors = table["vector"].combine_chunks()
+    rows["vector"] = vectors.flatten().to_numpy().reshape(-1, dim)
+    if len(parts) > 1:
+        order = np.lexsort((rows["position"], rows["example_id"], rows["bucket"]))
+        rows = {name: column[order] for name, column in rows.items()}
+    return rows
 
 
 def join(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:

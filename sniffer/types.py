@@ -177,7 +177,9 @@ class Checkpoint(Protocol):
 class Dataset(Protocol):
     """Texts that can be read: what `config.dataset` builds."""
 
-    max_tokens: int | None
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens to keep of each text; None for as many as the model takes."""
 
     def __len__(self) -> int: ...
 

@@ -136,7 +136,7 @@ def test_resolve_gives_real_objects() -> None:
         ("capture.kinds=[q,q]", ["capture.kinds"]),
         ("capture.layers=three", ["capture.layers", "three"]),
         ("capture.head_sampling.count=0", ["capture.head_sampling.count=0"]),
-        ("batch.max_tokens=0", ["batch.max_tokens=0"]),
+        ("batch.max_tokens=0", ["batch.max_tokens=0", "null"]),
         ("output.memory_limit=3GX", ["output.memory_limit=3GX", "GiB"]),
         ("output.memory_limit=0", ["output.memory_limit=0", "bytes"]),
         ("output.memory_limit=much", ["output.memory_limit=much", "bytes"]),

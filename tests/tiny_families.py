@@ -93,6 +93,12 @@ NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
 """A vision tower in place of one that needs the timm package; text never enters it."""
 ALTERNATING = ["linear_attention", "full_attention"] * 2
 QUIRKS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "audio_config": {"codebook_dim": 64, "codebook_size": 16},
+        "vision_config": {"codebook_size": 16, "base_channels": 32, "latent_channels": 32},
+        "image_token_offset": 100,
+        "audio_token_offset": 116,
+    },
     "big_bird": {"attention_type": "original_full"},
     "blip": {"text_config": {"is_decoder": True}},
     "chameleon": {"vocabulary_map": {"<image>": 5}},

@@ -95,7 +95,7 @@ def surprises(results: list[dict[str, Any]], expected: dict[str, str]) -> list[s
     for result in results:
         name, complaint = result["model_type"], complaints(result)
         if complaint and name not in expected:
-            found.append(f"{name} was covered and is no longer: {'; '.join(complaint)}")
+            found.append(f"{name} is not covered, and expected.yaml does not say so: {'; '.join(complaint)}")
         if not complaint and name in expected:
             found.append(f"{name} is covered now: take it out of {EXPECTED.name}")
     return found

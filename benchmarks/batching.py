@@ -1,0 +1,76 @@
+"""Documents of mixed lengths, several to a batch, against one by one: all positions captured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Figure, Timed, figure
+from benchmarks.overhead import EMBEDDED
+from models.backbone import Checkpoint
+from models.loaded import LoadedBackbone
+from sniffer.batching import ELSEWHERE, Tokenizer, batches
+from sniffer.config import CaptureConfig
+from sniffer.dataset import Pydoc
+from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.sampler import All, Picker
+from sniffer.selection import select
+from sniffer.tap import tap
+from sniffer.transfer import transfer_for
+from sniffer.types import Document, TokenBatch
+
+N_DOCUMENTS, MAX_TOKENS = 24, 512
+BUDGETS = {"four documents a batch": 4 * MAX_TOKENS, "batch.max_tokens=8192": ELSEWHERE}
+LIMITS = {"four documents a batch": 1.0}
+
+
+def measure(repeats: int) -> list[Figure]:
+    checkpoint = Checkpoint(EMBEDDED)
+    backbone = checkpoint.load()
+    tokenize, pad_id = checkpoint.tokenizer()
+    documents = list(Tokenizer(tokenize, MAX_TOKENS).documents(Pydoc(max_examples=N_DOCUMENTS)))
+    one_by_one = [TokenBatch((document,), pad_id) for document in documents]
+    packed = {name: list(batches(documents, budget, pad_id)) for name, budget in BUDGETS.items()}
+    wall: dict[str, list[float]] = {name: [] for name in packed}
+    cpu: dict[str, list[float]] = {name: [] for name in packed}
+    _capture(backbone, one_by_one[:2])
+    for _ in range(repeats):
+        single = _capture(backbone, one_by_one)
+        for name, these in packed.items():
+            together = _capture(backbone, these)
+            wall[name].append(together.wall / single.wall)
+            cpu[name].append(together.cpu / single.cpu)
+    found = []
+    for name, these in packed.items():
+        found.append(figure(f"{name} / one a batch, mixed lengths", wall[name], limit=LIMITS.get(name)))
+        found.append(figure(f"{name} / one a batch, processor time", cpu[name]))
+        found.append(figure(f"computed / real tokens, {name}", [_computed(these) / _real(documents)], limit=1.07))
+    return found
+
+
+@torch.inference_mode()
+def _capture(backbone: LoadedBackbone, these: Sequence[TokenBatch]) -> Timed:
+    selection = select(backbone.geometry, CaptureConfig())
+    geometry = {layer.layer: layer for layer in backbone.geometry}
+    transfer = transfer_for(backbone.device)
+    plan = GatherPlan(selection, geometry, backbone.layer_of, transfer, backbone.device)
+    picker = Picker(All(), seed=0)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for batch in these:
+        observer = Observer(batch, draw(picker, selection, batch), plan)
+        with tap(observer):
+            backbone(torch.from_numpy(batch.input_ids()).to(backbone.device))
+        transfer.end_batch()
+        transfer.settle(observer.vectors)
+    return Timed(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _computed(these: Sequence[TokenBatch]) -> int:
+    return sum(len(batch.documents) * batch.seq_len for batch in these)
+
+
+def _real(documents: Sequence[Document]) -> int:
+    return int(np.sum([document.n_tokens for document in documents]))

@@ -1,0 +1,58 @@
+"""How seconds and memory grow: slopes of straight lines through the logarithms, so that 1 means in proportion.
+
+Seconds are those of inference; memory is the peak above the smallest run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.measure import Figure, WholeRun, figure, slope, whole_run
+
+DOCUMENTS = (10, 20, 40, 80)
+LAYERS = (5, 10, 20, 30)
+LENGTHS = (1024, 2048, 4096, 8192)
+
+
+def by_documents(n: int) -> Sequence[str]:
+    return ("dataset=sotu", f"dataset.max_examples={n}", "dataset.max_tokens=256", "sampler=all")
+
+
+def by_layers(n: int) -> Sequence[str]:
+    return ("dataset=sotu", "dataset.max_examples=10", "dataset.max_tokens=512", "sampler=all", layers(n))
+
+
+def by_length(n: int) -> Sequence[str]:
+    return ("dataset=sotu", "dataset.max_examples=1", f"dataset.max_tokens={n}", "sampler=all")
+
+
+def layers(n: int) -> str:
+    return f"capture.layers=0-{n - 1}"
+
+
+def measure(repeats: int) -> list[Figure]:
+    found = []
+    for name, sizes, overrides, limit in (
+        ("documents", DOCUMENTS, by_documents, 1.1),
+        ("captured layers, from the first", LAYERS, by_layers, 1.1),
+        ("tokens of one document", LENGTHS, by_length, None),
+    ):
+        runs = [_series(sizes, overrides) for _ in range(repeats)]
+        seconds = [slope(sizes, [run.seconds["inference"] for run in series]) for series in runs]
+        found.append(figure(f"slope of seconds over {name}", seconds, limit=limit))
+        memory = [_per_byte(series) for series in runs]
+        found.append(figure(f"more peak memory / more bytes captured, over {name}", memory))
+    return found
+
+
+def _series(sizes: Sequence[int], overrides: Callable[[int], Sequence[str]]) -> list[WholeRun]:
+    with TemporaryDirectory() as scratch:
+        return [whole_run(Path(scratch, str(size)), *overrides(size)) for size in sizes]
+
+
+def _per_byte(series: Sequence[WholeRun]) -> float:
+    """From the smallest run to the largest."""
+    first, *_, last = series
+    return (last.child.peak - first.child.peak) / (last.captured_bytes - first.captured_bytes)
