@@ -118,7 +118,7 @@ class WholeRun:
     @property
     def seconds(self) -> dict[str, float]:
         """By stage: load, inference, sample, forward, capture, write."""
-        return dict(self.manifest["seconds"])
+        return dict(self.manifest["timings"])
 
     @property
     def captured_bytes(self) -> int:
