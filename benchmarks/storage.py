@@ -16,10 +16,10 @@ from benchmarks.overhead import Bench
 from sniffer.accumulator import Accumulator
 from sniffer.config import CaptureConfig
 from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.parts import WRITERS
 from sniffer.sampler import All, Picker
 from sniffer.schema import Columns, Footer, part_path
 from sniffer.selection import select
-from sniffer.store import WRITERS
 from sniffer.tap import tap
 from sniffer.transfer import transfer_for
 from sniffer.writer import write_part

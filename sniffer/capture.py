@@ -1,6 +1,6 @@
 """The main job, start to end: from documents to a committed run folder.
 
-for batch in the dataset's documents:
+for batch in the dataset's documents:         local.py, or workers on a cluster (crew.py)
     picks are drawn on the CPU
     the backbone runs once, with the tap open
     the accumulator keeps the picked rows
@@ -12,63 +12,29 @@ The same path takes up an earlier, stopped session: what it has on disk (kept.py
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
-from sniffer.accumulator import Accumulator
 from sniffer.batching import Feed, batch_tokens
+from sniffer.clock import Clock
 from sniffer.config import Config, saved_config
 from sniffer.continuation import Earlier
+from sniffer.engine import Engine, Plan, dtype_name
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
-from sniffer.estimate import Estimate, estimate, memory_limit, refuse_if_too_large
+from sniffer.estimate import estimate, refuse_if_too_large
 from sniffer.loading import Load, load_anew
+from sniffer.local import LocalEngine
 from sniffer.manifest import Manifest
-from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import Picker, describe
-from sniffer.selection import Selection, check_request, select
+from sniffer.selection import check_request, select
 from sniffer.stop import Stop, Stopped
 from sniffer.store import Store
-from sniffer.tap import tap
-from sniffer.terminal import capture_progress, estimate_line, resume_line, show_summary, waiting_for
-from sniffer.transfer import transfer_for
-from sniffer.types import Backbone, LayerGeometry, ModelLimits
+from sniffer.terminal import estimate_line, resume_line, show_summary, waiting_for
+from sniffer.types import ModelFacts, ModelLimits
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Clock:
-    """Seconds spent by stage, in the order in which the stages first ended."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - started)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will capture, resolved against the loaded model."""
-
-    backbone: Backbone
-    geometry: dict[int, LayerGeometry]
-    selection: Selection
-    picker: Picker
-    expected: Estimate
-    batch_tokens: int
 
 
 def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load = load_anew) -> None:
@@ -86,16 +52,17 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     """
     clock = Clock()
     earlier = earlier or Earlier()
-    with Stop() as stop:
+    with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
             feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
             try:
-                plan = make_plan(config, load(config.model), feed)
+                model = engine.open(config, folder)
+                plan = make_plan(config, model, feed)
                 log.info("%s", estimate_line(plan.expected))
-                limit = memory_limit(config.output.memory_limit)
-                refuse_if_too_large(plan.expected, folder, limit, on_disk=earlier.bytes)
-                manifest = earlier.continued(first_manifest(config, plan, folder))
+                room = engine.room(config.output.memory_limit)
+                refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
+                manifest = earlier.continued(first_manifest(config, plan, folder, model, engine))
             except BaseException:
                 feed.close()
                 raise
@@ -103,13 +70,13 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             folder,
             manifest,
             plan.picker,
-            dtype_name(plan.backbone),
+            plan.dtype,
             checkpoint_every=config.output.checkpoint_every,
-            memory_limit=limit,
+            memory_limit=room.limit,
             kept=earlier.kept,
         )
         try:
-            infer_and_write(plan, feed, store, clock, stop)
+            infer_and_write(engine, plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
@@ -117,13 +84,21 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     stop.check()
 
 
-def infer_and_write(plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+def engine_for(config: Config, load: Load) -> Engine:
+    """What runs the model; `load` is how this process would come by it."""
+    if config.engine.name == "local":
+        return LocalEngine(load)
+    from sniffer.ray_engine import RayEngine
+
+    return RayEngine(config.engine)
+
+
+def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
     """Runs the model over the documents and writes what is captured, also when something stops it."""
-    accumulator = Accumulator(plan.selection)
     interruption: BaseException | None = None
     try:
         with clock.stage("inference"):
-            infer(plan, feed, accumulator, store, clock, stop)
+            engine.infer(plan, feed, store, clock, stop)
     except (Exception, Stopped) as error:
         # What was captured so far is worth keeping: it is written below, then the error goes on its way.
         interruption = explained(error)
@@ -131,7 +106,7 @@ def infer_and_write(plan: Plan, feed: Feed, store: Store, clock: Clock, stop: St
     feed.close()
     try:
         with clock.stage("write"):
-            store.commit(accumulator, last=interruption is None)
+            engine.commit(plan, store, last=interruption is None)
     except Exception as error:
         interruption = interruption or explained(error)
     store.close(feed.counts.skipped_empty, clock.seconds, interruption)
@@ -175,71 +150,27 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
     return wanted if wanted is not None else possible
 
 
-def make_plan(config: Config, backbone: Backbone, feed: Feed) -> Plan:
+def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
     """Resolves the request against the model and expects its size from the documents read so far.
 
     Raises:
         ConfigError: the selection names what the model does not have.
         DatasetError: there is no text to capture from.
     """
-    selection = select(backbone.geometry, config.capture, backbone.pre_missing)
-    geometry = {layer.layer: layer for layer in backbone.geometry}
+    selection = select(model.geometry, config.capture, model.pre_missing)
+    geometry = {layer.layer: layer for layer in model.geometry}
     picker = Picker(config.sampler, config.seed)
     lengths = [document.n_tokens for document in feed.first.documents]
     # A shard of few documents may be left without any.
     if not lengths and len(config.dataset):
         raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
-    batch = batch_tokens(config.batch.max_tokens, backbone.device.type)
-    documents, itemsize = feed.expected_documents, backbone.dtype.itemsize
+    batch = batch_tokens(config.batch.max_tokens, model.device.type)
+    documents, itemsize = feed.expected_documents, model.dtype.itemsize
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch)
-    return Plan(backbone, geometry, selection, picker, expected, batch)
+    return Plan(geometry, selection, picker, expected, batch, dtype_name(model.dtype))
 
 
-def infer(plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock: Clock, stop: Stop) -> None:
-    """Runs every batch through the backbone; what was picked is then in the accumulator, or on disk."""
-    backbone = plan.backbone
-    transfer = transfer_for(backbone.device)
-    gather_plan = GatherPlan(plan.selection, plan.geometry, backbone.layer_of, transfer, backbone.device)
-    wants_pre = any(kind.endswith("_pre") for kind in plan.selection.kinds)
-    in_flight: list[Observer] = []
-
-    def keep(observer: Observer) -> None:
-        done = store.kept.done(observer.batch, plan.selection.heads)
-        accumulator.add(observer.batch, observer.picks, transfer.settle(observer.vectors), done)
-        store.add_examples(observer.batch.documents)
-        clock.add("capture", observer.seconds)
-        progress.advance(len(observer.batch.documents), observer.batch.n_tokens, sum(accumulator.rows.values()))
-
-    with torch.inference_mode(), capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
-        try:
-            for batch in stop.each(feed.batches(plan.batch_tokens)):
-                with clock.stage("sample"):
-                    picks = draw(plan.picker, plan.selection, batch)
-                if not store.kept.lacks(batch, picks, plan.selection.heads):
-                    store.add_examples(batch.documents)
-                    progress.advance(len(batch.documents), batch.n_tokens, sum(accumulator.rows.values()))
-                    continue
-                observer = Observer(batch, picks, gather_plan)
-                with clock.stage("forward"), tap(observer, pre=wants_pre):
-                    backbone(torch.from_numpy(batch.input_ids()).to(backbone.device, non_blocking=True))
-                transfer.end_batch()
-                in_flight.append(observer)
-                # One batch late, so that its copies to the host overlap the next forward.
-                if len(in_flight) > 1:
-                    keep(in_flight.pop(0))
-                    with clock.stage("commit"):
-                        store.relieve(accumulator)
-        except (Exception, Stopped):
-            # Batches that are through the model are kept, if that is still possible.
-            with suppress(Exception):
-                while in_flight:
-                    keep(in_flight.pop(0))
-            raise
-        while in_flight:
-            keep(in_flight.pop(0))
-
-
-def first_manifest(config: Config, plan: Plan, folder: Path) -> Manifest:
+def first_manifest(config: Config, plan: Plan, folder: Path, model: ModelFacts, engine: Engine) -> Manifest:
     """The manifest of a run that is about to start."""
     heads = plan.selection.heads
     return Manifest(
@@ -253,20 +184,8 @@ def first_manifest(config: Config, plan: Plan, folder: Path) -> Manifest:
             layer: {kind: heads[layer, kind] for kind in plan.selection.kinds_of(layer)}
             for layer in plan.selection.layers
         },
-        threads=torch.get_num_threads(),
-        device=describe_device(plan.backbone),
-        backbone=plan.backbone.describe(),
+        threads=engine.threads(),
+        device=engine.device(),
+        backbone=model.describe(),
         config=saved_config(folder),
     )
-
-
-def describe_device(backbone: Backbone) -> dict[str, str]:
-    """What kind of device computed, without naming the machine."""
-    device = {"type": backbone.device.type, "dtype": dtype_name(backbone)}
-    if backbone.device.type == "cuda":
-        device["name"] = torch.cuda.get_device_name(backbone.device)
-    return device
-
-
-def dtype_name(backbone: Backbone) -> str:
-    return str(backbone.dtype).removeprefix("torch.")

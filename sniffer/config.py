@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +95,39 @@ class OutputConfig:
             raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
 
 
+ENGINES = ("local", "ray")
+
+
 @dataclass
 class EngineConfig:
-    """What runs the model."""
+    """What runs the model: this process (local), or workers on a Ray cluster, each with a model of its own.
+
+    The other keys are for ray. `address` is null for a cluster of this machine alone, auto or host:port for one that
+    runs. `workers` is null for one per GPU, or without GPUs one per node; `cpus_per_worker` and `gpus_per_worker` are
+    null for an equal share of a node. `start_timeout`: seconds to wait for a first worker to have its model.
+    """
 
     name: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    start_timeout: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.name != "local":
-            raise ConfigError(f"engine.name={self.name} is not supported yet: use engine=local")
+        if self.name not in ENGINES:
+            raise ConfigError(f"engine.name={self.name} is not one of {', '.join(ENGINES)}")
+        for key, least in (("workers", 1), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise ConfigError(f"engine.{key}={value} must be {least} or more, or null")
+        if not self.start_timeout > 0:
+            raise ConfigError(f"engine.start_timeout={self.start_timeout} must be more than 0 seconds")
+        for key in ("address", "workers", "cpus_per_worker", "gpus_per_worker"):
+            if self.name == "local" and getattr(self, key) is not None:
+                raise ConfigError(f"engine.{key} is for engine=ray: engine=local runs the model in this process")
+        if self.name == "ray" and find_spec("ray") is None:
+            raise ConfigError("engine=ray needs Ray: pip install 'qk-sniffer[ray]'")
 
 
 @dataclass

@@ -92,7 +92,7 @@ def _that_matters(key: str, values: Any) -> Any:
     if key == "sampler":
         return {name: value for name, value in values.items() if name != "probability_by_bucket"}
     if key == "config":
-        return {name: value for name, value in values.items() if name != "output"}
+        return {name: value for name, value in values.items() if name not in ("output", "engine")}
     return values
 
 

@@ -77,9 +77,17 @@ def estimate(
     return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
 
 
-def memory_limit(wanted: int | None) -> float:
-    """Bytes of captured rows to hold before they are written: those wanted, else a share of what is there."""
-    return MEMORY_SHARE * available_memory() if wanted is None else wanted
+@dataclass(frozen=True)
+class Room:
+    """Bytes for captured rows where the model runs: what is available, and beyond how many they are written."""
+
+    available: float
+    limit: float
+
+    @classmethod
+    def of(cls, available: float, wanted: int | None) -> Room:
+        """`wanted` is output.memory_limit; without it, a share of what is available."""
+        return cls(available, MEMORY_SHARE * available if wanted is None else wanted)
 
 
 def peak_ram(expected: Estimate, limit: float) -> float:
@@ -87,19 +95,21 @@ def peak_ram(expected: Estimate, limit: float) -> float:
     return min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
 
 
-def refuse_if_too_large(expected: Estimate, folder: Path, limit: float, on_disk: int = 0) -> None:
-    """Stops a run that this machine's memory or the folder's disk cannot hold.
+def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: int = 0) -> None:
+    """Stops a run that memory or the folder's disk cannot hold.
 
     Args:
-        limit: bytes beyond which rows are written. A batch's rows are all in memory, and the next one's too.
+        room: where the model runs. A batch's rows are all in memory, and the next one's too.
         on_disk: bytes that an earlier session has written already.
 
     Raises:
         CaptureError: with what is needed, what there is, and what to lower.
     """
-    needed, available = peak_ram(expected, limit), available_memory()
-    if needed > available:
-        raise CaptureError(f"the captures need about {size(needed)} of RAM, {size(available)} is available: {ADVICE}")
+    needed = peak_ram(expected, room.limit)
+    if needed > room.available:
+        raise CaptureError(
+            f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {ADVICE}"
+        )
     free = shutil.disk_usage(folder).free
     if expected.file_bytes - on_disk > free:
         raise CaptureError(

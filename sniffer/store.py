@@ -11,9 +11,7 @@ outweigh the limit COMMIT_AFTER times, a commit brings them into sight.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +20,12 @@ from sniffer.environment import now
 from sniffer.integrity import leftovers
 from sniffer.kept import Kept
 from sniffer.manifest import Manifest
+from sniffer.parts import PartWriter
 from sniffer.sampler import Picker, describe
-from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Footer, Part, part_path
+from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
 from sniffer.terminal import write_progress
 from sniffer.types import Document
-from sniffer.writer import write_examples, write_part
-
-WRITERS = min(4, os.cpu_count() or 1)
-"""Parts written at a time; each holds one span of one head beside the captured rows."""
+from sniffer.writer import write_examples
 
 COMMIT_AFTER = 4
 """Times the memory limit that pending parts may hold in bytes."""
@@ -58,19 +54,20 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self.picker = picker
-        self.source_dtype = source_dtype
+        geometry = {layer.layer: layer for layer in manifest.geometry}
+        self.writer = PartWriter(folder, geometry, picker, source_dtype)
         self.checkpoint_every = checkpoint_every
         self.memory_limit = memory_limit
         self.examples: dict[int, Example] = dict(kept.committed)
         self._committed_examples = len(self.examples)
         self.kept = kept
         self._waiting = kept.waiting
+        self._given = -1
         if self.examples:
             self._replace_examples(counts=self._counts())
         else:
             self._save(counts=self._counts())
-        for path in leftovers(folder, self.manifest):
-            (folder / path).unlink(missing_ok=True)
+        self.tidy()
 
     def add_examples(self, documents: Iterable[Document]) -> None:
         """Remembers which texts the captured rows are from."""
@@ -98,26 +95,50 @@ class Store:
             CaptureError: as `relieve`. Parts that were written are named all the same, where possible.
         """
         written: list[Part] = []
-        failure: BaseException | None = None
-        pool = ThreadPoolExecutor(WRITERS, "writer")
+        numbers = {pair: self._next_number(*pair) for pair in pairs}
         try:
-            parts = [pool.submit(self._write_part, accumulator, *pair) for pair in pairs]
             with write_progress(len(pairs)) as done:
-                for writing in parts:
-                    try:
-                        written.append(writing.result())
-                    except Exception as error:
-                        failure = failure or error
+
+                def told(part: Part | None) -> None:
+                    written.extend([] if part is None else [part])
                     done()
+
+                self.writer.write_all(accumulator, numbers, told)
         finally:
-            # Waits for the parts in progress only, so that a second Ctrl-C is answered soon.
-            pool.shutdown(cancel_futures=True)
             if written:
                 self._save(pending=(*self.manifest.pending, *written))
-        for part in written:
-            accumulator.release(part.layer, part.kind)
-        if failure is not None:
-            raise failure
+                for part in written:
+                    accumulator.release(part.layer, part.kind)
+
+    def next_number(self) -> int:
+        """A number for parts that no part has, whatever its (layer, kind), nor will have."""
+        numbers = [part.number for part in (*self.manifest.parts, *self.manifest.pending)]
+        self._given = 1 + max([self._given, *numbers])
+        return self._given
+
+    def adopt(self, parts: Sequence[Part], examples: Sequence[Example], *, whole: bool) -> None:
+        """Names parts that a worker has written into the folder; from then on they count.
+
+        Args:
+            parts: with all rows of the examples, unless those are on disk already.
+            whole: False where some could not be written: then they stay pending, for a resumed run.
+
+        Raises:
+            CaptureError: as `relieve`.
+        """
+        if parts:
+            self._save(pending=(*self.manifest.pending, *parts))
+        if not whole:
+            self._waiting |= {example.example_id for example in examples}
+            return
+        self.examples |= {example.example_id: example for example in examples}
+        if self._waiting <= self.examples.keys():
+            self._promote()
+
+    def tidy(self) -> None:
+        """Removes parts that were begun, or written and not named, by workers that are gone."""
+        for path in leftovers(self.folder, self.manifest):
+            (self.folder / path).unlink(missing_ok=True)
 
     def commit(self, accumulator: Accumulator, *, last: bool = False) -> None:
         """Writes all that was accumulated; from then on it counts.
@@ -166,25 +187,6 @@ class Store:
             "truncated": sum(example.truncated for example in self.examples.values()),
             "tokens": sum(example.n_tokens for example in self.examples.values()),
         }
-
-    def _write_part(self, accumulator: Accumulator, layer: int, kind: str) -> Part:
-        geometry = self.manifest.layer(layer)
-        columns = accumulator.columns(layer, kind, geometry.dims[kind])
-        footer = Footer(
-            layer=layer,
-            kind=kind,
-            dim=geometry.dims[kind],
-            source_dtype=self.source_dtype,
-            sliding_window=geometry.sliding_window,
-            scaling=geometry.scaling,
-            sampler=describe(self.picker.sampler),
-            seed=self.picker.seed,
-            seed_by=tuple(self.picker.sampler.seed_by),
-        )
-        n_layers = 1 + max(other.layer for other in self.manifest.geometry)
-        return write_part(
-            self.folder, part_path(layer, kind, self._next_number(layer, kind), n_layers), columns, footer
-        )
 
     def _next_number(self, layer: int, kind: str) -> int:
         parts = (*self.manifest.parts, *self.manifest.pending)

@@ -135,23 +135,35 @@ class Tokenize(Protocol):
     def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]: ...
 
 
-class Backbone(Protocol):
-    """A loaded model without its head, ready to be tapped.
+class ModelFacts(Protocol):
+    """What is known of a loaded model, wherever it is.
 
     `pre_missing` says why it shows no q_pre and k_pre; empty where it does.
     """
 
-    geometry: tuple[LayerGeometry, ...]
-    layer_of: Mapping[torch.nn.Module, int]
-    dtype: torch.dtype
-    device: torch.device
-    pre_missing: str
+    @property
+    def geometry(self) -> tuple[LayerGeometry, ...]: ...
 
-    def __call__(self, input_ids: torch.Tensor) -> Any:
-        """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def pre_missing(self) -> str: ...
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of the loaded model beyond its geometry, such as layers left out."""
+
+
+class Backbone(ModelFacts, Protocol):
+    """A loaded model without its head, ready to be tapped."""
+
+    layer_of: Mapping[torch.nn.Module, int]
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
 
 
 class Checkpoint(Protocol):

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import polars as pl
 from hydra import compose, initialize_config_dir
 
-from sniffer import capture
+from sniffer import capture, local, passes
 from sniffer.config import conf_folder, register, resolve, save_config
 from sniffer.reader import Run, open_run
 from sniffer.runs.resume import resume
@@ -49,7 +49,7 @@ class Runs:
 @contextmanager
 def stopping_after(batches: int | None) -> Iterator[None]:
     """Raises Interrupted when batch number `batches` is about to be drawn; swallows it here."""
-    honest, seen = capture.draw, [0]
+    honest, seen = local.draw, [0]
 
     def draw(*arguments):
         if seen[0] == batches:
@@ -57,7 +57,7 @@ def stopping_after(batches: int | None) -> Iterator[None]:
         seen[0] += 1
         return honest(*arguments)
 
-    with patch.object(capture, "draw", draw):
+    with patch.object(local, "draw", draw):
         try:
             yield
         except Interrupted:
@@ -68,12 +68,12 @@ def counting_forwards() -> tuple[list[int], Callable]:
     """Documents of the batches that go through the model, and a patch that notes them."""
     seen: list[int] = []
 
-    class Noting(capture.Observer):
+    class Noting(passes.Observer):
         def __init__(self, batch, picks, plan) -> None:
             seen.extend(document.example_id for document in batch.documents)
             super().__init__(batch, picks, plan)
 
-    return seen, patch.object(capture, "Observer", Noting)
+    return seen, patch.object(passes, "Observer", Noting)
 
 
 def rows(folder: Path) -> pl.DataFrame:

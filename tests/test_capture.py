@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 import torch
 
-from sniffer import capture, estimate, open_run
+from sniffer import estimate, local, open_run, passes
 from sniffer.errors import CaptureError, ConfigError, DatasetError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
@@ -142,7 +142,7 @@ def test_only_empty_documents_are_refused(run, texts: Path):
 
 
 def test_what_memory_cannot_hold_is_refused_with_advice(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(estimate, "available_memory", lambda: 1000)
+    monkeypatch.setattr(local, "available_memory", lambda: 1000)
     with pytest.raises(CaptureError, match="of RAM.*lower sampler.base_rate"):
         run()
 
@@ -153,7 +153,7 @@ def test_more_tokens_than_positions_are_refused(run):
 
 
 def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    forward, seen = capture.Observer.__call__, []
+    forward, seen = passes.Observer.__call__, []
 
     def failing(self, seen_inputs):
         seen.append(self.batch)
@@ -161,7 +161,7 @@ def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPat
             raise RuntimeError("out of luck")
         return forward(self, seen_inputs)
 
-    monkeypatch.setattr(capture.Observer, "__call__", failing)
+    monkeypatch.setattr(passes.Observer, "__call__", failing)
     with pytest.raises(RuntimeError, match="out of luck"):
         run("sampler=all", "batch.max_tokens=1")
     manifest = Manifest.load(tmp_path / "run-0")
@@ -178,7 +178,7 @@ def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPat
 def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ):
-    gather, observers = capture.Observer.__call__, []
+    gather, observers = passes.Observer.__call__, []
 
     def failing(self, seen):
         observers.append(self)
@@ -186,7 +186,7 @@ def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
             raise error
         return gather(self, seen)
 
-    monkeypatch.setattr(capture.Observer, "__call__", failing)
+    monkeypatch.setattr(passes.Observer, "__call__", failing)
     with pytest.raises(CaptureError, match="out of memory.*lower batch.max_tokens") as caught:
         run("sampler=all", "batch.max_tokens=1")
     assert "\n" not in str(caught.value)
@@ -205,7 +205,7 @@ def test_a_memory_limit_makes_room(run, texts: Path, monkeypatch: pytest.MonkeyP
     """What does not fit in memory as a whole is captured all the same, as long as two batches do."""
     save_texts(texts, {f"text {n}": TEXTS["first"] for n in range(12)})
     everything = run("sampler=all", "batch.max_tokens=1")
-    monkeypatch.setattr(estimate, "available_memory", lambda: 1_500_000)
+    monkeypatch.setattr(local, "available_memory", lambda: 1_500_000)
     with pytest.raises(CaptureError, match="of RAM"):
         run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1GB")
     limited = run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1kB")

@@ -141,7 +141,11 @@ def test_resolve_gives_real_objects() -> None:
         ("output.memory_limit=0", ["output.memory_limit=0", "bytes"]),
         ("output.memory_limit=much", ["output.memory_limit=much", "bytes"]),
         ("output.checkpoint_every=0", ["output.checkpoint_every=0", "null"]),
-        ("engine.name=ray", ["engine.name=ray"]),
+        ("engine.name=spark", ["engine.name=spark", "local, ray"]),
+        ("engine.workers=2", ["engine.workers", "engine=ray"]),
+        ("engine={name: ray, workers: 0}", ["engine.workers=0", "1 or more"]),
+        ("engine={name: ray, gpus_per_worker: -1}", ["engine.gpus_per_worker=-1"]),
+        ("engine={name: ray, start_timeout: nan}", ["engine.start_timeout=nan"]),
         ("sampler._target_=os.system", ["sampler._target_=os.system", "trusted_targets"]),
         ("sampler._target_=models.embedded.TemporaryDirectory", ["tempfile.TemporaryDirectory", "outside"]),
         ("sampler._target_=sniffer.sampler.describe", ["sampler._target_", "name a class"]),
@@ -178,6 +182,11 @@ def test_trust_comes_from_the_command_line_only(tmp_path: Path) -> None:
         resolve(cfg, overrides=["seed=1"])
     save_config(tmp_path, cfg)
     assert "trusted_targets" not in yaml.safe_load((tmp_path / "rerun.yaml").read_text())
+
+
+def test_engine_ray_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert "pip install 'qk-sniffer[ray]'" in refused("engine=ray")
 
 
 @pytest.mark.parametrize("prefix", ["['']", "[os.,'']"])

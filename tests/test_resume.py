@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniffer import kept as kept_module
+from sniffer import parts as parts_module
 from sniffer import store as store_module
 from sniffer.errors import CaptureError, RunError
 from sniffer.kept import look
@@ -282,7 +283,7 @@ def test_a_saved_configuration_cannot_run_code_of_its_choosing(
 
 def test_rows_that_cannot_be_written_stay_in_memory(runs: Runs, whole: Path, monkeypatch: pytest.MonkeyPatch):
     """A disk that is full for a moment: the run stops, and what is written later is what was captured."""
-    honest, calls = store_module.write_part, []
+    honest, calls = parts_module.write_part, []
 
     def fail_once(*arguments):
         calls.append(arguments)
@@ -290,7 +291,7 @@ def test_rows_that_cannot_be_written_stay_in_memory(runs: Runs, whole: Path, mon
             raise CaptureError("could not write: No space left on device")
         return honest(*arguments)
 
-    monkeypatch.setattr(store_module, "write_part", fail_once)
+    monkeypatch.setattr(parts_module, "write_part", fail_once)
     with pytest.raises(CaptureError, match="No space left"):
         runs.start("run", "output.checkpoint_every=4")
     folder = runs.place / "run"

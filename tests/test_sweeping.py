@@ -17,7 +17,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from models.backbone import Checkpoint
-from sniffer import capture, open_run
+from sniffer import capture, local, open_run
 from sniffer.__main__ import main
 from sniffer.errors import RunError
 from sniffer.lock import hold
@@ -173,7 +173,7 @@ def test_again_resumes_what_was_interrupted(invoke: Invoke, place: Path):
 
 
 def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch):
-    honest, calls = capture.draw, []
+    honest, calls = local.draw, []
 
     def draw(*arguments):
         calls.append(1)
@@ -181,7 +181,7 @@ def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(*arguments)
 
-    monkeypatch.setattr(capture, "draw", draw)
+    monkeypatch.setattr(local, "draw", draw)
     assert invoke(RATES) == 128 + signal.SIGTERM
     assert index(place)["status"].to_list() == ["interrupted"]
     assert invoke(RATES) == 0

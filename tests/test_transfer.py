@@ -43,7 +43,7 @@ class LateTransfer:
 def test_a_run_settles_each_batch_before_it_keeps_it(run: Callable, monkeypatch: pytest.MonkeyPatch):
     plain = run("sampler=all", "batch.max_tokens=1").manifest.digest
     late = LateTransfer()
-    monkeypatch.setattr("sniffer.capture.transfer_for", lambda device: late)
+    monkeypatch.setattr("sniffer.passes.transfer_for", lambda device: late)
     assert run("sampler=all", "batch.max_tokens=1").manifest.digest == plain
     assert list(late.under_way) == [[]]
 

@@ -1,0 +1,407 @@
+"""A crew: workers, and the batches they have in hand.
+
+    a batch is handed to whichever worker is free
+    a worker that holds enough writes its rows, as parts that the manifest then names, with their documents
+    the batches of a worker that is lost go to others: all those whose documents the manifest does not name
+
+So every document is in the manifest once, whatever becomes of workers, and its rows are those that one process
+would have captured. Who the workers are, and how one talks to them, is the `Pool`'s business (ray_engine.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections import Counter, deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sniffer.accumulator import Accumulator
+from sniffer.batching import Feed
+from sniffer.clock import Clock
+from sniffer.config import Config
+from sniffer.continuation import VERSIONS
+from sniffer.engine import Plan
+from sniffer.environment import versions
+from sniffer.errors import CaptureError
+from sniffer.estimate import Room
+from sniffer.observer import draw
+from sniffer.stop import Stop
+from sniffer.store import Store
+from sniffer.terminal import CaptureProgress, capture_progress
+from sniffer.types import TokenBatch
+from sniffer.worker import Facts, Flushed, Report
+
+log = logging.getLogger(__name__)
+
+AHEAD = {"cpu": 1}
+"""Batches that a worker has in hand at a time, by device; a GPU is to find the next one waiting."""
+
+MOST_LOSSES = 3
+"""Workers lost over one batch, or one after the other with nothing kept in between, before the run gives up."""
+
+PATIENCE = 0.5
+"""Seconds between looks at whether the user wants to stop."""
+
+Ticket = Hashable
+"""Of a call that a worker was asked to do."""
+
+
+class WorkerLost(Exception):  # noqa: N818 - what happens to a worker is no error of the run
+    """A worker's process or machine is gone; the text says how."""
+
+
+class Pool(Protocol):
+    """Where workers come from. A worker does what it is called for one by one, in order."""
+
+    def hire(self) -> Any:
+        """A new worker; it may begin later, when there is room for it."""
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Ticket:
+        """Asks a `sniffer.worker.Worker` to do something."""
+
+    def wait(self, tickets: Sequence[Ticket], seconds: float) -> Sequence[Ticket]:
+        """Those of the calls that have ended, in the order given; waits up to `seconds` for the first."""
+
+    def result(self, ticket: Ticket) -> Any:
+        """What a call that has ended returned, or raises what it raised; WorkerLost if there is no one to ask."""
+
+    def dismiss(self, worker: Any) -> None:
+        """Ends a worker, wherever it is in its work."""
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker, and what it has in hand.
+
+    `calls` are what it was asked and has not answered: the method, and for `run` the batch. `held` are batches
+    whose rows it holds in memory, `rows` and `nbytes` how many.
+    """
+
+    worker: Any
+    calls: dict[Ticket, tuple[str, TokenBatch | None]] = field(default_factory=dict)
+    held: list[TokenBatch] = field(default_factory=list)
+    facts: Facts | None = None
+    rows: int = 0
+    nbytes: int = 0
+
+    @property
+    def running(self) -> list[TokenBatch]:
+        return [batch for _, batch in self.calls.values() if batch is not None]
+
+    @property
+    def flushing(self) -> bool:
+        return any(method == "flush" for method, _ in self.calls.values())
+
+
+class Crew:
+    """`size` workers of a pool, each replaced when it is lost."""
+
+    def __init__(self, pool: Pool, size: int, start_timeout: float) -> None:
+        self.pool = pool
+        self.size = size
+        self.start_timeout = start_timeout
+        self.hands: list[Hand] = []
+        self.model: Facts | None = None
+        self.plan: Plan | None = None
+        self._todo: deque[TokenBatch] = deque()
+        self._losses: Counter[int | None] = Counter()
+        self._flushed_rows = 0
+        self._last_sign = time.monotonic()
+        for _ in range(size):
+            self._hire()
+
+    def open(self) -> Facts:
+        """Waits for the first worker that has its model; the others may come later.
+
+        Raises:
+            CaptureError: no worker could be started, or they were lost one after the other.
+            SnifferError: as `Worker.open`.
+        """
+        while self.model is None:
+            self._listen()
+        return self.model
+
+    def infer(self, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+        """Has every batch captured, and what was captured named by the store.
+
+        Raises:
+            CaptureError: as `open`, or a batch was lost with several workers.
+            Stopped: a signal came.
+            SnifferError: what a worker raised.
+        """
+        self._begin(plan)
+        with capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
+            source = stop.each(self._wanted(plan, feed, store, progress))
+            while True:
+                self._hand_out(source, store)
+                if not self._todo and not any(hand.running or hand.flushing for hand in self.hands):
+                    if any(hand.held for hand in self.hands):
+                        self._flush(store, self.hands)
+                    elif any(hand.facts is not None for hand in self.hands):
+                        return  # someone was free, and there was nothing to hand out
+                self._listen(store, clock, progress)
+                self._relieve(store)
+                stop.check()
+
+    def finish(self, store: Store, clock: Clock) -> None:
+        """After an interruption: has what workers hold written, batches in progress included."""
+        self._todo.clear()
+        self._flush(store, self.hands)
+        while any(hand.calls for hand in self.hands if hand.held or hand.flushing):
+            with suppress(Exception):  # the interruption is told already; the others may still have rows
+                self._listen(store, clock, hire=False)
+
+    def close(self) -> None:
+        for hand in self.hands:
+            self.pool.dismiss(hand.worker)
+        self.hands = []
+
+    def _wanted(self, plan: Plan, feed: Feed, store: Store, progress: CaptureProgress) -> Iterator[TokenBatch]:
+        """The batches of which some row is not on disk yet."""
+        for batch in feed.batches(plan.batch_tokens):
+            if store.kept.committed or store.kept.pending:
+                picks = draw(plan.picker, plan.selection, batch)
+                if not store.kept.lacks(batch, picks, plan.selection.heads):
+                    store.add_examples(batch.documents)
+                    progress.advance(len(batch.documents), batch.n_tokens, self._rows)
+                    continue
+            yield batch
+
+    def _hand_out(self, source: Iterator[TokenBatch], store: Store) -> None:
+        """Gives batches to workers, one each before any gets a second."""
+        assert self.plan is not None and self.model is not None
+        ahead = AHEAD.get(self.model.device.type, 2)
+        for depth in range(ahead):
+            for hand in self.hands:
+                if hand.facts is None or len(hand.running) > depth:
+                    continue
+                batch = self._todo.popleft() if self._todo else next(source, None)
+                if batch is None:
+                    return
+                done = store.kept.done(batch, self.plan.selection.heads)
+                self._call(hand, "run", batch, done, of=batch)
+
+    def _relieve(self, store: Store) -> None:
+        """Has rows written that were in memory for long enough, or are too much for it."""
+        documents = sum(len(batch.documents) for hand in self.hands for batch in hand.held)
+        if store.checkpoint_every is not None and documents >= store.checkpoint_every:
+            self._flush(store, self.hands)
+        self._flush(store, [hand for hand in self.hands if hand.nbytes > store.memory_limit])
+
+    def _flush(self, store: Store, hands: Sequence[Hand]) -> None:
+        for hand in hands:
+            if (hand.held or hand.running) and not hand.flushing:
+                self._call(hand, "flush", store.next_number())
+
+    def _listen(
+        self,
+        store: Store | None = None,
+        clock: Clock | None = None,
+        progress: CaptureProgress | None = None,
+        *,
+        hire: bool = True,
+    ) -> None:
+        """Waits for an answer, a little while, and takes it in."""
+        owner = {ticket: hand for hand in self.hands for ticket in hand.calls}
+        for ticket in self.pool.wait(list(owner), PATIENCE):
+            hand = owner[ticket]
+            if hand not in self.hands:
+                continue
+            self._last_sign = time.monotonic()
+            method, batch = hand.calls[ticket]
+            try:
+                answer = self.pool.result(ticket)
+            except WorkerLost as lost:
+                self._lose(hand, lost, store, progress, hire=hire)
+                continue
+            except Exception:
+                del hand.calls[ticket]
+                raise
+            del hand.calls[ticket]
+            self._take_in(hand, method, batch, answer, store, clock, progress)
+        self._require_someone()
+
+    def _take_in(
+        self,
+        hand: Hand,
+        method: str,
+        batch: TokenBatch | None,
+        answer: Any,
+        store: Store | None,
+        clock: Clock | None,
+        progress: CaptureProgress | None,
+    ) -> None:
+        if method == "open":
+            self._welcome(hand, answer)
+        if method == "run":
+            assert isinstance(answer, Report) and batch is not None and store is not None and clock is not None
+            if not _named(batch, store):
+                hand.held.append(batch)
+                hand.rows, hand.nbytes = answer.rows, answer.nbytes
+            clock.add_all(answer.seconds)
+            if progress is not None:
+                progress.advance(len(batch.documents), batch.n_tokens, self._rows)
+        if method == "flush":
+            assert isinstance(answer, Flushed) and store is not None and clock is not None
+            self._adopt(hand, answer, store)
+            clock.add_all({stage: s for stage, s in answer.seconds.items() if stage != "commit"})
+
+    def _adopt(self, hand: Hand, answer: Flushed, store: Store) -> None:
+        store.adopt(answer.parts, answer.examples, whole=answer.failure is None)
+        flushed = {example.example_id for example in answer.examples}
+        hand.held = [batch for batch in hand.held if not {d.example_id for d in batch.documents} <= flushed]
+        hand.rows = hand.nbytes = 0
+        self._flushed_rows += answer.rows
+        self._losses[None] = 0
+        if answer.failure is not None:
+            raise answer.failure
+
+    def _welcome(self, hand: Hand, facts: Facts) -> None:
+        """A worker has its model.
+
+        Raises:
+            CaptureError: it runs other versions than this process, or has another model than the first one.
+        """
+        here = versions()
+        for name in VERSIONS:
+            if facts.versions.get(name) != here.get(name):
+                raise CaptureError(
+                    f"a worker has {name} {facts.versions.get(name, 'not installed')}, this process "
+                    f"{here.get(name, 'not installed')}: install the same on all nodes"
+                )
+        if self.model is not None and (facts.geometry, facts.dtype) != (self.model.geometry, self.model.dtype):
+            raise CaptureError("two workers have different models: let model.checkpoint be the same on all nodes")
+        hand.facts = facts
+        self.model = self.model or facts
+        ready = sum(other.facts is not None for other in self.hands)
+        log.info("worker %d of %d is ready: process %d, %s", ready, len(self.hands), facts.process, facts.device.type)
+        if self.plan is not None:
+            self._call(hand, "begin", self.plan)
+
+    def _begin(self, plan: Plan) -> None:
+        self.plan = plan
+        for hand in self.hands:
+            if hand.facts is not None:
+                self._call(hand, "begin", plan)
+
+    def _lose(
+        self, hand: Hand, lost: WorkerLost, store: Store | None, progress: CaptureProgress | None, *, hire: bool
+    ) -> None:
+        """A worker is gone: others get its batches, and another worker its place.
+
+        Raises:
+            CaptureError: that has happened too often.
+        """
+        self.hands.remove(hand)
+        self.pool.dismiss(hand.worker)  # it may be out of reach rather than gone
+        again = [batch for batch in (*hand.held, *hand.running) if store is None or not _named(batch, store)]
+        self._todo.extendleft(reversed(again))
+        if progress is not None:
+            for batch in hand.held:
+                progress.advance(-len(batch.documents), -batch.n_tokens, self._rows)
+        log.warning("a worker was lost (%s): %d batches go to others", lost, len(again))
+        # What it was running may be why. Without anything to blame, a whole node may be gone, with many workers.
+        blamed = hand.running[0] if hand.running else None
+        key, most = (blamed.documents[0].example_id, MOST_LOSSES) if blamed else (None, MOST_LOSSES * self.size)
+        self._losses[key] += 1
+        if self._losses[key] >= most:
+            during = f"over {_name(blamed)}" if blamed else "while they loaded the model or wrote"
+            raise CaptureError(
+                f"{self._losses[key]} workers were lost {during} (the last one: {lost}): if memory ran out, "
+                "lower batch.max_tokens, output.memory_limit or engine.workers"
+            )
+        if hire:
+            self._hire()
+
+    def _require_someone(self) -> None:
+        """Raises CaptureError where no worker has shown a sign of life for too long, and none is at work."""
+        at_work = any(hand.facts is not None for hand in self.hands)
+        if not at_work and time.monotonic() - self._last_sign > self.start_timeout:
+            raise CaptureError(
+                f"no worker has its model after {self.start_timeout:g} seconds: is there room for one on the cluster "
+                "(engine.cpus_per_worker, engine.gpus_per_worker), or does loading take longer (engine.start_timeout)?"
+            )
+
+    def _hire(self) -> None:
+        hand = Hand(self.pool.hire())
+        self.hands.append(hand)
+        self._call(hand, "open")
+
+    def _call(self, hand: Hand, method: str, *arguments: Any, of: TokenBatch | None = None) -> None:
+        hand.calls[self.pool.call(hand.worker, method, *arguments)] = (method, of)
+
+    @property
+    def _rows(self) -> int:
+        """Captured in all, as far as is known."""
+        return self._flushed_rows + sum(hand.rows for hand in self.hands)
+
+
+class CrewEngine(ABC):
+    """An engine whose model is with a crew; a subclass says where the workers come from.
+
+    `per_node`: as many workers share one machine's memory.
+    """
+
+    def __init__(self, size: int, per_node: int, start_timeout: float) -> None:
+        self.size = size
+        self.per_node = per_node
+        self.start_timeout = start_timeout
+        self._crew: Crew | None = None
+
+    @abstractmethod
+    def pool(self, config: Config, folder: Path) -> Pool:
+        """Of workers that load the configured model, and write into the run folder."""
+
+    def open(self, config: Config, folder: Path) -> Facts:
+        """Has workers load the model; the first one to have it tells what it is."""
+        self._crew = Crew(self.pool(config, folder), self.size, self.start_timeout)
+        return self._crew.open()
+
+    def room(self, wanted: int | None) -> Room:
+        """Of one worker: an equal share of what its machine has left when all have their models."""
+        available = max(0, self._model.available - (self.per_node - 1) * self._model.resident)
+        return Room.of(available / self.per_node, wanted)
+
+    def device(self) -> dict[str, str]:
+        return dict(self._model.described)
+
+    def threads(self) -> int:
+        return self._model.threads
+
+    def infer(self, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+        assert self._crew is not None
+        self._crew.infer(plan, feed, store, clock, stop)
+
+    def commit(self, plan: Plan, store: Store, *, last: bool) -> None:
+        """After an interruption, what workers hold is written; then the run folder is put in order."""
+        assert self._crew is not None
+        if not last:
+            self._crew.finish(store, Clock())
+        self._crew.close()
+        store.commit(Accumulator(plan.selection), last=last)
+        store.tidy()
+
+    def close(self) -> None:
+        if self._crew is not None:
+            self._crew.close()
+
+    @property
+    def _model(self) -> Facts:
+        assert self._crew is not None and self._crew.model is not None
+        return self._crew.model
+
+
+def _named(batch: TokenBatch, store: Store) -> bool:
+    """Whether the manifest has the batch's documents."""
+    return all(document.example_id in store.examples for document in batch.documents)
+
+
+def _name(batch: TokenBatch) -> str:
+    first = batch.documents[0]
+    more = f" and {len(batch.documents) - 1} more" if len(batch.documents) > 1 else ""
+    return f"document {first.source_id!r}{more} ({batch.padded_tokens:,} tokens)"
