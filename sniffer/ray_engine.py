@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from sniffer.worker import Worker
 
 log = logging.getLogger(__name__)
 
+REACH_SECONDS = 3.0
 OBJECT_STORE = 128 << 20
 """Bytes of shared memory for a cluster of our own: calls carry token ids and reports, never vectors."""
 
@@ -118,6 +120,11 @@ def connect(address: str | None) -> None:
     Raises:
         ConfigError: Ray is not installed, or no cluster answers there.
     """
+    if address is not None and not _answers(address):
+        raise ConfigError(
+            f"engine.address={address}: nothing answers there; `ray start --head` prints the address of a cluster it "
+            "starts, and engine.address=auto finds one on this machine"
+        )
     # Ray reports its use to its makers unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _signals_kept():
@@ -136,6 +143,18 @@ def connect(address: str | None) -> None:
                 else (f"engine.address={address}: no Ray cluster could be joined there")
             )
             raise ConfigError(f"{where} ({_first_line(error)}); `ray start --head` starts one") from error
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port; Ray itself would try for minutes. Other addresses are Ray's to judge."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        return True
+    try:
+        socket.create_connection((host, int(port)), REACH_SECONDS).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def disconnect() -> None:
