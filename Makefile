@@ -14,7 +14,7 @@ MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit notebook
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
 
-.PHONY: help demo demo-report browser-test test lint check bench format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report browser-test cluster-test test lint check bench format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -24,6 +24,7 @@ help:
 	@echo "make faults  kills, signals, full disks and damaged files: nothing may be lost (some minutes)"
 	@echo "make bench   the measurements that performance claims rest on"
 	@echo "make browser-test           the report in a real browser (chromium)"
+	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
 	@echo "make format  rewrite the sources in the house format"
@@ -64,6 +65,13 @@ check: lint test
 
 faults: $(INSTALLED)
 	$(RUN) -m pytest -n 2 tests/faults/faults.py
+
+cluster-test: $(VENV)/.cluster
+	$(RUN) -m pytest --durations=5 tests/cluster/ray_cluster.py tests/cluster/launchers.py
+
+$(VENV)/.cluster: $(INSTALLED)
+	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[ray,slurm]'
+	@touch $@
 
 bench: embedded
 	$(RUN) -m benchmarks

@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import hydra
+import rich
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -50,6 +51,8 @@ def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence
     """A job of a sweep: begun, gone on with, or left alone where it is complete."""
     from sniffer.sweeping import MODEL, go_on, noted
 
+    if Watch.sweep is None:  # a launcher's process, which shares the terminal with others
+        rich.reconfigure(force_terminal=False)
     with noted(sweep, folder):
         if holds_results(folder):
             go_on(cfg, folder, overrides)
@@ -107,14 +110,22 @@ def main() -> int:
 def run_all() -> int:
     """The run, or all jobs of the sweep, which is told of also when something stops it. Returns the exit code."""
     Watch.sweep = None
+    lost = ""
     code = 0
     try:
         job()
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        # Jobs note their own errors, so this one is the launcher's, such as a job of its that was killed.
+        if Watch.sweep is None:
+            raise
+        lost = f"{type(error).__name__}: {one_line(error)}"
     finally:
         if Watch.sweep is not None:
             from sniffer.sweeping import finish
 
-            code = finish(Watch.sweep, Watch.done_before)
+            code = finish(Watch.sweep, Watch.done_before, lost)
     return code
 
 

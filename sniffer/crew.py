@@ -252,7 +252,7 @@ class Crew:
             clock.add_all({stage: s for stage, s in answer.seconds.items() if stage != "commit"})
 
     def _adopt(self, hand: Hand, answer: Flushed, store: Store) -> None:
-        store.adopt(answer.parts, answer.examples, whole=answer.failure is None)
+        store.adopt(answer.parts, answer.examples, whole=answer.whole)
         flushed = {example.example_id for example in answer.examples}
         hand.held = [batch for batch in hand.held if not {d.example_id for d in batch.documents} <= flushed]
         hand.rows = hand.nbytes = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,13 @@ from sniffer.config import ONCE, plain_values, resolve, saved_config
 from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
 from sniffer.estimate import size
-from sniffer.jobs import INDEX_PATH, swept, update
+from sniffer.jobs import INDEX_PATH, read_jobs, swept, update
 from sniffer.loading import LastModel
 from sniffer.manifest import Manifest
 from sniffer.runs.resume import resume
 from sniffer.runs.saved import Trust
 from sniffer.sweep_figure import draw_sweep
-from sniffer.terminal import show_table
+from sniffer.terminal import show_table, waiting_for
 from sniffer.told import one_line
 
 log = logging.getLogger(__name__)
@@ -80,25 +81,44 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def finish(sweep: Path, done_before: frozenset[str]) -> int:
+def finish(sweep: Path, done_before: frozenset[str], lost: str = "") -> int:
     """Ends a sweep: its index, figure and table. Returns the exit code.
+
+    Args:
+        done_before: jobs that were complete when the sweep began.
+        lost: what the launcher ended of, if not well. Jobs in processes of their own may run on; they are waited for.
 
     Raises:
         SnifferError: the index cannot be written.
     """
     MODEL.clear()
+    if lost:
+        log.error("the launcher has lost a job: %s", lost)
+        wait_for_jobs(sweep)
     if not (sweep / INDEX_PATH).exists():
         _leave_nothing(sweep)
-        return 0
+        return int(bool(lost))
     jobs = update(sweep)
     draw_sweep(jobs, sweep)
     show_table(jobs_table(jobs, done_before))
     rich.get_console().print(str(sweep), style="bold", soft_wrap=True, highlight=False)
     unfinished = jobs.filter(pl.col("status") != "complete")
-    if unfinished.is_empty():
+    if unfinished.is_empty() and not lost:
         return 0
-    print(told(unfinished, len(jobs)), file=sys.stderr)
+    print(told(unfinished, len(jobs)) if len(unfinished) else AGAIN, file=sys.stderr)
     return 1
+
+
+AGAIN = "all jobs that began are complete; the same command again goes on with the rest, if there is any"
+LOOK_EVERY = 1.0
+"""Seconds."""
+
+
+def wait_for_jobs(sweep: Path) -> None:
+    """Waits until no process runs a job of the sweep."""
+    while running := [job.name for job in read_jobs(sweep) if job.status == "running"]:
+        with waiting_for(f"waiting for jobs that still run: {', '.join(running)}"):
+            time.sleep(LOOK_EVERY)
 
 
 def _leave_nothing(sweep: Path) -> None:

@@ -148,9 +148,13 @@ MAX_BUCKET_LINES = 24
 def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     """Prints what a run captured, by kind and bucket, and the folder, which stands alone on the last line."""
     console = rich.get_console()
-    console.print(_facts_table(manifest))
-    console.print(_bucket_table(manifest, picker))
-    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+    with console.capture() as whole:
+        console.print(_facts_table(manifest))
+        console.print(_bucket_table(manifest, picker))
+        console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+    # In one piece: jobs of a sweep may share the terminal.
+    console.file.write(whole.get())
+    console.file.flush()
 
 
 def _facts_table(manifest: Manifest) -> Table:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,16 @@ class Report:
 
 @dataclass(frozen=True)
 class Flushed:
-    """What was written: parts with all rows of these documents; `failure` says why some rows could not be."""
+    """What was written: parts with the rows of these documents, with all of them if it is `whole`.
+
+    `failure` says why some rows could not be had, or not be written.
+    """
 
     parts: tuple[Part, ...]
     examples: tuple[Example, ...]
     rows: int
     seconds: Mapping[str, float]
+    whole: bool = True
     failure: Exception | None = None
 
 
@@ -132,8 +135,11 @@ class Worker:
 
     def flush(self, number: int) -> Flushed:
         """Writes all rows that are held, as parts of this number, and lets go of them."""
-        with suppress(Exception):  # a batch that failed is told of by `run`; those before it are kept
+        failure, whole = None, True
+        try:
             self._keep()
+        except Exception as error:  # what is in memory already is worth keeping all the same
+            failure = error
         written: list[Part] = []
 
         def told(part: Part | None) -> None:
@@ -141,16 +147,15 @@ class Worker:
                 written.append(part)
                 self.accumulator.release(part.layer, part.kind)
 
-        failure = None
         try:
             with self.clock.stage("commit"):
                 self.writer.write_all(self.accumulator, dict.fromkeys(self.accumulator.by_size(), number), told)
         except Exception as error:
-            failure = error
+            failure, whole = failure or error, False
         examples, self.examples = tuple(self.examples), []
         rows = self.rows
         self.accumulator.rows = dict.fromkeys(self.accumulator.rows, 0)
-        return Flushed(tuple(written), examples, rows, self._seconds(), failure)
+        return Flushed(tuple(written), examples, rows, self._seconds(), whole, failure)
 
     @property
     def rows(self) -> int:

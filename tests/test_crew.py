@@ -255,6 +255,31 @@ def test_rows_that_could_not_be_written_are_captured_again(
     must_be_whole(folder, whole)
 
 
+def test_a_copy_that_fails_ends_the_run_and_keeps_the_rest(
+    by_crew, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of a batch that went through the model, the rows are lost on their way to the host."""
+    from sniffer.transfer import HostTransfer
+
+    honest, calls = HostTransfer.settle, []
+
+    def settle(self, vectors):
+        calls.append(vectors)
+        if len(calls) == 5:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        return honest(self, vectors)
+
+    monkeypatch.setattr(HostTransfer, "settle", settle)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        by_crew(OneEngine(well, size=2))
+    folder = tmp_path / "run"
+    manifest, problems = verify(folder)
+    assert problems == [] and manifest.status == "interrupted" and manifest.counts["examples"] >= 3
+    monkeypatch.undo()
+    take_up(folder)
+    must_be_whole(folder, whole)
+
+
 def test_a_worker_with_other_versions_is_refused(by_crew, monkeypatch: pytest.MonkeyPatch):
     honest = Quick.open
 

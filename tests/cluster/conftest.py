@@ -73,18 +73,28 @@ class Place:
     folder: Path
     arguments: tuple[str, ...]
     whole: Manifest
+    started: list[Command] = field(default_factory=list)
 
     def start(self, name: str, *more: str) -> Command:
         run = f"hydra.run.dir={self.folder / name}"
-        return Command((*self.arguments, run, *more), self.folder / f"{name}.out")
+        return self._started(Command((*self.arguments, run, *more), self.folder / f"{name}.out"))
 
     def sweep(self, name: str, *more: str) -> Command:
         again = len(list(self.folder.glob(f"{name}*.out")))
         sweep = ("-m", f"hydra.sweep.dir={self.folder / name}")
-        return Command((*sweep, *self.arguments, *more), self.folder / f"{name}{again}.out")
+        return self._started(Command((*sweep, *self.arguments, *more), self.folder / f"{name}{again}.out"))
 
     def resume(self, name: str) -> Command:
-        return Command(("resume", str(self.folder / name)), self.folder / f"{name}.resume.out", "sniffer.runs")
+        return self.runs("resume", name)
+
+    def runs(self, verb: str, name: str) -> Command:
+        """`python -m sniffer.runs VERB RUN`."""
+        output = self.folder / f"{name}.{verb}.out"
+        return self._started(Command((verb, str(self.folder / name)), output, "sniffer.runs"))
+
+    def _started(self, command: Command) -> Command:
+        self.started.append(command)
+        return command
 
     def log(self, name: str) -> str:
         path = self.folder / name / "sniffer.log"
@@ -121,4 +131,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[str, ...]
 
 @pytest.fixture
 def place(tmp_path: Path, reference: tuple[tuple[str, ...], Manifest]) -> Iterator[Place]:
-    yield Place(tmp_path, *reference)
+    place = Place(tmp_path, *reference)
+    yield place
+    for command in place.started:
+        command.kill()
