@@ -30,7 +30,7 @@ Captured = dict[tuple[int, str], Columns]
 
 
 def measure(repeats: int) -> list[Figure]:
-    bench = Bench(1, 2048)
+    bench = Bench(2048)
     wide = capture(bench)
     narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
     values = sum(len(c) * len(c.heads) * c.dim for c in wide.values())
