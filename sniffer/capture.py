@@ -221,7 +221,7 @@ def infer(plan: Plan, feed: Feed, accumulator: Accumulator, store: Store, clock:
                     continue
                 observer = Observer(batch, picks, gather_plan)
                 with clock.stage("forward"), tap(observer, pre=wants_pre):
-                    backbone(torch.from_numpy(batch.input_ids()).to(backbone.device, non_blocking=True))
+                    backbone(transfer.upload(batch.input_ids(), backbone.device))
                 transfer.end_batch()
                 in_flight.append(observer)
                 # One batch late, so that its copies to the host overlap the next forward.
