@@ -83,8 +83,7 @@ def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, T
 class Child:
     """A Python process that has ended: its seconds, and its resident bytes, looked at every 20 ms."""
 
-    wall: float
-    cpu: float
+    spent: Timed
     resident: tuple[int, ...]
 
     @property
@@ -122,7 +121,7 @@ def child(*command: str) -> Child:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"benchmark run failed: python {' '.join(command)}\n{process.stderr.read()}")
-    return Child(wall, usage.ru_utime + usage.ru_stime, tuple(resident))
+    return Child(Timed(wall, usage.ru_utime + usage.ru_stime), tuple(resident))
 
 
 @dataclass(frozen=True)

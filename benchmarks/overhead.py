@@ -49,6 +49,10 @@ class Way:
     kinds: tuple[str, ...] = ("q", "k")
     layers: tuple[int, ...] | None = None
 
+    @property
+    def wants_pre(self) -> bool:
+        return any(kind.endswith("_pre") for kind in self.kinds)
+
 
 LOG = Way("log_uniform, base_rate 1", LogUniform())
 LOG_64 = Way("log_uniform, base_rate 64", LogUniform(base_rate=64))
@@ -132,7 +136,7 @@ class Bench:
 
         for one in captures:
             one.begin()
-        with tap(observe, pre=any(kind.endswith("_pre") for one in captures for kind in one.way.kinds)):
+        with tap(observe, pre=any(one.way.wants_pre for one in captures)):
             self.forward()
         for one in captures:
             one.end()
