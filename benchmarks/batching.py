@@ -22,7 +22,7 @@ from sniffer.tap import tap
 from sniffer.transfer import transfer_for
 from sniffer.types import Document, TokenBatch
 
-N_DOCUMENTS, MAX_TOKENS = 16, 512
+N_DOCUMENTS, MAX_TOKENS = 12, 512
 BUDGETS = {"four documents a batch": 4 * MAX_TOKENS, "batch.max_tokens=8192": ELSEWHERE}
 LIMITS = {"four documents a batch": 1.0}
 
