@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from benchmarks.default_layout import head_file, write_heads
-from benchmarks.measure import Figure, both, figure, timed, whole_run
+from benchmarks.measure import Figure, Timed, both, figure, timed, whole_run
 from sniffer import open_run
 from sniffer.reader import Run
 from sniffer.schema import Columns
@@ -31,7 +31,9 @@ FIRST = 128
 
 
 def measure(repeats: int) -> list[Figure]:
-    one_head, spilled, one_layer, all_layers, of_many, opening, counting = ([] for _ in range(7))
+    one_head, spilled, of_many, opening, counting = [], [], [], [], []
+    one_layer: list[Timed] = []
+    all_layers: list[Timed] = []
     with TemporaryDirectory() as scratch:
         run, many = _captured(Path(scratch, "run"), *TEXT), _captured(Path(scratch, "many"), *MANY_LAYERS)
         parts = _captured(Path(scratch, "parts"), *TEXT, f"capture.layers={LAYER}", "output.checkpoint_every=1")
