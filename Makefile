@@ -14,7 +14,7 @@ MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit notebook
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
 
-.PHONY: help demo demo-report browser-test cluster-test test lint check bench format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report browser-test cluster-test test lint check bench bench-peers format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -23,6 +23,7 @@ help:
 	@echo "make check   format, lint, types, tests"
 	@echo "make faults  kills, signals, full disks and damaged files: nothing may be lost (some minutes)"
 	@echo "make bench   the measurements that performance claims rest on"
+	@echo "make bench-peers            the same for transformer-lens and nnsight, each in an environment of its own"
 	@echo "make browser-test           the report in a real browser (chromium)"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
@@ -75,6 +76,9 @@ $(VENV)/.cluster: $(INSTALLED)
 
 bench: embedded
 	$(RUN) -m benchmarks
+
+bench-peers: embedded
+	$(RUN) -m benchmarks peers
 
 conformance: $(INSTALLED)
 	$(RUN) -m tests.conformance

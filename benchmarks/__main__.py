@@ -29,7 +29,8 @@ SUITES = {
     "end_to_end": "whole runs: 40 documents",
     "growth": "with documents, layers and length",
     "long_context": "up to 128k tokens",
-    "compiled": "torch.compile",
+    "compiled": "model.compile=true",
+    "gpu": "a GPU kept busy, where there is one",
     "peers": "other tools, each in an environment of its own",
 }
 WHOLE_RUNS = ("end_to_end", "growth", "long_context")

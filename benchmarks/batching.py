@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from benchmarks.measure import Figure, Timed, figure
+from benchmarks.measure import Figure, Timed, both, figure
 from benchmarks.overhead import EMBEDDED
 from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone
@@ -22,7 +22,7 @@ from sniffer.tap import tap
 from sniffer.transfer import transfer_for
 from sniffer.types import Document, TokenBatch
 
-N_DOCUMENTS, MAX_TOKENS = 24, 512
+N_DOCUMENTS, MAX_TOKENS = 12, 512
 BUDGETS = {"four documents a batch": 4 * MAX_TOKENS, "batch.max_tokens=8192": ELSEWHERE}
 LIMITS = {"four documents a batch": 1.0}
 
@@ -34,19 +34,15 @@ def measure(repeats: int) -> list[Figure]:
     documents = list(Tokenizer(tokenize, MAX_TOKENS).documents(Pydoc(max_examples=N_DOCUMENTS)))
     one_by_one = [TokenBatch((document,), pad_id) for document in documents]
     packed = {name: list(batches(documents, budget, pad_id)) for name, budget in BUDGETS.items()}
-    wall: dict[str, list[float]] = {name: [] for name in packed}
-    cpu: dict[str, list[float]] = {name: [] for name in packed}
+    ratios: dict[str, list[Timed]] = {name: [] for name in packed}
     _capture(backbone, one_by_one[:2])
     for _ in range(repeats):
         single = _capture(backbone, one_by_one)
         for name, these in packed.items():
-            together = _capture(backbone, these)
-            wall[name].append(together.wall / single.wall)
-            cpu[name].append(together.cpu / single.cpu)
+            ratios[name].append(_capture(backbone, these) / single)
     found = []
     for name, these in packed.items():
-        found.append(figure(f"{name} / one a batch, mixed lengths", wall[name], limit=LIMITS.get(name)))
-        found.append(figure(f"{name} / one a batch, processor time", cpu[name]))
+        found += both(f"{name} / one a batch, mixed lengths", ratios[name], limit=LIMITS.get(name))
         found.append(figure(f"computed / real tokens, {name}", [_computed(these) / _real(documents)], limit=1.07))
     return found
 

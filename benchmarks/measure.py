@@ -49,10 +49,27 @@ def figure(name: str, values: Sequence[float], *, limit: float | None = None, un
 
 @dataclass
 class Timed:
-    """Wall and processor seconds of one call."""
+    """Wall and processor seconds of one call, or of several together; or one such pair over another."""
 
-    wall: float
-    cpu: float
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __iadd__(self, other: Timed) -> Timed:
+        self.wall, self.cpu = self.wall + other.wall, self.cpu + other.cpu
+        return self
+
+    def __truediv__(self, other: Timed) -> Timed:
+        return Timed(self.wall / other.wall, self.cpu / other.cpu)
+
+
+def both(
+    name: str, values: Sequence[Timed], *, limit: float | None = None, cpu_limit: float | None = None
+) -> list[Figure]:
+    """Two figures: by the clock, and in processor time."""
+    return [
+        figure(name, [one.wall for one in values], limit=limit),
+        figure(f"{name}, processor time", [one.cpu for one in values], limit=cpu_limit),
+    ]
 
 
 def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, Timed]:
@@ -66,8 +83,7 @@ def timed(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[T, T
 class Child:
     """A Python process that has ended: its seconds, and its resident bytes, looked at every 20 ms."""
 
-    wall: float
-    cpu: float
+    spent: Timed
     resident: tuple[int, ...]
 
     @property
@@ -105,7 +121,7 @@ def child(*command: str) -> Child:
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"benchmark run failed: python {' '.join(command)}\n{process.stderr.read()}")
-    return Child(wall, usage.ru_utime + usage.ru_stime, tuple(resident))
+    return Child(Timed(wall, usage.ru_utime + usage.ru_stime), tuple(resident))
 
 
 @dataclass(frozen=True)

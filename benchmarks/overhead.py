@@ -1,90 +1,145 @@
 """What capturing adds to the forward pass: the embedded model, real text, every layer and head.
 
-Each repeat runs the bare forward twice and every way of capturing once, in turn. `inside` is the time spent in
-capture code over that forward; `loop` is drawing, forward and gathering together over the bare forward, which
-has the noise of two forwards. How large that is, the two bare ones tell.
+Each repeat runs the bare forward once and every way of capturing once, in turn, on the same batch. `inside` is
+the time of drawing, of what the tap calls and of settling, over the forward it happened in; several samplers may
+watch one forward, each timed for itself. `loop` is all of that and the forward over the bare forward of the same
+repeat, which has the noise of two forwards: how large that is, the bare ones tell by their spread. At the
+shapes that have limits it is held to that.
+
+On CUDA `inside` is what the processor spends on it; what the GPU spends, `loop` tells.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
-from benchmarks.measure import Figure, figure, timed
+from benchmarks.measure import Figure, Timed, both, figure, timed
+from benchmarks.rivals import RIVALS
 from models.backbone import Checkpoint
+from models.loaded import LoadedBackbone
 from sniffer.config import CaptureConfig
 from sniffer.dataset import Pydoc
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform
 from sniffer.selection import select
-from sniffer.tap import tap
-from sniffer.transfer import transfer_for
+from sniffer.tap import Seen, StopForward, tap
+from sniffer.transfer import Vectors, transfer_for
 from sniffer.types import KINDS, Document, TokenBatch
 
 EMBEDDED = "embedded:SmolLM2-135M-Instruct"
 PLANNED = 131_072
 """Positions of the document that is planned for, over 80 layers."""
 
+MIXED = (512, 384, 256, 128)
+
 
 @dataclass(frozen=True)
 class Way:
-    """One way of capturing, and its limits: share of the forward inside, and over the bare forward in all."""
+    """One way of capturing; where it captures some layers only, the forward ends with the last of them."""
 
     name: str
     sampler: Sampler
     kinds: tuple[str, ...] = ("q", "k")
     layers: tuple[int, ...] | None = None
-    inside: float | None = None
-    of_bare: float | None = None
+
+    @property
+    def wants_pre(self) -> bool:
+        return any(kind.endswith("_pre") for kind in self.kinds)
 
 
-LOG = "log_uniform, base_rate 1"
-EVERY = "all positions"
-FIRST_3 = Way("first 3 of 30 layers", LogUniform(), layers=(0, 1, 2), of_bare=0.15)
+LOG = Way("log_uniform, base_rate 1", LogUniform())
+LOG_64 = Way("log_uniform, base_rate 64", LogUniform(base_rate=64))
+UNIFORM = Way("uniform, base_rate 1", Uniform())
+EVERY = Way("all positions", All())
+FIVE_KINDS = Way("all positions, all five kinds", All(), kinds=KINDS)
+FIRST_3 = Way("first 3 of 30 layers", LogUniform(), layers=(0, 1, 2))
+
+SAMPLED = (LOG, LOG_64, UNIFORM)
+FEW = (SAMPLED, (EVERY,))
+MORE = (*FEW, (FIVE_KINDS,))
+AT_ONCE = ((*SAMPLED, EVERY),)
+"""Where one forward takes half a minute, all samplers watch the same one."""
+
+OF_BARE = {FIRST_3.name: 0.15}
 
 
-def ways(inside_log: float | None = None, inside_all: float | None = None) -> list[Way]:
-    return [Way(LOG, LogUniform(), inside=inside_log), Way(EVERY, All(), inside=inside_all)]
+class Capture:
+    """One way of capturing from one batch, set up as a run does it once for all its batches."""
 
+    def __init__(self, way: Way, batch: TokenBatch, backbone: LoadedBackbone) -> None:
+        self.way, self.batch = way, batch
+        self.selection = select(backbone.geometry, CaptureConfig(kinds=list(way.kinds), layers=way.layers))
+        geometry = {layer.layer: layer for layer in backbone.geometry}
+        self.transfer = transfer_for(backbone.device)
+        self.plan = GatherPlan(self.selection, geometry, backbone.layer_of, self.transfer, backbone.device)
+        self.picker = Picker(way.sampler, seed=0)
 
-MORE = [
-    Way("log_uniform, base_rate 64", LogUniform(base_rate=64)),
-    Way("uniform, base_rate 1", Uniform()),
-    Way("all positions, all five kinds", All(), kinds=KINDS),
-]
+    def begin(self) -> None:
+        """Draws; from here on `spent` is counted."""
+        self.observer, self.spent = timed(self._observer)
+
+    def observe(self, seen: Seen) -> bool:
+        """Gathers, and says whether this was all."""
+        stopped, spent = timed(self._gather, seen)
+        self.spent += spent
+        return stopped
+
+    def end(self) -> Vectors:
+        vectors, spent = timed(self._settle)
+        self.spent += spent
+        return vectors
+
+    def _observer(self) -> Observer:
+        observer = Observer(self.batch, draw(self.picker, self.selection, self.batch), self.plan)
+        # A capture stops at the last wanted layer's attention; to compare like with like, let it run on.
+        observer.stops = self.way.layers is not None
+        return observer
+
+    def _gather(self, seen: Seen) -> bool:
+        try:
+            self.observer(seen)
+        except StopForward:
+            return True
+        return False
+
+    def _settle(self) -> Vectors:
+        self.transfer.end_batch()
+        return self.transfer.settle(self.observer.vectors)
 
 
 class Bench:
     """The embedded model, a batch of real text, and the ways to run one through the other."""
 
-    def __init__(self, rows: int, n_tokens: int, dtype: str = "float32") -> None:
-        checkpoint = Checkpoint(EMBEDDED, dtype=dtype)
-        self.backbone = checkpoint.load()
-        self.batch = real_batch(checkpoint, rows, n_tokens)
+    def __init__(self, *lengths: int, dtype: str = "float32") -> None:
+        self.backbone = loaded(dtype)
+        self.batch = real_batch(lengths)
         self.input_ids = torch.from_numpy(self.batch.input_ids()).to(self.backbone.device)
 
     def forward(self) -> None:
         self.backbone(self.input_ids)
         self.wait()
 
-    def capture(self, way: Way) -> float:
-        """Draws, runs and gathers; returns the seconds inside capture code."""
-        selection = select(self.backbone.geometry, CaptureConfig(kinds=list(way.kinds), layers=way.layers))
-        geometry = {layer.layer: layer for layer in self.backbone.geometry}
-        transfer = transfer_for(self.backbone.device)
-        plan = GatherPlan(selection, geometry, self.backbone.layer_of, transfer, self.backbone.device)
-        observer = Observer(self.batch, draw(Picker(way.sampler, seed=0), selection, self.batch), plan)
-        # A capture stops at the last wanted layer's attention; to compare like with like, let it run on.
-        observer.stops = way.layers is not None
-        with tap(observer, pre=any(kind.endswith("_pre") for kind in way.kinds)):
+    def capture(self, captures: Sequence[Capture]) -> None:
+        """One forward that all of them watch; it ends when one has all it wants."""
+
+        def observe(seen: Seen) -> None:
+            stopped = [one.observe(seen) for one in captures]
+            if any(stopped):
+                raise StopForward
+
+        for one in captures:
+            one.begin()
+        with tap(observe, pre=any(one.way.wants_pre for one in captures)):
             self.forward()
-        transfer.end_batch()
-        transfer.settle(observer.vectors)
-        return observer.seconds
+        for one in captures:
+            one.end()
 
     def wait(self) -> None:
         if self.backbone.device.type == "cuda":
@@ -93,41 +148,73 @@ class Bench:
 
 def measure(repeats: int) -> list[Figure]:
     return [
-        *compare("1 x 512", Bench(1, 512), [*ways(0.009, 0.02), *MORE], repeats),
-        *compare("1 x 2048", Bench(1, 2048), [*ways(0.0025, 0.01), *MORE, FIRST_3], repeats),
-        *compare("4 x 2048", Bench(4, 2048), ways(0.0015, 0.01), repeats),
-        *compare("1 x 8192", Bench(1, 8192), ways(), repeats, planning=True),
-        *compare("1 x 512, bfloat16", Bench(1, 512, "bfloat16"), ways(), repeats),
+        *compare("1 x 512", Bench(512), MORE, repeats, {LOG.name: 0.009, EVERY.name: 0.02}, rivals=True),
+        *compare("4 of 128 to 512", Bench(*MIXED), MORE, repeats),
+        *compare(
+            "1 x 2048",
+            Bench(2048),
+            (*MORE, (FIRST_3,)),
+            repeats,
+            {LOG.name: 0.0025, EVERY.name: 0.01},
+            rivals=True,
+        ),
+        *compare("4 x 2048", Bench(*[2048] * 4), AT_ONCE, repeats, {LOG.name: 0.0015, EVERY.name: 0.01}),
+        *compare("1 x 8192", Bench(8192), AT_ONCE, repeats, planning=True),
+        *compare("1 x 512, bfloat16", Bench(512, dtype="bfloat16"), MORE, repeats),
+        *compare("1 x 2048, bfloat16", Bench(2048, dtype="bfloat16"), FEW, repeats),
     ]
 
 
 @torch.inference_mode()
-def compare(at: str, bench: Bench, these: Sequence[Way], repeats: int, *, planning: bool = False) -> list[Figure]:
-    """The figures of some ways of capturing, at one shape of batch."""
-    inside, wall, cpu, planned = defaultdict(list), defaultdict(list), defaultdict(list), []
+def compare(
+    at: str,
+    bench: Bench,
+    groups: Sequence[Sequence[Way]],
+    repeats: int,
+    limits: dict[str, float] | None = None,
+    *,
+    rivals: bool = False,
+    planning: bool = False,
+) -> list[Figure]:
+    """The figures of some ways of capturing, at one shape of batch.
+
+    Args:
+        groups: the ways that watch one forward together.
+        limits: of `inside`, by the way's name.
+    """
+    captures = [[Capture(way, bench.batch, bench.backbone) for way in group] for group in groups]
+    inside, loop = defaultdict(list), defaultdict(list)
+    bare, planned = [], []
     bench.forward()
-    for way in these:
-        bench.capture(way)
-    for _ in range(repeats):
-        _, bare = timed(bench.forward)
-        _, again = timed(bench.forward)
-        wall["bare"].append(again.wall / bare.wall)
-        cpu["bare"].append(again.cpu / bare.cpu)
-        for way in these:
-            seconds, whole = timed(bench.capture, way)
-            inside[way.name].append(seconds / whole.wall)
-            wall[way.name].append(whole.wall / min(bare.wall, again.wall))
-            cpu[way.name].append(whole.cpu / min(bare.cpu, again.cpu))
+    for repeat in range(repeats):
+        _, forward = timed(bench.forward)
+        bare.append(forward)
+        for group in captures:
+            # The first to look finds the memory cold: each in turn.
+            first = repeat % len(group)
+            _, whole = timed(bench.capture, [*group[first:], *group[:first]])
+            for one in group:
+                inside[one.way.name].append(one.spent / whole)
+            together = one.way.name if len(group) == 1 else f"{len(group)} samplers at once"
+            loop[together].append(whole / forward)
+        for name, rival in RIVALS.items() if rivals else ():
+            with rival(bench.backbone) as copies:
+                _, whole = timed(bench.forward)
+            inside[name].append(copies.spent / whole)
+            loop[name].append(whole / forward)
         if planning:
             _, drawing = timed(draw_80_layers)
             # A forward at 131,072 tokens takes more than sixteen of them at 8,192: attention is quadratic.
-            planned.append(drawing.wall / (bare.wall * PLANNED / bench.batch.n_tokens))
-    found = [figure(f"bare forward / bare forward, {at}", wall["bare"])]
-    for way in these:
-        if way.of_bare is None:
-            found.append(figure(f"inside / forward, {way.name}, {at}", inside[way.name], limit=way.inside))
-        found.append(figure(f"loop / bare, {way.name}, {at}", wall[way.name], limit=way.of_bare))
-        found.append(figure(f"loop / bare, processor time, {way.name}, {at}", cpu[way.name]))
+            planned.append(drawing.wall / (forward.wall * PLANNED / bench.batch.n_tokens))
+    middle = Timed(statistics.median(one.wall for one in bare), statistics.median(one.cpu for one in bare))
+    found = both(f"a bare forward / their median, {at}", [one / middle for one in bare])
+    noise = found[0].high if limits else None
+    for name, shares in inside.items():
+        if name not in OF_BARE:
+            found += both(f"inside / forward, {name}, {at}", shares, limit=(limits or {}).get(name))
+    for name, ratios in loop.items():
+        limit = None if name in RIVALS or name == FIVE_KINDS.name else noise
+        found += both(f"loop / bare, {name}, {at}", ratios, limit=OF_BARE.get(name, limit))
     if planned:
         name = f"drawing for {PLANNED:,} positions x 160 (layer, kind) / a forward as long (at least)"
         found.append(figure(name, planned, limit=0.01))
@@ -143,9 +230,15 @@ def draw_80_layers() -> None:
             picker.pick(batch, layer, side)
 
 
-def real_batch(checkpoint: Checkpoint, rows: int, n_tokens: int) -> TokenBatch:
-    """Documents of exactly `n_tokens` tokens of documentation each."""
-    tokenize, pad_id = checkpoint.tokenizer()
+@cache
+def loaded(dtype: str) -> LoadedBackbone:
+    return Checkpoint(EMBEDDED, dtype=dtype).load()
+
+
+def real_batch(lengths: Sequence[int]) -> TokenBatch:
+    """Documents of exactly these many tokens of documentation."""
+    tokenize, pad_id = Checkpoint(EMBEDDED).tokenizer()
     text = "\n".join(text for _, _, text in Pydoc().texts())
-    token_ids = np.asarray(tokenize(text)[: rows * n_tokens], dtype=np.int32).reshape(rows, n_tokens)
-    return TokenBatch(tuple(Document(row, "pydoc", ids, truncated=True) for row, ids in enumerate(token_ids)), pad_id)
+    token_ids = np.asarray(tokenize(text)[: sum(lengths)], dtype=np.int32)
+    pieces = np.split(token_ids, np.cumsum(lengths)[:-1])
+    return TokenBatch(tuple(Document(row, "pydoc", ids, truncated=True) for row, ids in enumerate(pieces)), pad_id)

@@ -10,7 +10,7 @@ import polars as pl
 import torch
 
 from benchmarks.default_layout import head_file, write_heads
-from benchmarks.measure import Figure, figure, timed, whole_run
+from benchmarks.measure import Figure, Timed, both, figure, timed, whole_run
 from sniffer import open_run
 from sniffer.reader import Run
 from sniffer.schema import Columns
@@ -31,34 +31,54 @@ FIRST = 128
 
 
 def measure(repeats: int) -> list[Figure]:
-    one_head, one_layer, all_layers, opening = [], [], [], []
+    one_head, spilled, of_many, opening, counting = [], [], [], [], []
+    one_layer: list[Timed] = []
+    all_layers: list[Timed] = []
     with TemporaryDirectory() as scratch:
-        whole_run(Path(scratch, "run"), *TEXT)
-        whole_run(Path(scratch, "many"), *MANY_LAYERS)
-        run, default = open_run(Path(scratch, "run")), Path(scratch, "default")
-        assert isinstance(run, Run)
+        run, many = _captured(Path(scratch, "run"), *TEXT), _captured(Path(scratch, "many"), *MANY_LAYERS)
+        parts = _captured(Path(scratch, "parts"), *TEXT, f"capture.layers={LAYER}", "output.checkpoint_every=1")
+        default = Path(scratch, "default")
         _as_default(run, default)
         for _ in range(repeats):
             _, ours = timed(run.vectors, layer=LAYER, head=4, kind="q")
             _, theirs = timed(_default_head, default, LAYER, 4)
-            one_head.append(ours.wall / theirs.wall)
-            mine, ours = timed(_first_bucket, run, (LAYER,))
-            same, theirs = timed(_default_bucket, default, run, (LAYER,))
-            assert len(mine) == len(same)
-            one_layer.append(ours.wall / theirs.wall)
-            mine, ours = timed(_first_bucket, run, run.layers)
-            same, theirs = timed(_default_bucket, default, run, run.layers)
-            assert len(mine) == len(same)
-            all_layers.append(ours.wall / theirs.wall)
-            _, opened = timed(open_run, Path(scratch, "many"))
+            one_head.append(ours / theirs)
+            _, in_parts = timed(parts.vectors, layer=LAYER, head=4, kind="q")
+            spilled.append(in_parts / ours)
+            for layers, ratios in (((LAYER,), one_layer), (run.layers, all_layers)):
+                mine, ours = timed(_first_bucket, run, layers)
+                same, theirs = timed(_default_bucket, default, run, layers)
+                assert len(mine) == len(same)
+                ratios.append(ours / theirs)
+            _, opened = timed(open_run, many.folder)
             opening.append(1000 * opened.wall)
+            _, counted = timed(_counts, many)
+            counting.append(1000 * counted.wall)
+            _, narrow = timed(_first_bucket, many, (LAYER,))
+            _, wide = timed(_first_bucket, many, many.layers)
+            of_many.append(narrow / wide)
         rows = len(run.vectors(layer=LAYER, head=4, kind="q").positions)
+        files, n_parts = len(many.manifest.parts), len(parts.manifest.parts_of(LAYER, "q"))
     return [
-        figure(f"one head of {rows:,} vectors / a default file per head", one_head, limit=0.6),
-        figure(f"first {FIRST} positions, q of a layer / default files", one_layer, limit=0.3),
-        figure(f"first {FIRST} positions, q of all layers / default files", all_layers),
-        figure("opening a run of 160 files", opening, unit="ms"),
+        *both(f"one head of {rows:,} vectors / a default file per head", one_head, limit=0.6),
+        *both(f"one head from {n_parts} parts / from one", spilled),
+        *both(f"first {FIRST} positions, q of a layer / default files", one_layer, limit=0.3),
+        *both(f"first {FIRST} positions, q of all layers / default files", all_layers),
+        *both(f"first {FIRST} positions, q of one layer / of all {files // 2}", of_many),
+        figure(f"opening a run of {files} files", opening, unit="ms"),
+        figure(f"counting the rows of {files} files by layer, kind and bucket", counting, unit="ms"),
     ]
+
+
+def _captured(folder: Path, *overrides: str) -> Run:
+    whole_run(folder, *overrides)
+    run = open_run(folder)
+    assert isinstance(run, Run)
+    return run
+
+
+def _counts(run: Run) -> pl.DataFrame:
+    return run.scan().group_by("layer", "kind", "bucket").len().collect()
 
 
 def _first_bucket(run: Run, layers: tuple[int, ...]) -> pl.DataFrame:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from benchmarks.default_layout import bytes_in, write_heads
-from benchmarks.measure import Figure, figure, timed
+from benchmarks.measure import Figure, both, figure, timed
 from benchmarks.overhead import Bench
 from sniffer.accumulator import Accumulator
 from sniffer.config import CaptureConfig
@@ -30,11 +30,11 @@ Captured = dict[tuple[int, str], Columns]
 
 
 def measure(repeats: int) -> list[Figure]:
-    bench = Bench(1, 2048)
+    bench = Bench(2048)
     wide = capture(bench)
     narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
     values = sum(len(c) * len(c.heads) * c.dim for c in wide.values())
-    of_forward, of_default, wall, speed, size, narrow_size, spilled, spilled_size = ([] for _ in range(8))
+    of_forward, of_default, speed, size, narrow_size, spilled, spilled_size = ([] for _ in range(7))
     with TemporaryDirectory() as scratch, torch.inference_mode():
         bench.forward()
         for _ in range(repeats):
@@ -43,25 +43,23 @@ def measure(repeats: int) -> list[Figure]:
             _, mine = timed(write, ours, wide)
             _, theirs = timed(_write_default, default, wide)
             _, spill = timed(_write_in_parts, parts, wide)
-            of_forward.append(mine.cpu / forward.cpu)
-            of_default.append(mine.cpu / theirs.cpu)
-            wall.append(mine.wall / theirs.wall)
+            of_forward.append(mine / forward)
+            of_default.append(mine / theirs)
             speed.append(values * 4 / 1e6 / mine.cpu)
             size.append(bytes_in(ours) / bytes_in(default))
-            spilled.append(spill.cpu / mine.cpu)
+            spilled.append(spill / mine)
             spilled_size.append(bytes_in(parts) / bytes_in(ours))
             write(Path(scratch, "narrow"), narrow)
             narrow_size.append(bytes_in(Path(scratch, "narrow")) / values)
             for folder in Path(scratch).iterdir():
                 rmtree(folder)
     return [
-        figure("writing everything / one forward at 1 x 2048, processor time", of_forward, limit=0.12),
-        figure("writing everything / one default file per head, processor time", of_default),
-        figure("writing everything / one default file per head", wall),
+        *both("writing everything / one forward at 1 x 2048", of_forward, cpu_limit=0.12),
+        *both("writing everything / one default file per head", of_default),
         figure("writing, per core", speed, unit="MB/s"),
         figure("bytes / one default file per head", size, limit=0.70),
         figure("bytes per bfloat16 value, stored as float32", narrow_size, limit=1.5, unit="bytes"),
-        figure(f"{SPILLS} parts / one part per (layer, kind), processor time", spilled),
+        *both(f"writing {SPILLS} parts / one part per (layer, kind)", spilled),
         figure(f"bytes in {SPILLS} parts / one part per (layer, kind)", spilled_size),
     ]
 

@@ -56,6 +56,7 @@ class Checkpoint:
         attn_implementation: `auto` takes sdpa, or eager for families without it; else sdpa, eager,
             flex_attention, flash_attention_2, ...
         config_overrides: keys of the model's config to replace, nested ones merged.
+        compile: the layers through torch.compile; the vectors then differ by rounding (models/compiled.py).
         trust_remote_code: run code that comes with the checkpoint; it is tapped where our rules know it.
         model_type: the architecture to build when weights are random and no config is on this machine.
         seed: of random weights.
@@ -70,6 +71,7 @@ class Checkpoint:
     device_map: Any = None
     attn_implementation: str = "auto"
     config_overrides: dict[str, Any] | None = None
+    compile: bool = False
     trust_remote_code: bool = False
     model_type: str | None = None
     seed: int = 0
@@ -138,18 +140,17 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights cannot be loaded.
             UnsupportedModelError: the model cannot be tapped soundly.
+            ConfigError: it cannot be compiled.
         """
-        from models import finder, weights
+        from models import finder
 
         finder.install()
-        config = self._config()
-        if self.weights == "random":
-            how = weights.How(self.dtype, self.device, self.device_map, self.attn_implementation)
-            return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
-        how = weights.How(
-            self.dtype, self.device, self.device_map, self.attn_implementation, self.trust_remote_code, self._options()
-        )
-        return weights.read(str(self._source()), config, how, self.checkpoint)
+        backbone = self._proven()
+        if self.compile:
+            from models.compiled import compile_layers
+
+            compile_layers(backbone)
+        return backbone
 
     def outline(self) -> Outline:
         """The shapes that `load` would bring, without any weights.
@@ -182,9 +183,22 @@ class Checkpoint:
             "dtype": self.dtype,
             "attn_implementation": self.attn_implementation,
             "config_overrides": self.config_overrides,
+            **({"compile": True} if self.compile else {}),
             "transformers": transformers.__version__,
             "files": digests(folder, self.gguf_file) if folder is not None else {},
         }
+
+    def _proven(self) -> LoadedBackbone:
+        from models import weights
+
+        config = self._config()
+        if self.weights == "random":
+            how = weights.How(self.dtype, self.device, self.device_map, self.attn_implementation)
+            return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
+        how = weights.How(
+            self.dtype, self.device, self.device_map, self.attn_implementation, self.trust_remote_code, self._options()
+        )
+        return weights.read(str(self._source()), config, how, self.checkpoint)
 
     def _config(self) -> PretrainedConfig:
         from models.architecture import build_config, read_config

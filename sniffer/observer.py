@@ -95,7 +95,7 @@ class GatherPlan:
         if key not in self._heads:
             active = self._selection.heads[layer, kind]
             every = len(active) == self._geometry[layer].heads[kind]
-            self._heads[key] = None if every else torch.tensor(active, dtype=torch.int32, device=device)
+            self._heads[key] = None if every else self.transfer.upload(np.array(active, dtype=np.int32), device)
         return self._heads[key]
 
 

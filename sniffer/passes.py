@@ -45,7 +45,7 @@ class Passes:
         """One batch through the model; its rows are kept by a later `settle`, but those that are `done` already."""
         observer = Observer(batch, picks, self._plan)
         with self.clock.stage("forward"), tap(observer, pre=self._wants_pre):
-            self.backbone(torch.from_numpy(batch.input_ids()).to(self.backbone.device, non_blocking=True))
+            self.backbone(self.transfer.upload(batch.input_ids(), self.backbone.device))
         self.transfer.end_batch()
         self._in_flight.append((observer, done))
 

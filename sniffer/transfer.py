@@ -1,8 +1,11 @@
-"""Moving indices to the model's device and vectors back, without making the model wait.
+"""Moving tokens and indices to the model's device and vectors back, without making the model wait.
 
 One class per device kind. On CUDA a batch's indices go over once from pinned memory; the gathers run on
 the compute stream; the copies back run on a side stream into pinned buffers; and nothing waits until
 `settle`, which the capture loop calls for one batch only after it has started the next.
+
+Pinned buffers are not kept here: PyTorch's own allocator of pinned memory hands one out again as soon as it is
+let go of and the copies on its streams are through, so that the buffers of two batches serve a whole run.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 Vectors = dict[tuple[int, str], Tensor]
@@ -21,8 +24,8 @@ Vectors = dict[tuple[int, str], Tensor]
 
 @runtime_checkable
 class Transfer(Protocol):
-    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
-        """Starts moving indices to the device."""
+    def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
+        """Starts moving indices, or token ids, to the device."""
 
     def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
         """Starts moving vectors to the host; they are whole only once `settle` has returned them."""
@@ -37,7 +40,7 @@ class Transfer(Protocol):
 class HostTransfer:
     """For models on the CPU: everything is where it should be."""
 
-    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
+    def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(indices)
 
     def download(self, vectors: Shaped[Tensor, ...]) -> Shaped[Tensor, ...]:
@@ -56,7 +59,7 @@ class CudaTransfer:
         self.streams: dict[torch.device, torch.cuda.Stream] = {}
         self.ended: deque[list[torch.cuda.Event]] = deque()
 
-    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
+    def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(indices).pin_memory().to(device, non_blocking=True)
 
     def download(self, vectors: Shaped[Tensor, "picks values"]) -> Shaped[Tensor, "picks values"]:
@@ -87,7 +90,7 @@ class CudaTransfer:
 class BlockingTransfer:
     """For every other device (mps): plain copies, which wait."""
 
-    def upload(self, indices: Int32[np.ndarray, " n"], device: torch.device) -> Int32[Tensor, " n"]:
+    def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(indices).to(device)
 
     def download(self, vectors: Shaped[Tensor, "picks values"]) -> Shaped[Tensor, "picks values"]:

@@ -151,26 +151,30 @@ def test_two_taps_at_once_are_refused():
 
 
 class NotingTransfer(HostTransfer):
-    """Notes for which devices indices were asked."""
+    """Notes what was asked for which device: how many indices."""
 
     def __init__(self) -> None:
-        self.devices: list[torch.device] = []
+        self.asked: list[tuple[torch.device, int]] = []
 
     def upload(self, indices: np.ndarray, device: torch.device) -> torch.Tensor:
-        self.devices.append(device)
+        self.asked.append((device, len(indices)))
         return super().upload(indices, device)
 
 
-def test_each_device_of_a_spread_out_model_gets_the_indices_once():
+def test_each_device_of_a_spread_out_model_gets_the_indices_once_a_batch_and_the_heads_once():
     first, other = torch.device("meta"), torch.device("cpu")
     transfer = NotingTransfer()
     layer_of = {module: number for number, module in enumerate(MODULES)}
     plan = GatherPlan(SELECTION, geometry(), layer_of, transfer, first)
-    batch = batch_of(12)
-    observer = Observer(batch, draw(Picker(All(), 0), SELECTION, batch), plan)
-    assert transfer.devices == [first]
-    with tap(observer, pre=True):
-        for module in MODULES:
-            TAP.observe(module, **states(batch))
-    assert transfer.devices == [first, other]
-    assert observer.vectors.keys() == SELECTION.heads.keys()
+    heads = [(other, len(SELECTION.heads[2, kind])) for kind in ("q", "q_pre", "v")]
+    for n_tokens, more in ((12, heads), (20, [])):
+        batch = batch_of(n_tokens)
+        transfer.asked.clear()
+        observer = Observer(batch, draw(Picker(All(), 0), SELECTION, batch), plan)
+        indices = len(SELECTION.draws) * n_tokens
+        assert transfer.asked == [(first, indices)]
+        with tap(observer, pre=True):
+            for module in MODULES:
+                TAP.observe(module, **states(batch))
+        assert transfer.asked == [(first, indices), (other, indices), *more]
+        assert observer.vectors.keys() == SELECTION.heads.keys()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 import torch
 
 from sniffer.gather import gather
+from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.sampler import LogUniform, Picker
+from sniffer.selection import Selection
+from sniffer.tap import TAP, tap
 from sniffer.transfer import BlockingTransfer, CudaTransfer, HostTransfer, transfer_for
+from sniffer.types import Document, LayerGeometry, TokenBatch
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 
@@ -66,16 +71,87 @@ def test_cuda_brings_back_what_was_gathered(dtype: torch.dtype):
     assert torch.equal(settled[0, "q"], expected)
 
 
-@needs_cuda
-def test_cuda_waits_for_nothing_before_it_settles():
-    transfer = CudaTransfer()
-    states = torch.randn(1, 4, 512, 8, device="cuda")
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Within the test, whatever makes the processor wait for the GPU is an error."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
-    try:
-        indices = transfer.upload(np.arange(0, 512, 7, dtype=np.int32), torch.device("cuda"))
-        kept = [transfer.download(gather(states, indices)) for _ in range(20)]
-        transfer.end_batch()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(transfer.settle({(layer, "q"): rows for layer, rows in enumerate(kept)})) == 20
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer) -> Observer:
+    """A forward of three layers by hand: all heads, some heads, and the layout that heads come first in."""
+    selection = Selection({(0, "q"): (0, 1, 2, 3), (0, "k"): (0, 1), (1, "q"): (1, 3), (2, "q"): (0, 1, 2, 3)})
+    heads, dims = {"q": 4, "k": 2, "v": 2}, dict.fromkeys("qkv", 8)
+    modules = [torch.nn.Identity() for _ in range(3)]
+    geometry = {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(3)}
+    plan = GatherPlan(selection, geometry, {module: n for n, module in enumerate(modules)}, transfer, device)
+    observer = Observer(batch, draw(Picker(LogUniform(base_rate=16), 0), selection, batch), plan)
+    shape = (len(batch.documents), batch.seq_len)
+    with tap(observer):
+        for layer, module in enumerate(modules):
+            states = {kind: torch.randn(*shape, n, 8, device=device).transpose(1, 2) for kind, n in heads.items()}
+            laid_out = {kind: one.contiguous() if layer == 2 else one for kind, one in states.items()}
+            TAP.observe(module, **laid_out)
+    transfer.end_batch()
+    return observer
+
+
+def batch_of(*lengths: int) -> TokenBatch:
+    documents = (Document(i, str(i), np.zeros(n, np.int32), truncated=False) for i, n in enumerate(lengths))
+    return TokenBatch(tuple(documents), pad_id=0)
+
+
+@needs_cuda
+def test_cuda_waits_for_nothing_before_it_settles(no_waiting: None):
+    transfer, device = CudaTransfer(), torch.device("cuda", 0)
+    observers = [watched_on(device, batch_of(500, 300), transfer) for _ in range(2)]
+    transfer.upload(batch_of(500, 300).input_ids(), device)
+    torch.cuda.set_sync_debug_mode("default")
+    for observer in observers:
+        settled = transfer.settle(observer.vectors)
+        assert not any(chunk.is_pinned() for chunk in settled.values())
+
+
+@needs_cuda
+def test_cuda_uses_the_pinned_buffers_of_settled_batches_again():
+    transfer, device = CudaTransfer(), torch.device("cuda", 0)
+
+    def rounds(n: int) -> int:
+        """Batches as a run has them, two at a time; pinned blocks made until then."""
+        in_flight = [watched_on(device, batch_of(512), transfer)]
+        for _ in range(n):
+            in_flight.append(watched_on(device, batch_of(512), transfer))
+            transfer.settle(in_flight.pop(0).vectors)
+        transfer.settle(in_flight.pop().vectors)
+        torch.cuda.synchronize()
+        return torch.cuda.host_memory_stats()["num_host_alloc"]
+
+    # Five buffers a batch: without using them again it would be a hundred more.
+    few = rounds(3)
+    assert rounds(20) - few < 20
+
+
+@needs_cuda
+def test_a_run_on_cuda_picks_what_a_run_on_the_processor_picks(run: Callable):
+    one, other = (run("sampler.base_rate=32", f"model.device={device}") for device in ("cpu", "cuda"))
+    for layer in one.layers:
+        for kind in ("q", "k"):
+            here, there = (each.vectors(layer=layer, head=1, kind=kind) for each in (one, other))
+            assert (here.positions == there.positions).all() and (here.example_ids == there.example_ids).all()
+            np.testing.assert_allclose(there.vectors, here.vectors, atol=1e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices on this machine")
+def test_batches_of_a_model_over_two_devices_settle_whole():
+    transfer = CudaTransfer()
+    indices = np.arange(0, 512, 7, dtype=np.int32)
+    states = torch.randn(1, 512, 4, 8).transpose(1, 2)
+    vectors = {}
+    for layer in range(8):
+        device = torch.device("cuda", layer % 2)
+        vectors[layer, "q"] = transfer.download(gather(states.to(device), transfer.upload(indices, device)))
+    transfer.end_batch()
+    expected = gather(states, torch.from_numpy(indices))
+    assert all(torch.equal(chunk, expected) for chunk in transfer.settle(vectors).values())
