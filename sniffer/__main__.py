@@ -14,20 +14,24 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 from unittest.mock import patch
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
+from sniffer.runs.saved import check_rerun
 from sniffer.told import one_line
 from sniffer.watch import Watch
 
@@ -87,17 +91,18 @@ def main() -> int:
     register()
     try:
         with _errors_let_through():
+            _check_saved()
             return run_all()
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if show_traceback:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
-    except ValueError as error:
-        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError.
+    except (ValueError, OSError) as error:
+        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError; and it makes the folder.
         if show_traceback or not raised_in_hydra(error):
             raise
         print(one_line(error), file=sys.stderr)
@@ -118,17 +123,26 @@ def run_all() -> int:
     return code
 
 
+def _check_saved() -> None:
+    """Reads the rerun.yaml of a run folder before Hydra does, which would do as it is told there."""
+    arguments, _ = get_args_parser().parse_known_args()
+    if arguments.config_dir and str(arguments.config_name).removesuffix(".yaml") == "rerun":
+        check_rerun(Path(arguments.config_dir), arguments.overrides)
+
+
 def raised_in_hydra(error: BaseException) -> bool:
-    """Whether the line that raised belongs to Hydra itself."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
+    """Whether Hydra raised, itself or in what it called, and not our job."""
+    names = [str(frame.f_globals.get("__name__", "")) for frame, _ in walk_tb(error.__traceback__)]
+    raisers = [name.split(".")[0] for name in names if name.startswith(("hydra.", "sniffer.", "models."))]
+    return raisers[-1:] == ["hydra"]
 
 
 @contextmanager
 def _errors_let_through() -> Iterator[None]:
-    """Keeps Hydra from printing errors, and from announcing them with a line of its own."""
+    """Keeps Hydra from printing errors, and from announcing them with a line of its own.
+
+    A log line that cannot be written, on a full disk or into a closed pipe, is no reason for a traceback either.
+    """
 
     def return_value(self: JobReturn) -> Any:
         if self.status is JobStatus.COMPLETED:
@@ -136,7 +150,11 @@ def _errors_let_through() -> Iterator[None]:
         raise self._return_value
 
     quiet = vars(JobReturn)["return_value"].getter(return_value)
-    with patch.dict(os.environ, HYDRA_FULL_ERROR="1"), patch.object(JobReturn, "return_value", quiet):
+    with (
+        patch.dict(os.environ, HYDRA_FULL_ERROR="1"),
+        patch.object(JobReturn, "return_value", quiet),
+        patch.object(logging, "raiseExceptions", False),
+    ):
         yield
 
 

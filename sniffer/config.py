@@ -21,6 +21,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
+from sniffer.durable import durable_file
 from sniffer.errors import ConfigError, RunError
 from sniffer.lock import is_held
 from sniffer.types import KINDS
@@ -194,12 +195,21 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
-    """As `save_config`, from plain values."""
+    """As `save_config`, from plain values.
+
+    Raises:
+        CaptureError: the disk is full or cannot be written to.
+    """
     text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
     head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
-    defaults = "defaults:\n  - schema\n  - common\n  - _self_\n"
-    (folder / "rerun.yaml").write_text(head + defaults + text, encoding="utf-8")
+    defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
+    for name, content in (("config.yaml", text), ("rerun.yaml", head + defaults + text)):
+        with durable_file(folder / name) as file:
+            file.write(content.encode())
+
+
+RERUN_DEFAULTS = ("schema", "common", "_self_")
+"""What a rerun.yaml is composed of."""
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
@@ -261,6 +271,10 @@ def numbers(key: str, value: Any) -> tuple[int, ...] | None:
     return tuple(sorted(found))
 
 
+MOST = 1 << 20
+"""Beyond any model's layers and heads; a range is written out as numbers."""
+
+
 def _range(key: str, item: Any) -> Sequence[int]:
     if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
         return (item,)
@@ -269,6 +283,8 @@ def _range(key: str, item: Any) -> Sequence[int]:
             return (int(item),)
         if match := re.fullmatch(r"(\d+)([-:])(\d+)", item):
             first, last = int(match[1]), int(match[3])
+            if last > MOST:
+                raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
             return range(first, last + 1 if match[2] == "-" else last)
     raise ConfigError(f"{key} has {item!r}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
 
