@@ -33,9 +33,9 @@ def misfits(value: Any, hint: Any, name: str) -> Iterator[str]:
             yield from misfits(key, inner[0], f"a key of {name}")
             yield from misfits(one, inner[1], f"{name}.{key}")
     elif is_dataclass(value):
-        hints = _hints(type(value))
+        kind: Any = type(value)
         for field in fields(value):
-            yield from misfits(getattr(value, field.name), hints[field.name], f"{name}.{field.name}".lstrip("."))
+            yield from misfits(getattr(value, field.name), _hints(kind)[field.name], f"{name}.{field.name}".lstrip("."))
 
 
 def _is_a(value: Any, kind: type) -> bool:
