@@ -184,6 +184,17 @@ def test_a_rerun_from_someone_else_does_no_more_than_a_run(
     assert ran == []
 
 
+def test_a_rerun_composes_nothing_else_from_its_folder(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture
+) -> None:
+    assert invoke(*CHEAP) == 0
+    folder = ran.pop()[1]
+    (folder / "schema.yaml").write_text("defaults: [{evil@hydra.callbacks: x}]\n")
+    assert invoke("-cd", str(folder), "-cn", "rerun") == 1
+    assert "schema.yaml is no file of a run" in only_line(capsys)
+    assert ran == []
+
+
 def test_the_command_line_can_let_a_checkpoint_of_a_rerun_run_code(invoke: Invoke, ran: list) -> None:
     assert invoke(*CHEAP, "model.trust_remote_code=true") == 0
     rerun = ["-cd", str(ran[0][1]), "-cn", "rerun"]

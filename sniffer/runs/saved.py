@@ -75,6 +75,10 @@ def check_rerun(folder: Path, overrides: Sequence[str]) -> None:
     unknown = sorted(map(str, plain.keys() - Config.__dataclass_fields__.keys())) if known else ["defaults"]
     if unknown:
         raise RunError(f"{origin} has {', '.join(unknown)} that no run of ours saves: {RESTORE}")
+    # Hydra would take them for ours, and do as their own defaults say.
+    for stand_in in (folder / f"{name}.yaml" for name in RERUN_DEFAULTS):
+        if stand_in.exists():
+            raise RunError(f"{stand_in} is no file of a run, and would take the place of one of ours: remove it")
     allowed = any(re.match(r"\+{0,2}model\.trust_remote_code=", override) for override in overrides)
     _refuse_code(plain, Trust(remote_code=allowed), origin, "model.trust_remote_code=true")
 
