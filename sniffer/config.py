@@ -309,6 +309,9 @@ def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
         node = plain[group]
         if isinstance(node, dict) and isinstance(node.get(key), str):
+            # Such as from a shell variable that is not set; it would mean the folder one stands in.
+            if not node[key].strip():
+                raise ConfigError(f"{group}.{key} is empty: give a path{'' if key == 'path' else ' or a hub id'}")
             local = Path(node[key]).expanduser()
             # A path is always one; a name may be a hub id too.
             if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):

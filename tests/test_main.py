@@ -130,6 +130,8 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
         ("sampler.base_rate=fast", ["sampler.base_rate", "Float"]),
         ("seed", ["seed", "EQUAL"]),
         ("seed=666", ["no room: free some"]),
+        ("model.checkpoint=", ["model.checkpoint is empty"]),
+        ("+dataset.path=' '", ["dataset.path is empty"]),
     ],
 )
 def test_an_error_is_one_line(invoke: Invoke, capsys: pytest.CaptureFixture, argument: str, names: list[str]) -> None:
