@@ -152,10 +152,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(
 def test_a_full_disk_is_one_line(
     invoke: Invoke, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_: int) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr(Path, "write_text", full)
     assert invoke(*CHEAP) == 1
     assert "No space left on device" in only_line(capsys)
 
