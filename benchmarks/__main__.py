@@ -27,13 +27,14 @@ SUITES = {
     "storage": "writing, against one default file per head",
     "reading": "reading back, against one default file per head",
     "end_to_end": "whole runs: 40 documents",
+    "committing": "what commits cost while a run goes on",
     "growth": "with documents, layers and length",
     "long_context": "up to 128k tokens",
     "compiled": "model.compile=true",
     "gpu": "a GPU kept busy, where there is one",
     "peers": "other tools, each in an environment of its own",
 }
-WHOLE_RUNS = ("end_to_end", "growth", "long_context")
+WHOLE_RUNS = ("end_to_end", "committing", "growth", "long_context")
 """Their repeats are whole runs, and far less noisy than a forward: a third of the repeats is enough."""
 
 ON_REQUEST = ("peers",)

@@ -123,7 +123,7 @@ class Checkpoint:
         source, options = self._tokenizer_source()
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
-        except (ValueError, OSError, KeyError, ImportError) as error:
+        except Exception as error:  # tokenizers raises bare ones
             raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
         if self.weights == "random":
             self._check_vocabulary(len(tokenizer), source)

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -90,15 +92,31 @@ def auto_class(config: PretrainedConfig) -> Any:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is the best device there is."""
+    """`auto` is the best device there is.
+
+    Raises:
+        ConfigError: torch sees no such device.
+    """
     if name != "auto":
-        return torch.device(name)
+        device = torch.device(name)
+        there = _count(device.type)
+        if (device.index or 0) >= there:
+            raise ConfigError(f"model.device={name}: torch sees {there} such devices here; use model.device=auto")
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def _count(kind: str) -> int:
+    """How many devices of a kind there are."""
+    if kind in ("cuda", "xpu"):
+        return int(getattr(torch, kind).device_count())
+    return int(kind == "cpu" or torch.backends.mps.is_available())
+
+
 def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -> LoadedBackbone:
+    device = device_of(how.device)
     with _quiet_bars():
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
@@ -106,7 +124,7 @@ def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -
     backbone = find_backbone(model)
     del model  # and with it the language-model head
     if how.device_map is None:
-        torch.nn.Module.to(backbone, device_of(how.device))
+        torch.nn.Module.to(backbone, device)
     return LoadedBackbone(backbone)
 
 
@@ -114,7 +132,7 @@ def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title
     """Tries the attention implementation asked for; `auto` is sdpa, or else eager."""
     try:
         return attempt("sdpa" if wanted == "auto" else wanted)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, EOFError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
         if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
             log.info("%s has no sdpa attention: using eager, which needs more memory", title)
             return with_attention(attempt, "eager", title)

@@ -14,21 +14,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 from unittest.mock import patch
 
 import hydra
 import rich
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
+from sniffer.runs.saved import check_rerun
 from sniffer.told import one_line
 from sniffer.watch import Watch
 
@@ -90,17 +94,18 @@ def main() -> int:
     register()
     try:
         with _errors_let_through():
+            _check_saved()
             return run_all()
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if show_traceback:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
-    except ValueError as error:
-        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError.
+    except (ValueError, OSError) as error:
+        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError; and it makes the folder.
         if show_traceback or not raised_in_hydra(error):
             raise
         print(one_line(error), file=sys.stderr)
@@ -117,9 +122,9 @@ def run_all() -> int:
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:
-        # Jobs note their own errors, so this one is the launcher's, such as a job of its that was killed.
-        if Watch.sweep is None:
+        if Watch.sweep is None or not raised_in_launcher(error):
             raise
+        # Jobs note their own errors: one of its processes was killed, say.
         lost = f"{type(error).__name__}: {one_line(error)}"
     finally:
         if Watch.sweep is not None:
@@ -129,17 +134,36 @@ def run_all() -> int:
     return code
 
 
+def _check_saved() -> None:
+    """Reads the rerun.yaml of a run folder before Hydra does, which would do as it is told there."""
+    arguments, _ = get_args_parser().parse_known_args()
+    if arguments.config_dir and str(arguments.config_name).removesuffix(".yaml") == "rerun":
+        check_rerun(Path(arguments.config_dir), arguments.overrides)
+
+
+def raised_in_launcher(error: BaseException) -> bool:
+    """Whether a plugin that runs the jobs of a sweep raised, itself or in what it called."""
+    return any(name.startswith("hydra_plugins.") for name in _modules_of(error))
+
+
 def raised_in_hydra(error: BaseException) -> bool:
-    """Whether the line that raised belongs to Hydra itself."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__", "")).startswith("hydra.")
+    """Whether Hydra raised, itself or in what it called, and not our job."""
+    names = _modules_of(error)
+    raisers = [name.split(".")[0] for name in names if name.startswith(("hydra.", "sniffer.", "models."))]
+    return raisers[-1:] == ["hydra"]
+
+
+def _modules_of(error: BaseException) -> list[str]:
+    """The modules that the error came through, innermost last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in walk_tb(error.__traceback__)]
 
 
 @contextmanager
 def _errors_let_through() -> Iterator[None]:
-    """Keeps Hydra from printing errors, and from announcing them with a line of its own."""
+    """Keeps Hydra from printing errors, and from announcing them with a line of its own.
+
+    A log line that cannot be written, on a full disk or into a closed pipe, is no reason for a traceback either.
+    """
 
     def return_value(self: JobReturn) -> Any:
         if self.status is JobStatus.COMPLETED:
@@ -147,7 +171,11 @@ def _errors_let_through() -> Iterator[None]:
         raise self._return_value
 
     quiet = vars(JobReturn)["return_value"].getter(return_value)
-    with patch.dict(os.environ, HYDRA_FULL_ERROR="1"), patch.object(JobReturn, "return_value", quiet):
+    with (
+        patch.dict(os.environ, HYDRA_FULL_ERROR="1"),
+        patch.object(JobReturn, "return_value", quiet),
+        patch.object(logging, "raiseExceptions", False),
+    ):
         yield
 
 

@@ -16,6 +16,7 @@ from itertools import chain
 
 import numpy as np
 
+from sniffer.errors import DatasetError
 from sniffer.types import Dataset, Document, TokenBatch, Tokenize
 
 WINDOW_TOKENS = 1 << 23
@@ -151,7 +152,8 @@ class Feed:
 class Ahead:
     """Windows made in a background thread, at most one ahead of the reader.
 
-    An exception in the thread is raised where the reader iterates.
+    An exception in the thread is raised where the reader iterates. One that is no Exception, such as a panic in a
+    library written in Rust, is raised as a DatasetError: it must not pass by those who save what was captured.
     """
 
     def __init__(self, source: Iterator[Window]) -> None:
@@ -163,8 +165,10 @@ class Ahead:
     def __iter__(self) -> Iterator[Window]:
         while True:
             item = self._queue.get()
-            if isinstance(item, BaseException):
+            if isinstance(item, Exception):
                 raise item
+            if isinstance(item, BaseException):
+                raise DatasetError(f"reading the text failed: {type(item).__name__}: {item}") from item
             yield item
             if item.last:
                 return

@@ -22,7 +22,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
-from sniffer.errors import ConfigError, RunError
+from sniffer.durable import could_not_write
+from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.lock import is_held
 from sniffer.types import KINDS
 
@@ -219,12 +220,23 @@ def save_config(folder: Path, cfg: DictConfig) -> None:
 
 
 def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
-    """As `save_config`, from plain values."""
+    """As `save_config`, from plain values.
+
+    Raises:
+        CaptureError: the disk is full or cannot be written to.
+    """
     text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
-    (folder / "config.yaml").write_text(text, encoding="utf-8")
     head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
-    defaults = "defaults:\n  - schema\n  - common\n  - _self_\n"
-    (folder / "rerun.yaml").write_text(head + defaults + text, encoding="utf-8")
+    defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
+    for name, content in (("config.yaml", text), ("rerun.yaml", head + defaults + text)):
+        try:
+            (folder / name).write_text(content, encoding="utf-8")
+        except OSError as error:
+            raise CaptureError(could_not_write(error, folder / name)) from error
+
+
+RERUN_DEFAULTS = ("schema", "common", "_self_")
+"""What a rerun.yaml is composed of."""
 
 
 def saved_config(folder: Path) -> dict[str, Any]:
@@ -286,6 +298,10 @@ def numbers(key: str, value: Any) -> tuple[int, ...] | None:
     return tuple(sorted(found))
 
 
+MOST = 1 << 20
+"""Beyond any model's layers and heads; a range is written out as numbers."""
+
+
 def _range(key: str, item: Any) -> Sequence[int]:
     if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
         return (item,)
@@ -294,6 +310,8 @@ def _range(key: str, item: Any) -> Sequence[int]:
             return (int(item),)
         if match := re.fullmatch(r"(\d+)([-:])(\d+)", item):
             first, last = int(match[1]), int(match[3])
+            if last > MOST:
+                raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
             return range(first, last + 1 if match[2] == "-" else last)
     raise ConfigError(f"{key} has {item!r}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
 
@@ -318,6 +336,9 @@ def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
         node = plain[group]
         if isinstance(node, dict) and isinstance(node.get(key), str):
+            # Such as from a shell variable that is not set; it would mean the folder one stands in.
+            if not node[key].strip():
+                raise ConfigError(f"{group}.{key} is empty: give a path{'' if key == 'path' else ' or a hub id'}")
             local = Path(node[key]).expanduser()
             # A path is always one; a name may be a hub id too.
             if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):

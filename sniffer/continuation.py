@@ -20,6 +20,9 @@ MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selecti
 VERSIONS = ("torch", "transformers", "tokenizers", "qk-sniffer")
 """Whose versions rows may depend on."""
 
+STOPPED_BY = {"running": "a kill", "complete": "damage", "interrupted": "an interruption"}
+"""What stopped a run that cannot say so itself, by its status."""
+
 SHOWN = 4
 
 
@@ -54,7 +57,7 @@ class Earlier:
             raise refusal(found)
         resume = {
             "at": fresh.created,
-            "stopped_by": self.manifest.reason or self.manifest.status,
+            "stopped_by": self.manifest.reason or STOPPED_BY[self.manifest.status],
             "examples": len(self.kept.committed),
             "differences": found,
         }

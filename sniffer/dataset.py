@@ -144,12 +144,25 @@ def require_string(text: Any, row: int, title: str) -> None:
     if not isinstance(text, str):
         found = "null" if text is None else f"a {type(text).__name__}"
         raise DatasetError(f"row {row} of {title} has {found} where its text should be: fix that row")
+    if (place := _lone_surrogate(text)) is not None:
+        raise DatasetError(f"row {row} of {title} has {text[place]!r} in its text, half a character: fix that row")
+
+
+def _lone_surrogate(text: str) -> int | None:
+    """Where a string is no valid Unicode, which neither a tokenizer nor a file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 def _require_usable(identity: Any, row: int, title: str) -> None:
     if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
         found = "no id" if identity in (None, "") else f"the id {identity!r} ({type(identity).__name__})"
         raise DatasetError(f"row {row} of {title} has {found}: ids must be integers or non-empty strings")
+    if isinstance(identity, str) and _lone_surrogate(identity) is not None:
+        raise DatasetError(f"row {row} of {title} has the id {identity!r}, which is not valid Unicode: rename it")
     if isinstance(identity, int) and not 0 <= identity <= LARGEST_ID:
         raise DatasetError(f"row {row} of {title} has the id {identity}, outside [0, 2^63): store it as a string")
 
@@ -274,12 +287,16 @@ def file_facts(files: Sequence[Path]) -> dict[str, Any]:
     n_bytes = sum(file.stat().st_size for file in files)
     facts: dict[str, Any] = {"files": len(files), "bytes": n_bytes}
     if n_bytes <= HASHED_BYTES:
-        digests = []
-        for file in files:
-            with file.open("rb") as stream:
-                digests.append(hashlib.file_digest(stream, "sha256").digest())
-        facts["sha256"] = hashlib.sha256(b"".join(digests)).hexdigest()
+        facts["sha256"] = hashlib.sha256(b"".join(map(_digest, files))).hexdigest()
     return facts
+
+
+def _digest(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read: {error.strerror}") from error
 
 
 def _root(path: str) -> Path:

@@ -63,7 +63,7 @@ def durable_file(path: Path) -> Iterator[HashedFile]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise CaptureError(_describe(error, path)) from error
+        raise CaptureError(could_not_write(error, path)) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -88,7 +88,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _describe(error: OSError, path: Path) -> str:
+def could_not_write(error: OSError, path: Path) -> str:
+    """Why, and what to do, in one line."""
     reason = error.strerror or str(error)
     try:
         existing = next(folder for folder in path.absolute().parents if folder.is_dir())

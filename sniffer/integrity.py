@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sniffer.errors import RunError
 from sniffer.lock import LOCK_PATH
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, FileRecord
@@ -57,6 +58,17 @@ def foreign(folder: Path, manifest: Manifest) -> list[str]:
     """Files that no run of ours puts into its folder."""
     known = {*OWN, *leftovers(folder, manifest)}
     return [path for path in _unnamed(folder, manifest) if path not in known and not path.startswith(OWN_FOLDERS)]
+
+
+def refuse_links(folder: Path) -> None:
+    """Keeps whoever writes into a run folder from writing elsewhere.
+
+    Raises:
+        RunError: a link in the folder leads out of it.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise RunError(f"{path} is a link that leaves the run folder: put what it stands for in its place")
 
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -16,6 +16,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -23,8 +24,9 @@ from sniffer.digest import combine
 from sniffer.durable import durable_file
 from sniffer.environment import commit, now, versions
 from sniffer.errors import RunError
-from sniffer.schema import SCHEMA_VERSION, FileRecord, Part
-from sniffer.types import LayerGeometry
+from sniffer.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
+from sniffer.types import KINDS, LayerGeometry
+from sniffer.wellformed import misfits
 
 MANIFEST_PATH = "manifest.json"
 TWIN_PATH = ".manifest.json"
@@ -168,9 +170,11 @@ class Manifest:
         except KeyError as error:
             raise _broken(folder, f"it lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise _broken(folder, str(error)) from error
+            raise _broken(folder, " ".join(str(error).split())) from error
         for record in (*manifest.files(), *manifest.pending):
             _check_path(folder, record.path)
+            if isinstance(record, Part) and not PART_NUMBER.search(record.path):
+                raise _broken(folder, f"it names {record.path!r}, which is no name of a part")
         for record in manifest.files() if parts_must_exist else ():
             if not (folder / record.path).is_file():
                 raise RunError(
@@ -256,7 +260,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
     plain = {name: values[name] for name in names}
     if values["status"] not in STATUSES:
         raise ValueError(f"its status is {values['status']!r}, not one of {', '.join(STATUSES)}")
-    return Manifest(
+    manifest = Manifest(
         **plain
         | {
             "geometry": tuple(_record(LayerGeometry, layer) for layer in values["geometry"]),
@@ -271,6 +275,40 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
             "examples": _record(FileRecord, values["examples"]) if values["examples"] else None,
         }
     )
+    _require_sense(manifest)
+    return manifest
+
+
+def _require_sense(manifest: Manifest) -> None:
+    """Whoever reads a manifest may come to rely on what is checked here.
+
+    Raises:
+        ValueError: a value is of another type than its annotation, or names what is not there.
+    """
+    for wrong in misfits(manifest, Manifest, ""):
+        raise ValueError(wrong)
+    loose: tuple[tuple[str, Any, Any], ...] = (
+        ("sampler.probability_by_bucket", manifest.sampler.get("probability_by_bucket", {}), Mapping[int, float]),
+        ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
+        ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
+    )
+    for name, value, hint in loose:
+        for wrong in misfits(value, hint, name):
+            raise ValueError(wrong)
+    datetime.fromisoformat(manifest.created)
+    shaped = {
+        (layer.layer, kind)
+        for layer in manifest.geometry
+        for kind in layer.heads.keys() & layer.dims.keys() & set(KINDS)
+        if layer.dims[kind] > 0
+    }
+    for number, captured in manifest.selection.items():
+        for kind in captured:
+            if (number, kind) not in shaped:
+                raise ValueError(f"it selects kind {kind!r} of layer {number}, of which it gives no shape")
+    for part in (*manifest.parts, *manifest.pending):
+        if part.kind not in manifest.selection.get(part.layer, {}):
+            raise ValueError(f"it names a part of kind {part.kind!r} of layer {part.layer}, which it does not select")
 
 
 def _part(values: Mapping[str, Any]) -> Part:

@@ -9,6 +9,7 @@ SCHEMA_VERSION; changing the meaning of what is there raises it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -129,6 +130,9 @@ class FileRecord:
     sha256: str
 
 
+PART_NUMBER = re.compile(r"-([0-9]+)\.parquet$")
+
+
 @dataclass(frozen=True)
 class Part(FileRecord):
     """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
@@ -145,7 +149,9 @@ class Part(FileRecord):
     @property
     def number(self) -> int:
         """Among the parts of its (layer, kind), as its name says."""
-        return int(self.path.rpartition("-")[2].removesuffix(".parquet"))
+        found = PART_NUMBER.search(self.path)
+        assert found is not None
+        return int(found[1])
 
 
 def row_schema(dim: int) -> pa.Schema:

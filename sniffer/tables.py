@@ -11,6 +11,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -118,8 +119,9 @@ class Parquet(Table):
             with _open_parquet(file) as table:
                 _require_columns(str(file), columns, table.schema_arrow.names)
                 # Documents are long: a few rows at a time are plenty.
-                for batch in table.iter_batches(batch_size=64, columns=list(columns)):
-                    yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+                with _readable(file):
+                    for batch in table.iter_batches(batch_size=64, columns=list(columns)):
+                        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
     def _row_count(self, file: Path) -> int:
         with _open_parquet(file) as table:
@@ -229,11 +231,18 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _open_parquet(file: Path) -> Any:
-    import pyarrow
     from pyarrow import parquet
 
-    try:
+    with _readable(file):
         return parquet.ParquetFile(file)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
     except (pyarrow.ArrowException, OSError) as error:
         raise DatasetError(f"{file} cannot be read as Parquet: {_first_line(error)}") from error
 
@@ -255,7 +264,7 @@ def _require_text(place: str, column: str, type_name: str) -> None:
 def _parsed(line: str, place: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{place} is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise DatasetError(f"{place} holds a JSON {type(record).__name__}: wanted one object per line")

@@ -11,6 +11,9 @@ from sniffer.errors import SnifferError
 
 def one_line(error: BaseException) -> str:
     """An error's message without Hydra's line breaks, and without what only helps Hydra's developers."""
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f"{error.filename}: "
+        return f"{place}{error.strerror}; check that the folder is there, may be written to and has room"
     message = str(error)
     if unknown := re.match(r"Could not override '(.+?)'\.\s+To append [^{]+$", message):
         return f"there is no key {unknown[1]}: `python -m sniffer --cfg job` shows those that exist"

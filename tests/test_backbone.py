@@ -249,6 +249,36 @@ def test_folders_that_are_no_checkpoints(tmp_path: Path):
         Checkpoint(str(tmp_path)).limits()
 
 
+def test_a_broken_checkpoint_is_one_line(tmp_path: Path):
+    tiny_model(tiny_config("llama")).save_pretrained(tmp_path)
+    weights_file, config_file = tmp_path / "model.safetensors", tmp_path / "config.json"
+    whole, config = weights_file.read_bytes(), json.loads(config_file.read_text())
+    weights_file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        Checkpoint(str(tmp_path), device="cpu").load()
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match="the tokenizer of .* cannot be loaded"):
+        Checkpoint(str(tmp_path)).tokenizer()
+    for key, value in (("num_hidden_layers", "two"), ("num_attention_heads", 3)):
+        config_file.write_text(json.dumps({**config, key: value}))
+        with pytest.raises(CheckpointError, match="the config of .* cannot be read"):
+            Checkpoint(str(tmp_path)).limits()
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_weights(monkeypatch: pytest.MonkeyPatch):
+    def drawn(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were drawn")
+
+    monkeypatch.setattr(weights, "auto_class", drawn)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for device in ("cuda:1", "cuda:7"):
+        with pytest.raises(ConfigError, match=f"model.device={device}: torch sees 1 such devices"):
+            weights.device_of(device)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="model.device=cuda"):
+        Checkpoint("nobody/nothing", weights="random", model_type="llama", device="cuda").load()
+
+
 def hub_that(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     from huggingface_hub import HfApi, constants
 

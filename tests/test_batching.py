@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sniffer import batching
 from sniffer.batching import MAX_PADDING, Ahead, Tokenizer, Window, batches, windows
+from sniffer.errors import DatasetError
 from sniffer.types import Document
 
 
@@ -110,6 +111,18 @@ def test_an_error_while_reading_reaches_the_reader():
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
+        list(Ahead(source()))
+
+
+def test_a_panic_while_reading_does_not_pass_by_those_who_save():
+    class PanicError(BaseException):
+        """As libraries written in Rust raise it."""
+
+    def source() -> Iterator[Window]:
+        raise PanicError("index out of bounds")
+        yield
+
+    with pytest.raises(DatasetError, match="PanicError: index out of bounds"):
         list(Ahead(source()))
 
 

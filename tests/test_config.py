@@ -206,7 +206,9 @@ def test_ranges_mean_the_same_in_both_spellings(first: int, count: int) -> None:
     assert numbers("k", f"{first}-{last}") == numbers("k", f"{first}:{last + 1}") == tuple(range(first, last + 1))
 
 
-@pytest.mark.parametrize("value", ["7-3", "4:4", [], -1, [0, -1], True, 1.5, "a", "1-", "1-2-3", [[1]], {"a": 1}])
+@pytest.mark.parametrize(
+    "value", ["7-3", "4:4", [], -1, [0, -1], True, 1.5, "a", "1-", "1-2-3", [[1]], {"a": 1}, "0-99999999999"]
+)
 def test_numbers_refuses_the_rest(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"capture\.layers"):
         numbers("capture.layers", value)

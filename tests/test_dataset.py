@@ -65,7 +65,7 @@ def test_empty_texts_are_yielded() -> None:
     assert [text for *_, text in Listed(pairs=((1, ""), (2, " \n"))).texts()] == ["", " \n"]
 
 
-@pytest.mark.parametrize("identity", [None, "", -1, 1 << 63, 1.5, True, b"x"])
+@pytest.mark.parametrize("identity", [None, "", -1, 1 << 63, 1.5, True, b"x", "caf\udce9.txt"])
 def test_an_unusable_id_is_refused_by_row(identity: Any) -> None:
     with pytest.raises(DatasetError, match="row 1 of the list"):
         Listed(pairs=((0, "a"), (identity, "b"))).check()
@@ -99,7 +99,9 @@ def test_an_integer_that_equals_a_hash_is_a_collision() -> None:
         checked_ids(iter(["ab", stable_id("ab")]), "x")
 
 
-@pytest.mark.parametrize(("text", "found"), [(None, "null"), (3, "a int"), (["a"], "a list")])
+@pytest.mark.parametrize(
+    ("text", "found"), [(None, "null"), (3, "a int"), (["a"], "a list"), ("a \ud83d b", r"'\\ud83d'")]
+)
 def test_a_text_that_is_none_is_refused_by_row(text: Any, found: str) -> None:
     with pytest.raises(DatasetError, match=f"row 1 of the list has {found}"):
         list(Listed(pairs=((0, "a"), (1, text))).texts())
@@ -188,3 +190,13 @@ def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(b"ab\xff\xfe")
     with pytest.raises(DatasetError, match=r"x\.txt is not UTF-8 text .* byte 2"):
         list(TextFiles(path=str(tmp_path)).texts())
+
+
+def test_a_file_that_the_disk_cannot_give_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr("hashlib.file_digest", broken)
+    with pytest.raises(DatasetError, match=r"a\.txt cannot be read: Input/output error"):
+        TextFiles(path=str(tmp_path)).facts()

@@ -130,12 +130,79 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
         ("sampler.base_rate=fast", ["sampler.base_rate", "Float"]),
         ("seed", ["seed", "EQUAL"]),
         ("seed=666", ["no room: free some"]),
+        ("model.checkpoint=", ["model.checkpoint is empty"]),
+        ("+dataset.path=' '", ["dataset.path is empty"]),
     ],
 )
 def test_an_error_is_one_line(invoke: Invoke, capsys: pytest.CaptureFixture, argument: str, names: list[str]) -> None:
     assert invoke(*CHEAP, argument) == 1
     line = only_line(capsys)
     assert all(name in line for name in names), line
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert invoke(*CHEAP, "hydra.run.dir=file") == 1
+    assert "file: File exists" in only_line(capsys)
+    assert ran == []
+
+
+def test_a_full_disk_is_one_line(
+    invoke: Invoke, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert invoke(*CHEAP) == 1
+    assert "No space left on device" in only_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda text: text + "hydra:\n  callbacks:\n    x:\n      _target_: builtins.exit\n", "has hydra"),
+        (lambda text: text.replace("  - common\n", "  - common\n  - override hydra/launcher: x\n"), "has defaults"),
+        (lambda text: "# @package hydra\n" + text, "has defaults"),
+        (lambda text: text.replace("seed: 0", "seed: ${oc.env:HOME}", 1), "is an interpolation"),
+        (lambda text: text.replace("trust_remote_code: false", "trust_remote_code: true"), "trust_remote_code=true"),
+        (lambda text: text.replace("models.backbone.Checkpoint", "subprocess.Popen"), "outside sniffer."),
+        (lambda _: "{", "could not read"),
+        (lambda _: "- a\n", "has defaults"),
+    ],
+)
+def test_a_rerun_from_someone_else_does_no_more_than_a_run(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture, change: Callable[[str], str], named: str
+) -> None:
+    assert invoke(*CHEAP) == 0
+    file = ran.pop()[1] / "rerun.yaml"
+    text = file.read_text()
+    file.write_text(change(text))
+    assert file.read_text() != text
+    assert invoke("-cd", str(file.parent), "-cn", "rerun") == 1
+    assert named in only_line(capsys)
+    assert ran == []
+
+
+def test_a_rerun_composes_nothing_else_from_its_folder(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture
+) -> None:
+    assert invoke(*CHEAP) == 0
+    folder = ran.pop()[1]
+    (folder / "schema.yaml").write_text("defaults: [{evil@hydra.callbacks: x}]\n")
+    assert invoke("-cd", str(folder), "-cn", "rerun") == 1
+    assert "schema.yaml is no file of a run" in only_line(capsys)
+    assert ran == []
+
+
+def test_the_command_line_can_let_a_checkpoint_of_a_rerun_run_code(invoke: Invoke, ran: list) -> None:
+    assert invoke(*CHEAP, "model.trust_remote_code=true") == 0
+    rerun = ["-cd", str(ran[0][1]), "-cn", "rerun"]
+    assert invoke(*rerun) == 1
+    assert invoke(*rerun, "model.trust_remote_code=true") == 0
+    assert ran[1][0].model.trust_remote_code
 
 
 def test_the_traceback_can_be_asked_for(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,19 @@ def test_a_lacking_key(folder: Path, key: str):
     assert key in refusal(folder)
 
 
+PART = {
+    "path": "captures/layer=00/kind=q/part-00000.parquet",
+    "rows": 1,
+    "bytes": 1,
+    "sha256": "",
+    "layer": 0,
+    "kind": "q",
+    "digest": "0" * 32,
+    "buckets": {"7": 1},
+    "commit": 0,
+}
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -104,6 +117,20 @@ def test_a_lacking_key(folder: Path, key: str):
         {"parts": ["x"]},
         {"selection": []},
         {"geometry": [1]},
+        {"geometry": []},
+        {"model": None},
+        {"seed": "0"},
+        {"created": "yesterday"},
+        {"counts": {"examples": "many"}},
+        {"timings": {"load": None}},
+        {"selection": {"0": {"../q": [0]}}},
+        {"selection": {"0": {"q": [None]}}},
+        {"sampler": {"probability_by_bucket": {"7": "x"}}},
+        {"dataset": {"shard": None}},
+        {"parts": [{**PART, "rows": "1"}]},
+        {"parts": [{**PART, "layer": 7}]},
+        {"parts": [{**PART, "path": "captures/mine"}]},
+        {"parts": [{**PART, "path": None}]},
     ],
 )
 def test_a_wrong_value(folder: Path, values: dict[str, Any]):

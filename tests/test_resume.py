@@ -108,6 +108,25 @@ def test_leftovers_are_removed_and_foreign_files_are_not(runs: Runs, whole: Path
     assert {path.name for path in pair.iterdir()} == {"part-00000.parquet", "part-00001.parquet", "notes.txt"}
 
 
+def test_a_resume_says_that_a_kill_stopped_the_run(runs: Runs, whole: Path):
+    folder = runs.start("run", stop_after=2)
+    replace(Manifest.load(folder), status="running", reason=None).save(folder)
+    take_up(folder)
+    assert Manifest.load(folder).resumes[0]["stopped_by"] == "a kill"
+
+
+@pytest.mark.parametrize("path", ["captures", "captures/layer=00/kind=q", "config.yaml", ".manifest.json"])
+def test_nothing_is_written_through_a_link_out_of_the_folder(runs: Runs, whole: Path, tmp_path: Path, path: str):
+    folder = runs.start("run", stop_after=2)
+    outside = tmp_path / "outside"
+    (folder / path).rename(outside)
+    (folder / path).symlink_to(outside)
+    before = {file: file.read_bytes() for file in [outside, *outside.rglob("*")] if file.is_file()}
+    with pytest.raises(RunError, match="is a link that leaves the run folder"):
+        take_up(folder, restore=True)
+    assert {file: file.read_bytes() for file in [outside, *outside.rglob("*")] if file.is_file()} == before
+
+
 def test_a_damaged_part_alone_is_captured_again(runs: Runs, whole: Path):
     folder = runs.start("run", "output.checkpoint_every=4")
     manifest = Manifest.load(folder)

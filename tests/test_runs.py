@@ -300,6 +300,29 @@ def test_an_error_of_the_command_line_is_one_line(tmp_path: Path, capsys: pytest
         assert str(tmp_path) in error
 
 
+def test_a_damaged_run_is_not_exported(folder: Path, tmp_path: Path):
+    part = folder / Manifest.load(folder).parts[0].path
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(RunError, match=r"part-00000\.parquet has 100 bytes instead of"):
+        export(folder, tmp_path / "heads")
+    assert not (tmp_path / "heads").exists()
+
+
+@pytest.mark.parametrize("verb", [["export"], ["reproduce"], ["publish", "owner/name", "--dry-run"]])
+def test_a_folder_that_cannot_be_written_to_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, verb: list[str]
+):
+    (tmp_path / "file").write_text("")
+    code, _, error = told(capsys, verb[0], folder, *verb[1:], "--to", tmp_path / "file" / "below")
+    assert code == 1 and len(error.splitlines()) == 1 and "Not a directory" in error, error
+
+
+def test_a_lost_configuration_is_named(folder: Path, capsys: pytest.CaptureFixture):
+    (folder / "config.yaml").unlink()
+    code, _, error = told(capsys, "reproduce", folder)
+    assert code == 1 and "has no config.yaml" in error
+
+
 def test_verbs_that_do_not_compute_do_not_import_torch(whole: Path):
     check = (
         "import sys; from sniffer.runs.__main__ import main; main(sys.argv[1:]);"

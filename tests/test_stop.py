@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from sniffer.stop import SIGNALS, Stop, Stopped
+from sniffer.stop import HANG_UP, SIGNALS, Stop, Stopped
 
 
 def send(number: int) -> None:
@@ -78,3 +78,42 @@ def test_outside_the_main_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert not errors
+
+
+@pytest.mark.skipif(HANG_UP is None, reason="Windows has no SIGHUP")
+def test_a_lost_terminal_stops_politely_however_often_it_is_told():
+    with Stop() as stop:
+        send(signal.SIGHUP)
+        send(signal.SIGHUP)
+        with pytest.raises(Stopped) as caught:
+            stop.check()
+    assert caught.value.signum == signal.SIGHUP
+
+
+@pytest.mark.skipif(HANG_UP is None, reason="Windows has no SIGHUP")
+def test_under_nohup_a_run_goes_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            send(signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(HANG_UP is None, reason="Windows has no SIGHUP")
+def test_what_is_written_after_the_terminal_is_gone_goes_nowhere():
+    import pty
+
+    terminal, ours = pty.openpty()
+    kept = os.dup(1)
+    os.dup2(ours, 1)
+    try:
+        with Stop():
+            os.close(ours)
+            os.close(terminal)
+            send(signal.SIGHUP)
+            os.write(1, b"no error")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

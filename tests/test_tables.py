@@ -130,7 +130,9 @@ def test_a_string_id_in_a_typed_format_stays_a_string(tmp_path: Path) -> None:
     assert [row[0] for row in Parquet(path=str(tmp_path), id_column="id").texts()] == [stable_id("7")]
 
 
-@pytest.mark.parametrize(("line", "problem"), [("{", "not JSON"), ("[1]", "JSON list"), ('"x"', "JSON str")])
+@pytest.mark.parametrize(
+    ("line", "problem"), [("{", "not JSON"), ("[1]", "JSON list"), ('"x"', "JSON str"), ("[" * 99999, "not JSON")]
+)
 def test_a_broken_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n' + line + "\n")
     with pytest.raises(DatasetError, match=f"a.jsonl line 3 .*{problem}"):
@@ -149,6 +151,14 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, made: Any, name: str
     with pytest.raises(DatasetError, match=name) as caught:
         made(path=str(tmp_path)).check()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_parquet_file_with_a_damaged_page_is_named(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", [{"text": "a"}])
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content[:4] + b"\xff" * 20 + content[24:])
+    with pytest.raises(DatasetError, match=r"a\.parquet cannot be read as Parquet"):
+        list(Parquet(path=str(tmp_path)).texts())
 
 
 @pytest.fixture

@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
+    except OSError as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        print(one_line(error), file=sys.stderr)
+        return 1
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from sniffer.errors import RunError
+from sniffer.integrity import damage
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 
@@ -24,13 +25,17 @@ def export(folder: Path, target: Path) -> int:
     """Writes the `heads` layout of a run into a new folder; returns the number of files.
 
     Raises:
-        RunError: the target exists, or the run cannot be read.
+        RunError: the target exists, or the run cannot be read or is damaged.
     """
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
     run = Run(folder, Manifest.load(folder))
+    for part in run.manifest.parts:
+        if wrong := damage(folder, part):
+            raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
     unfinished = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     written = 0
     for layer in run.layers:
         for kind, heads in run.manifest.selection[layer].items():

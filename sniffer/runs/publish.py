@@ -26,8 +26,9 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
     """Writes the folder that would be pushed.
 
     Raises:
-        RunError: the target exists, or the run is not complete and whole.
+        RunError: the repository cannot be named so, the target exists, or the run is not complete and whole.
     """
+    _check_name(repo)
     manifest = Manifest.load(folder)
     if manifest.status != "complete":
         raise RunError(f"{folder} is {manifest.status}: `python -m sniffer.runs resume {folder}` completes it first")
@@ -57,7 +58,7 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
         RunError: as `assemble`; or the hub refused or could not be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     with TemporaryDirectory(dir=folder.parent, prefix=".publishing-") as scratch:
@@ -70,8 +71,6 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
                 repo_type="dataset",
                 commit_message="Vectors captured with qk-sniffer",
             )
-        except HFValidationError as error:
-            raise RunError(f"{repo!r} is no name for a repository: use owner/name") from error
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", "no status")
             raise RunError(
@@ -81,6 +80,16 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"could not push to {repo} ({reason}): --dry-run writes what would be pushed") from error
     return str(address)
+
+
+def _check_name(repo: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise RunError(f"{repo!r} is no name for a repository: use owner/name") from error
 
 
 def without_paths(value: Any) -> Any:

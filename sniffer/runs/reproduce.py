@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sniffer.config import save_plain, saved_config
+from sniffer.config import save_plain
 from sniffer.continuation import differences
 from sniffer.errors import RunError
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
-from sniffer.runs.saved import Trust, build, same_threads
+from sniffer.runs.saved import Trust, build, needed_config, same_threads
 
 KEY = ("head", "example_id", "position")
 
@@ -61,7 +61,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
         raise RunError(f"{folder} is {first.status}: `python -m sniffer.runs resume {folder}` completes it first")
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
-    plain = saved_config(folder)
+    plain = needed_config(folder)
     config = build(plain, trust, folder / "config.yaml")
 
     from sniffer.capture import run

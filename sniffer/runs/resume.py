@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sniffer.config import save_plain, saved_config
+from sniffer.config import save_plain
 from sniffer.continuation import Earlier, differences, refusal
 from sniffer.environment import versions
 from sniffer.errors import RunError
-from sniffer.integrity import leftovers
+from sniffer.integrity import leftovers, refuse_links
 from sniffer.kept import Kept, look
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
-from sniffer.runs.saved import Trust, build, same_threads
+from sniffer.runs.saved import Trust, build, needed_config, same_threads
 from sniffer.schema import EXAMPLES_TWIN_PATH
 from sniffer.writer import write_examples
 
@@ -46,14 +46,15 @@ def resume(
         load: how to come by the model; jobs of a sweep hand it on.
 
     Raises:
-        RunError: another process writes to the folder, or something that matters has changed.
+        RunError: another process writes to the folder, a link leaves it, or something that matters has changed.
         SnifferError: as a fresh run.
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder: give the folder that a run printed")
+    refuse_links(folder)
     with hold(folder):
         if never_began(folder):
-            _run(folder, _config(folder), Earlier(), trust, None, load)
+            _run(folder, needed_config(folder), Earlier(), trust, None, load)
             return True
         manifest, wrong = Manifest.recover(folder)
         if wrong:
@@ -64,7 +65,7 @@ def resume(
         if manifest.status == "complete" and found.parts == manifest.parts and not found.pending:
             _mend(folder, manifest, kept)
             return False
-        plain = _config(folder)
+        plain = needed_config(folder)
         before = manifest.as_json()
         _refuse(differences(before, {"config": plain, "versions": versions()}), force)
         _run(
@@ -98,13 +99,6 @@ def _run(
 
     with same_threads(threads):
         run(config, folder, earlier, load)
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    plain = saved_config(folder)
-    if not plain:
-        raise RunError(f"{folder} has no config.yaml: add --restore to write it again as the manifest remembers it")
-    return plain
 
 
 def _refuse(found: list[str], force: bool) -> None:
