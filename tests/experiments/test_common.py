@@ -107,6 +107,16 @@ def test_too_few_rows_and_broken_numbers_are_one_line(tmp_path: Path):
         load(planted_run(tmp_path / "nan", broken), 0, "q")
 
 
+def test_a_part_that_cannot_be_read_is_one_line(tmp_path: Path):
+    run = planted_run(tmp_path / "run")
+    (part,) = (run.folder / "captures").glob("layer=*1/kind=k/*.parquet")
+    part.write_bytes(b"no table")
+    with pytest.raises(RunError, match=r"layer 1, kind k of .* cannot be read \(.*\): .*sniffer.runs verify") as caught:
+        load(run, 1, "k")
+    assert "\n" not in str(caught.value)
+    assert len(load(run, 0, "k"))
+
+
 def test_a_missing_kind_says_how_to_capture_it(tmp_path: Path):
     run = planted_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"capture.kinds=\[q,k,q_pre\]"):
