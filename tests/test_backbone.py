@@ -12,8 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from models import finder, locate, selfcheck, weights
 from models.architecture import build_config, override
