@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,16 @@ def test_the_same_run_gives_the_same_tables_and_figures(tmp_path: Path):
     for path in (tmp_path / "a").iterdir():
         if path.name != "provenance.json":
             assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(("called", "threads"), [("-m", "1"), ("-c", "None")])
+def test_only_a_command_chooses_the_threads_of_linear_algebra(called: str, threads: str):
+    code = (
+        f"import os, sys; sys.argv[0] = {called!r}; import experiments; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    plain = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    told = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == threads
 
 
 def test_analyses_need_no_torch():
