@@ -13,6 +13,8 @@ from transformers import AutoConfig, PretrainedConfig
 from sniffer.errors import CheckpointError, ConfigError
 
 LENGTH = "num_hidden_layers"
+BY_LAYER = "per_layer_config"
+"""Where a config keeps the values that differ by layer."""
 
 
 def read_config(source: str, overrides: Mapping[str, Any], **options: Any) -> PretrainedConfig:
@@ -43,7 +45,7 @@ def build_config(model_type: str, overrides: Mapping[str, Any]) -> PretrainedCon
     placed = _placed(default, overrides)
     try:
         nested = {
-            k: v for k, v in placed.items() if isinstance(v, Mapping) and isinstance(getattr(default, k), Mapping)
+            k: v for k, v in placed.items() if isinstance(v, Mapping) and isinstance(value_of(default, k), Mapping)
         }
         rest = {k: v for k, v in placed.items() if k not in nested}
         config = AutoConfig.for_model(model_type, **rest)
@@ -72,10 +74,26 @@ def override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> Pretrain
         raise ConfigError(f"model.config_overrides do not fit {config.model_type}: {_first_line(error)}") from error
 
 
+def has(config: PretrainedConfig, key: str) -> bool:
+    """Whether a config has this key, for all layers or with a value for each."""
+    try:
+        return hasattr(config, key)
+    except RuntimeError:  # transformers' word for a key whose value differs by layer
+        return True
+
+
+def value_of(config: PretrainedConfig, key: str) -> Any:
+    """The value of a key; None where the config has none, or one for each layer."""
+    try:
+        return getattr(config, key, None)
+    except RuntimeError:
+        return None
+
+
 def _known(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
     text = config.get_text_config()
     for key in overrides:
-        if not hasattr(config, key) and not hasattr(text, key):
+        if not has(config, key) and not has(text, key):
             raise ConfigError(
                 f"model.config_overrides.{key} is no key of a {config.model_type} config: see {type(config).__name__}"
             )
@@ -86,7 +104,7 @@ def _placed(config: PretrainedConfig, overrides: Mapping[str, Any]) -> dict[str,
     text = config.get_text_config()
     if text is config or not hasattr(config, "text_config"):
         return dict(overrides)
-    inner = {key: value for key, value in overrides.items() if hasattr(text, key) and key not in config.sub_configs}
+    inner = {key: value for key, value in overrides.items() if has(text, key) and key not in config.sub_configs}
     outer = {key: value for key, value in overrides.items() if key not in inner}
     return _merged(outer, {"text_config": inner}) if inner else outer
 
@@ -107,6 +125,9 @@ def _cut_lists(merged: dict[str, Any], changes: Mapping[str, Any], before: Pretr
     for key, value in list(merged.items()):
         if isinstance(value, (list, tuple)) and len(value) == old_depth and key not in changes:
             merged[key] = list(value[:depth]) if depth <= len(value) else None
+    own = merged.get(BY_LAYER)
+    if isinstance(own, Mapping) and BY_LAYER not in changes:
+        merged[BY_LAYER] = {layer: values for layer, values in own.items() if int(layer) < depth}
 
 
 def _first_line(error: BaseException) -> str:

@@ -102,13 +102,15 @@ class Checkpoint:
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
+        from models.architecture import value_of
+
         text = self._config().get_text_config()
-        heads = getattr(text, "num_attention_heads", None)
+        heads = value_of(text, "num_attention_heads")
         return ModelLimits(
-            layers=_integer(getattr(text, "num_hidden_layers", None)),
+            layers=_integer(value_of(text, "num_hidden_layers")),
             query_heads=_integer(heads),
-            key_heads=_integer(getattr(text, "num_key_value_heads", None) or heads),
-            max_positions=_integer(getattr(text, "max_position_embeddings", None)),
+            key_heads=_integer(value_of(text, "num_key_value_heads") or heads),
+            max_positions=_integer(value_of(text, "max_position_embeddings")),
         )
 
     def tokenizer(self) -> tuple[Tokenize, int]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models import selfcheck
+from models.architecture import value_of
 from models.finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import LayerGeometry
@@ -237,14 +238,23 @@ def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:
     return name in parameters or (starred and not only_named)
 
 
+WINDOW_KEYS = {
+    "sliding_attention": "sliding_window",
+    "chunked_attention": "attention_chunk_size",
+    "local": "window_size",
+}
+"""Kinds of layers as configs name them, and the key that says how far such a layer sees."""
+
+
 def windows_of(module: PreTrainedModel) -> dict[int, int]:
-    """Windows that the config gives a layer but its attention call may not name (chunked attention)."""
+    """Windows that a layer has by its mask, though its attention call may not name them.
+
+    The config lists the kind of each layer; without such a list, a backbone that makes sliding masks has them in
+    every layer.
+    """
     config: Any = module.config
-    kinds = getattr(config, "layer_types", None) or []
-    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
-    found = {}
-    for layer, kind in enumerate(kinds):
-        size = chunk if "chunked" in str(kind) else window if "sliding" in str(kind) else None
-        if isinstance(size, int):
-            found[layer] = size
-    return found
+    kinds = value_of(config, "layer_types") or value_of(config, "attention_layers")
+    if not kinds and "create_sliding_window_causal_mask" in inspect.unwrap(type(module).forward).__code__.co_names:
+        kinds = ["sliding_attention"] * config.num_hidden_layers
+    sizes = {kind: value_of(config, key) for kind, key in WINDOW_KEYS.items()}
+    return {layer: sizes[kind] for layer, kind in enumerate(kinds or []) if isinstance(sizes.get(kind), int)}

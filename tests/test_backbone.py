@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from models import finder, locate, selfcheck, weights
 from models.architecture import build_config, override
@@ -20,6 +21,7 @@ from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone, find_backbone
 from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
 from sniffer.tap import TAP, Seen, tap
+from sniffer.types import ModelLimits
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 
 finder.install()
@@ -210,6 +212,41 @@ def test_overrides_are_merged_placed_and_checked():
         build_config("llama", {"hiden_size": 3})
     with pytest.raises(ConfigError, match="no architecture"):
         build_config("lama", {})
+
+
+def test_keys_whose_values_differ_by_layer_can_be_overridden():
+    if "gemma4_text" not in CONFIG_MAPPING_NAMES:
+        pytest.skip("this transformers has no gemma4_text")
+    kinds = ["sliding_attention", "full_attention"] * 2
+    tiny = {"head_dim": 16, "num_hidden_layers": 4, "layer_types": kinds}
+    config = build_config("gemma4_text", tiny)
+
+    def widths(config: Any) -> list[int]:
+        return [config.per_layer_config[layer].head_dim for layer in range(config.num_hidden_layers)]
+
+    assert widths(config) == [16, 512, 16, 512]
+    assert widths(override(config, {"head_dim": 8})) == [8, 512, 8, 512]
+    shorter = override(config, {"num_hidden_layers": 2})
+    assert widths(shorter) == [16, 512] and shorter.layer_types == kinds[:2]
+    with pytest.raises(ConfigError, match="hed_dim is no key"):
+        override(config, {"hed_dim": 8})
+
+
+def test_limits_are_unknown_where_they_differ_by_layer(monkeypatch: pytest.MonkeyPatch):
+    class Uneven:
+        num_hidden_layers = 4
+
+        @property
+        def num_key_value_heads(self) -> int:
+            raise RuntimeError("it varies across layers")
+
+        num_attention_heads = max_position_embeddings = num_key_value_heads
+
+        def get_text_config(self) -> Uneven:
+            return self
+
+    monkeypatch.setattr(Checkpoint, "_config", lambda self: Uneven())
+    assert random_llama().limits() == ModelLimits(4, None, None, None)
 
 
 def test_the_config_group_is_typed():

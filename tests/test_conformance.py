@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from models import finder
 from models.loaded import LoadedBackbone, find_backbone
 from sniffer.tap import TAP
+from tests.conformance import __main__ as suite
 from tests.conformance import checks
 from tests.conformance.__main__ import surprises
 from tests.conformance.report import CHECKS, render
@@ -108,6 +111,26 @@ def test_the_page_names_what_is_tapped_and_what_is_not():
     assert (
         "1 of 2 are tapped" in page and "| fine | 2 + 1 | sdpa | yes |" in page and "| odd | refused | a\\|b |" in page
     )
+
+
+def busy() -> dict[str, Any]:
+    while True:
+        pass
+
+
+def waiting() -> dict[str, Any]:
+    time.sleep(1.5)
+    return {"outcome": "tapped"}
+
+
+def test_a_family_is_given_up_for_what_it_computes_and_not_for_what_it_waits(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(suite, "PROCESSOR_S", 1)
+    assert suite.in_process(waiting) == {"outcome": "tapped"}
+    assert suite.in_process(busy) == {"outcome": "failed", "reason": "needs more than 1 s of processor time"}
+    monkeypatch.setattr(suite, "PATIENCE_S", 0.1)
+    assert suite.in_process(waiting) == {"outcome": "failed", "reason": "no answer in 0.1 s"}
+    monkeypatch.setattr(suite, "PATIENCE_S", 60)
+    assert suite.in_process(os._exit, 3) == {"outcome": "failed", "reason": "the process died (3)"}
 
 
 def choices() -> list[Path]:

@@ -22,7 +22,7 @@ from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 finder.install()
 
 
-WITHOUT_SDPA = ("inkling2_text", "prophetnet")
+WITHOUT_SDPA = ("gpt_neo", "inkling2_text", "prophetnet")
 
 
 def load(model_type: str, **changes: Any) -> LoadedBackbone:
@@ -51,6 +51,42 @@ def test_chunked_layers_record_their_chunk_though_the_call_does_not_name_it():
     kinds = backbone.module.config.layer_types
     expected = [8 if kind == "chunked_attention" else None for kind in kinds]
     assert [layer.sliding_window for layer in backbone.geometry] == expected and set(expected) == {8, None}
+
+
+def masks_received(backbone: LoadedBackbone) -> dict[int, int | None]:
+    """How many tokens the last one may see by the mask that attention receives, by layer; None without a mask."""
+    found: dict[int, int | None] = {}
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        mask = kwargs["attn_mask"]
+        seen = None if mask is None else mask[0, 0, -1] if mask.dtype == torch.bool else mask[0, 0, -1] > -1e4
+        found[len(found)] = None if seen is None else int(seen.sum())
+        return real(q, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
+        backbone(tiny_ids())
+    return found
+
+
+@pytest.mark.parametrize("model_type", ["phimoe", "doge", "llama4_text", "gemma3_text", "mistral", "qwen2_moe"])
+def test_the_window_recorded_is_that_of_the_mask(model_type: str):
+    """Also where one mask serves all layers and no call names its window."""
+    key = "attention_chunk_size" if model_type == "llama4_text" else "sliding_window"
+    extra = {"use_sliding_window": True} if model_type == "qwen2_moe" else {}
+    backbone = load(model_type, **{key: 8}, **extra)
+    recorded = {layer.layer: layer.sliding_window for layer in backbone.geometry}
+    assert recorded == masks_received(backbone) and 8 in recorded.values()
+
+
+def test_local_layers_record_their_window():
+    backbone = load("gpt_neo", window_size=8)
+    assert [layer.sliding_window for layer in backbone.geometry] == [None, 8, None, 8]
+
+
+def test_a_window_over_generated_tokens_only_is_none_over_a_text():
+    assert {layer.sliding_window for layer in load("unlimited_ocr").geometry} == {None}
 
 
 def test_layers_that_share_keys_show_those_of_the_layer_they_share():

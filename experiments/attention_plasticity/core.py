@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int
 from scipy.special import ndtr
 
 from experiments.attention_plasticity.pairs import Pairs
-from experiments.common.moments import moments_of
+from experiments.common.moments import Moments, moments_of
 from experiments.common.rows import Rows
 
 COVARIANCES = ("full", "diagonal")
@@ -38,9 +38,12 @@ class Queries:
     covariance: Float64[np.ndarray, "heads buckets dim dim"]
 
 
-def model_queries(queries: Rows, covariance: str = "full", min_rows: int = 8) -> Queries:
-    """Fits the drift to all rows, and a covariance to each bucket with at least `min_rows`."""
-    whole = moments_of(queries)
+def model_queries(queries: Rows, covariance: str = "full", min_rows: int = 8, whole: Moments | None = None) -> Queries:
+    """Fits the drift to all rows, and a covariance to each bucket with at least `min_rows`.
+
+    `whole`: the moments of these queries, where they are known already.
+    """
+    whole = whole or moments_of(queries)
     slope = whole.slope_t()
     line = whole.mean[:, None] + slope[:, None] * (queries.positions - whole.mean_t)[:, None]
     residual = queries.vectors - line

@@ -68,7 +68,8 @@ def lines(
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log_x:
         axes.set_xscale("log", base=2)
-    if log_y:
+    # A logarithmic axis has no place for nothing but zeros.
+    if log_y and any(value > 0 for _, y in curves.values() for value in y):
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if len(curves) > 1:

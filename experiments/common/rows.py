@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.config import numbers
@@ -66,15 +67,21 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
 
     Raises:
         ConfigError: unknown weights.
-        RunError: not captured, too few rows to say anything, or numbers that are not finite.
+        RunError: not captured, unreadable, too few rows to say anything, or numbers that are not finite.
     """
     if weights not in WEIGHTS:
         raise ConfigError(f"weights={weights} must be one of {', '.join(WEIGHTS)}")
     heads = run.heads(layer, kind)
     table = run.scan([layer], [kind], inclusion_probability=True).sort("head", "bucket", "example_id", "position")
-    rows = table.drop("layer", "kind", "token_id").collect()
-    n = len(rows) // len(heads)
     where = f"layer {layer}, kind {kind} of {run.folder}"
+    try:
+        rows = table.drop("layer", "kind", "token_id").collect()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise RunError(
+            f"{where} cannot be read ({str(error).splitlines()[0]}): `python -m sniffer.runs verify {run.folder}` names"
+            " the file"
+        ) from error
+    n = len(rows) // len(heads)
     if n < MIN_ROWS:
         raise RunError(f"{where} has {n} rows per head, too few: capture more with sampler.base_rate or examples")
     vectors = rows["vector"].to_numpy().reshape(len(heads), n, -1)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.common.entry import progress
 from experiments.common.figures import canvas, head_map
-from experiments.common.moments import moments_of, ratio
+from experiments.common.moments import Moments, moments_of, ratio
 from experiments.common.results import Result, head_columns, middle
 from experiments.common.rows import Rows, chosen_layers, load
 from sniffer.errors import ConfigError
@@ -54,7 +54,7 @@ class KeyRank:
         return self._table(rows, rows.heads), self._table(side_by_side(rows), (-1,)).drop("head")
 
     def _table(self, rows: Rows, heads: tuple[int, ...]) -> pl.DataFrame:
-        values = spectrum(rows)
+        values = spectrum(moments_of(rows))
         table = head_columns(
             rows.layer,
             heads,
@@ -73,9 +73,9 @@ def side_by_side(rows: Rows) -> Rows:
     return replace(rows, heads=(0,), vectors=joined)
 
 
-def spectrum(rows: Rows) -> Float64[np.ndarray, "heads dim"]:
+def spectrum(keys: Moments) -> Float64[np.ndarray, "heads dim"]:
     """Eigenvalues of each head's covariance, largest first."""
-    return np.maximum(np.linalg.eigvalsh(moments_of(rows).covariance)[:, ::-1], 0)
+    return np.maximum(np.linalg.eigvalsh(keys.covariance)[:, ::-1], 0)
 
 
 def rank_at(values: Float64[np.ndarray, "heads dim"], variance: float) -> Int64[np.ndarray, " heads"]:

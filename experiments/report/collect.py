@@ -53,7 +53,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
     sampler.pop("probability_by_bucket", None)
     settings = ", ".join(f"{key}={value}" for key, value in sampler.items())
     kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in manifest.rows_by_kind.items())
-    text = {key: value for key, value in manifest.dataset.items() if key != "_target_" and value not in (None, {})}
+    unsaid: tuple[Any, ...] = (None, {}, {"index": 0, "count": 1})
+    text = {key: value for key, value in manifest.dataset.items() if key != "_target_" and value not in unsaid}
     return [
         ("model", str(manifest.model.get("checkpoint", "?"))),
         ("text", ", ".join(f"{key}={value}" for key, value in text.items())),

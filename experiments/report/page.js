@@ -97,7 +97,9 @@ function heatMap(rows, columns, values, names, click, mark) {
   pointed(canvas, text, click && ((event) => { const at = place(event); click(rows[at.row], columns[at.column]); }));
   const bar = make("span");
   bar.style.background = `linear-gradient(to right, ${scale.stops.join(",")})`;
-  return [canvas, make("div", { class: "scale" }, show(scale.low), bar, show(scale.high))];
+  const ends = (all, name) => [all[0], name, ...(all.length > 1 ? [all.at(-1)] : [])].map((word) => make("span", {}, String(word)));
+  const upwards = make("div", { class: "rows" }, ...ends(rows, names.row).reverse()), along = make("div", { class: "columns" }, ...ends(columns, names.column));
+  return [make("div", { class: "map" }, upwards, canvas, along), make("div", { class: "scale" }, show(scale.low), bar, show(scale.high))];
 }
 
 // Round numbers along an axis that runs from low to high; logarithms of them where `log`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +14,10 @@ from matplotlib.figure import Figure
 from experiments.common.entry import progress
 from experiments.common.results import Result, head_columns
 from experiments.common.rows import WEIGHTS, Rows, chosen_layers, key_places, load
+from experiments.rope_frequencies.core import find_layout
 from experiments.sampling_error.resample import SAMPLERS, Population, make_sampler, require_every_position
 from experiments.sampling_error.statistics import statistics
-from sniffer.errors import ConfigError
+from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
 from sniffer.sampler import Picker
 
@@ -68,12 +70,11 @@ class SamplingError:
                     yield name, weights, base_rate
 
     def _layer(self, run: Run, layer: int) -> pl.DataFrame:
-        has_before = "q_pre" in run.manifest.selection[layer]
         queries, keys = load(run, layer, "q"), load(run, layer, "k")
-        before = load(run, layer, "q_pre") if has_before else None
+        before, pairs = _before_rope(run, queries)
         places = key_places(run, queries, keys)
         everything = Population.of(queries)
-        truth = statistics(queries, keys, places, len(everything), before)
+        truth = statistics(queries, keys, places, len(everything), before, pairs)
         frames = []
         for name, weights, base_rate in self.cases():
             sampler = make_sampler(name, base_rate, self.bucket_size)
@@ -82,7 +83,7 @@ class SamplingError:
                 picker = Picker(sampler, seed)
                 q, k = (everything.sample(rows, picker, rows.kind, weights) for rows in (queries, keys))
                 q_pre = None if before is None else everything.sample(before, picker, "q", weights)
-                found.append(statistics(q, k, places, len(everything), q_pre))
+                found.append(statistics(q, k, places, len(everything), q_pre, pairs))
                 sizes.append(len(q))
             frames.append(
                 _errors(queries, truth, found).with_columns(
@@ -93,6 +94,15 @@ class SamplingError:
                 )
             )
         return pl.concat(frames)
+
+
+def _before_rope(run: Run, queries: Rows) -> tuple[Rows | None, tuple[str, int]]:
+    """The queries before RoPE and how it pairs dimensions; no queries where they were not captured or none turn."""
+    if "q_pre" in run.manifest.selection[queries.layer]:
+        before = load(run, queries.layer, "q_pre")
+        with suppress(RunError):
+            return before, find_layout(before, queries)
+    return None, ("", 0)
 
 
 def _errors(queries: Rows, truth: dict[str, np.ndarray], found: list[dict[str, np.ndarray]]) -> pl.DataFrame:

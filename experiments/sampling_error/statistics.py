@@ -7,15 +7,17 @@ some bias in small samples; the first is a plain Horvitz-Thompson mean and has n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float64
 
 from experiments.attention_plasticity.core import measure, model_queries
 from experiments.attention_plasticity.pairs import draw_pairs
-from experiments.common.moments import moments_of, pool
+from experiments.common.moments import Moments, moments_of, pool, ratio
 from experiments.common.rows import MIN_ROWS, Rows
 from experiments.key_rank import rank_at, spectrum
-from experiments.position_geometry.pca import components, linear_share
+from experiments.position_geometry.pca import linear_share
 from experiments.position_geometry.plane import plane
 from experiments.quantisation.core import quantised, relative_error
 from experiments.query_key_gap.core import distance
@@ -30,7 +32,12 @@ PerHead = Float64[np.ndarray, " heads"]
 
 
 def statistics(
-    queries: Rows, keys: Rows, places: list[int], n_positions: int, before: Rows | None
+    queries: Rows,
+    keys: Rows,
+    places: list[int],
+    n_positions: int,
+    before: Rows | None = None,
+    pairs: tuple[str, int] = ("", 0),
 ) -> dict[str, PerHead]:
     """Every statistic of a layer; undefined where there are too few rows for it.
 
@@ -38,15 +45,17 @@ def statistics(
         keys: one per key head; `places` says which of them each query head attends with.
         n_positions: how many positions the rows were drawn from.
         before: the queries before RoPE, where they were captured.
+        pairs: how RoPE pairs their dimensions: layout and width, as `find_layout` gives them.
     """
     undefined = np.full(len(queries.heads), np.nan)
     found = {"key_energy": energy(keys, n_positions)[places]}
     enough = min(len(queries), len(keys)) >= MIN_ROWS
+    sums = Sums.of(queries, keys) if enough else None
     for part in (_geometry, _plasticity, _keys, _gap):
-        names, values = part(queries, keys, places) if enough else (NAMES[part.__name__], ())
+        names, values = part(queries, keys, places, sums) if sums is not None else (NAMES[part.__name__], ())
         found |= dict(zip(names, values, strict=True)) if enough else dict.fromkeys(names, undefined)
     if before is not None:
-        found["concentration"] = _concentration(before) if enough else undefined
+        found["concentration"] = _concentration(before, *pairs) if enough else undefined
     return found
 
 
@@ -65,34 +74,49 @@ NAMES = {
 Values = tuple[tuple[str, ...], tuple[PerHead, ...]]
 
 
-def _geometry(queries: Rows, keys: Rows, places: list[int]) -> Values:
-    q, k = moments_of(queries), moments_of(keys).of_heads(places)
-    model = plane(q, k)
-    explained = components(q, k).explained[:, 0]
-    return NAMES["_geometry"], (model.r_q, model.r_k, model.bias_strength, linear_share(pool(q, k)), explained)
+@dataclass(frozen=True)
+class Sums:
+    """Moments that several statistics share, summed once: of queries, of keys, of keys left out and of the others."""
+
+    q: Moments
+    k: Moments
+    inside: Moments
+    outside: Moments
+
+    @classmethod
+    def of(cls, queries: Rows, keys: Rows) -> Sums:
+        left_out = np.arange(len(keys)) % 4 == 0
+        inside, outside = moments_of(keys.take(~left_out)), moments_of(keys.take(left_out))
+        return cls(moments_of(queries), pool(inside, outside), inside, outside)
 
 
-def _plasticity(queries: Rows, keys: Rows, places: list[int]) -> Values:
+def _geometry(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+    k = sums.k.of_heads(places)
+    model, both = plane(sums.q, k), pool(sums.q, k)
+    leading = ratio(np.linalg.eigvalsh(both.covariance)[:, -1], both.total_variance)
+    return NAMES["_geometry"], (model.r_q, model.r_k, model.bias_strength, linear_share(both), leading)
+
+
+def _plasticity(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
     pairs = draw_pairs(keys, "bucket", KEY_PAIRS, np.random.default_rng(0))
-    cells = measure(model_queries(queries, min_rows=MIN_QUERIES), keys.of_heads(places), pairs)
+    model = model_queries(queries, min_rows=MIN_QUERIES, whole=sums.q)
+    cells = measure(model, keys.of_heads(places), pairs)
     value = cells.mean("bucket_pairs") if len(cells.counts) else np.full(len(places), np.nan)
     return NAMES["_plasticity"], (value,)
 
 
-def _keys(queries: Rows, keys: Rows, places: list[int]) -> Values:
+def _keys(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
     ordered = keys.take(np.lexsort((keys.positions, keys.example_ids)))
     restored = quantised(ordered.vectors, BITS, "channel", GROUP)
     error = relative_error(ordered.vectors, restored, ordered.weights)
-    return NAMES["_keys"], (rank_at(spectrum(keys), 0.9)[places].astype(np.float64), error[places])
+    return NAMES["_keys"], (rank_at(spectrum(sums.k), 0.9)[places].astype(np.float64), error[places])
 
 
-def _gap(queries: Rows, keys: Rows, places: list[int]) -> Values:
-    left_out = np.arange(len(keys)) % 4 == 0
-    inside, outside = moments_of(keys.take(~left_out)), moments_of(keys.take(left_out))
-    near = distance(outside, inside, SHRINKAGE)[places]
-    return NAMES["_gap"], (distance(moments_of(queries), inside.of_heads(places), SHRINKAGE) / near,)
+def _gap(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+    near = distance(sums.outside, sums.inside, SHRINKAGE)[places]
+    return NAMES["_gap"], (distance(sums.q, sums.inside.of_heads(places), SHRINKAGE) / near,)
 
 
-def _concentration(before: Rows) -> PerHead:
-    z = rotary_pairs(before.vectors, "half", before.vectors.shape[2] // 2 * 2)
+def _concentration(before: Rows, layout: str, rotary: int) -> PerHead:
+    z = rotary_pairs(before.vectors, layout, rotary)
     return np.asarray((concentration(z, before.weights) * norms(z, before.weights)[1]).sum(1))

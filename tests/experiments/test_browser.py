@@ -107,6 +107,8 @@ def test_every_section_is_there(browser: Browser):
     ):
         assert browser.find_elements(By.CSS_SELECTOR, selector), selector
     assert len(browser.find_elements(By.CSS_SELECTOR, "#scatter circle")) == 2 * HEADS["q"]
+    axes = [text(browser, f"figure[data-statistic='bias strength'] .{side}").split() for side in ("rows", "columns")]
+    assert axes == [["1", "layer", "0"], ["0", "head", "3"]]
     picture(browser, "top")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,16 @@ def test_too_few_rows_and_broken_numbers_are_one_line(tmp_path: Path):
         load(planted_run(tmp_path / "nan", broken), 0, "q")
 
 
+def test_a_part_that_cannot_be_read_is_one_line(tmp_path: Path):
+    run = planted_run(tmp_path / "run")
+    (part,) = (run.folder / "captures").glob("layer=*1/kind=k/*.parquet")
+    part.write_bytes(b"no table")
+    with pytest.raises(RunError, match=r"layer 1, kind k of .* cannot be read \(.*\): .*sniffer.runs verify") as caught:
+        load(run, 1, "k")
+    assert "\n" not in str(caught.value)
+    assert len(load(run, 0, "k"))
+
+
 def test_a_missing_kind_says_how_to_capture_it(tmp_path: Path):
     run = planted_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"capture.kinds=\[q,k,q_pre\]"):
@@ -179,6 +190,16 @@ def test_the_same_run_gives_the_same_tables_and_figures(tmp_path: Path):
     for path in (tmp_path / "a").iterdir():
         if path.name != "provenance.json":
             assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+@pytest.mark.parametrize(("called", "threads"), [("-m", "1"), ("-c", "None")])
+def test_only_a_command_chooses_the_threads_of_linear_algebra(called: str, threads: str):
+    code = (
+        f"import os, sys; sys.argv[0] = {called!r}; import experiments; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
+    )
+    plain = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    told = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == threads
 
 
 def test_analyses_need_no_torch():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common.moments import moments_of
 from experiments.key_rank import KeyRank, effective_rank, rank_at, side_by_side, spectrum
 from sniffer.errors import ConfigError
 from tests.experiments.planted import DIM, HEADS, noise, planted_run, rows
@@ -16,7 +17,7 @@ from tests.experiments.planted import DIM, HEADS, noise, planted_run, rows
 def test_keys_in_a_subspace_have_its_rank(planted: int):
     rng = np.random.default_rng(planted)
     x = rng.normal(size=(2, 500, planted)) @ rng.normal(size=(2, planted, DIM)) + 7
-    values = spectrum(rows(x, np.arange(500)))
+    values = spectrum(moments_of(rows(x, np.arange(500))))
     assert (rank_at(values, 0.999999) <= planted).all()
     assert (effective_rank(values) <= planted + 1e-3).all()
 
@@ -36,12 +37,13 @@ def test_turning_the_space_changes_no_eigenvalue():
     x = rng.normal(size=(3, 200, DIM)) * np.arange(1, DIM + 1)
     turn = np.linalg.qr(rng.normal(size=(DIM, DIM)))[0]
     t = np.arange(200)
-    assert np.allclose(spectrum(rows(x, t)), spectrum(rows(x @ turn, t)), rtol=1e-4)
+    assert np.allclose(spectrum(moments_of(rows(x, t))), spectrum(moments_of(rows(x @ turn, t))), rtol=1e-4)
 
 
 def test_side_by_side_keeps_all_variance():
     x = np.random.default_rng(0).normal(size=(3, 200, DIM))
-    alone, joint = spectrum(rows(x, np.arange(200))), spectrum(side_by_side(rows(x, np.arange(200))))
+    side = rows(x, np.arange(200))
+    alone, joint = spectrum(moments_of(side)), spectrum(moments_of(side_by_side(side)))
     assert joint.shape == (1, 3 * DIM)
     assert joint.sum() == pytest.approx(alone.sum())
 

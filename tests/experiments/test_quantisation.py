@@ -93,6 +93,13 @@ def test_tables_have_every_case(tmp_path: Path):
     assert heads.filter(kind="k_pre")["outlier_channels"].to_list() == [1] * 2 * HEADS["k"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_keys_that_do_not_vary_have_no_error_and_a_figure(tmp_path: Path):
+    still = planted_run(tmp_path / "run", lambda *arguments: np.ones_like(noise(*arguments)))
+    result = Quantisation().measure(still)
+    assert (result.tables["errors"]["error"] == 0).all() and "errors" in result.figures
+
+
 @pytest.mark.parametrize("wrong", [{"bits": []}, {"bits": [0]}, {"group": 1}, {"outlier": 0.5}])
 def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]):
     with pytest.raises(ConfigError):

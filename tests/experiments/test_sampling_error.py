@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from experiments.common.rows import key_places, load
+from experiments.rope_frequencies import RopeFrequencies
 from experiments.sampling_error import SamplingError, enough_from, summarise
 from experiments.sampling_error.resample import Population, make_sampler
 from experiments.sampling_error.statistics import energy, statistics
 from sniffer.errors import ConfigError, RunError
 from sniffer.sampler import All, LogUniform, Picker
-from tests.experiments.planted import HEADS, noise, planted_run
+from tests.experiments.planted import HEADS, noise, planted_run, roped
 
 EVERY = All(bucket_size=64)
 
@@ -86,17 +87,29 @@ def test_more_rows_err_less(tmp_path: Path):
         assert some["rmse"][1] < some["rmse"][0], name
 
 
-def test_before_rope_adds_concentration(tmp_path: Path):
-    run = planted_run(tmp_path / "run", sampler=EVERY, kinds=("q", "k", "q_pre"), layers=[0])
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_before_rope_adds_concentration_over_the_pairs_that_turn(tmp_path: Path, layout: str):
+    run = planted_run(tmp_path / "run", roped(layout), sampler=EVERY, kinds=("q", "k", "q_pre"), layers=[0])
     errors = SamplingError(base_rates=[8], repeats=2).measure(run).tables["errors"]
-    assert "concentration" in set(errors["statistic"])
+    truth = errors.filter(statistic="concentration", sampler="uniform").sort("head")["truth"]
+    measured = RopeFrequencies().measure(run).tables["heads"].filter(kind="q_pre").sort("head")["concentration"]
+    assert np.allclose(truth, measured)
+
+
+def test_without_rope_there_is_no_concentration(tmp_path: Path):
+    def still(layer: int, kind: str, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return noise(layer, kind, positions, np.random.default_rng(ord(kind[0])))
+
+    run = planted_run(tmp_path / "run", still, sampler=EVERY, kinds=("q", "k", "q_pre"), layers=[0])
+    errors = SamplingError(base_rates=[8], repeats=2).measure(run).tables["errors"]
+    assert "concentration" not in set(errors["statistic"])
 
 
 def test_too_few_rows_leave_a_statistic_undefined_rather_than_wrong(tmp_path: Path):
     run = planted_run(tmp_path / "run", sampler=EVERY, layers=[0])
     queries, keys = load(run, 0, "q"), load(run, 0, "k")
     places = key_places(run, queries, keys)
-    found = statistics(queries.take([0, 1]), keys.take([0, 1]), places, 756, None)
+    found = statistics(queries.take([0, 1]), keys.take([0, 1]), places, 756)
     assert np.isfinite(found.pop("key_energy")).all()
     assert all(np.isnan(values).all() for values in found.values())
     errors = SamplingError(base_rates=[0.05], repeats=2).measure(run).tables
