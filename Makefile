@@ -2,7 +2,7 @@
 # Every target brings what it needs; PYTHON chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 
 VENV := .venv
 RUN := $(VENV)/bin/python
