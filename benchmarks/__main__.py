@@ -14,12 +14,12 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-import rich
 import rich.box
 from rich.table import Table
 
 from benchmarks.drawing import draw
 from benchmarks.measure import Figure, circumstances
+from sniffer.terminal import show_table
 
 SUITES = {
     "overhead": "what capturing adds to the forward pass",
@@ -53,7 +53,7 @@ def main() -> int:
     for name in arguments.suites or [name for name in SUITES if name not in ON_REQUEST]:
         repeats = -(-arguments.repeats // 3) if name in WHOLE_RUNS else arguments.repeats
         found[name] = import_module(f"benchmarks.{name}").measure(repeats)
-        rich.print(table(found[name], f"{name}: {SUITES[name]}"))
+        show_table(table(found[name], f"{name}: {SUITES[name]}"))
     keep(found)
     figures = [one for these in found.values() for one in these]
     held, missed = [one for one in figures if one.met is not None], [one for one in figures if one.met is False]

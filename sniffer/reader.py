@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import pyarrow.compute as pc
 import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
@@ -206,12 +205,9 @@ class Run:
             RunError: the layer, kind or head was not captured; the message says which were.
         """
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
-        wanted = pc.field("head") == head
-        if buckets is not None:
-            wanted &= pc.field("bucket").isin(list(buckets))
-        if max_position is not None:
-            wanted &= pc.field("position") <= max_position
-        rows = read_rows(self.folder, self.manifest.parts_of(layer, kind), wanted, self._dim(layer, kind))
+        kept = None if buckets is None else frozenset(buckets)
+        parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
+        rows = read_rows(self.folder, parts, head, dim, kept, max_position)
         return Vectors(vectors=rows["vector"], **self._places(rows))
 
     def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
