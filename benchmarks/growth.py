@@ -7,14 +7,16 @@ captured byte adds is told too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import Figure, WholeRun, figure, slope, whole_run
+from sniffer.dataset import Pydoc
 
 DOCUMENTS = (10, 20, 40, 80)
 LAYERS = (5, 10, 20, 30)
-LENGTHS = (1024, 2048, 4096)
+LENGTHS = (1024, 2048, 4096, 8192)
 
 
 def by_documents(n: int) -> Sequence[str]:
@@ -25,8 +27,8 @@ def by_layers(n: int) -> Sequence[str]:
     return ("dataset=sotu", "dataset.max_examples=8", "dataset.max_tokens=256", "sampler=all", layers(n))
 
 
-def by_length(n: int) -> Sequence[str]:
-    return ("dataset=sotu", "dataset.max_examples=1", f"dataset.max_tokens={n}", "sampler=all")
+def by_length(text: Path, n: int) -> Sequence[str]:
+    return ("dataset=text", f"dataset.path={text}", f"dataset.max_tokens={n}", "sampler=all")
 
 
 def layers(n: int) -> str:
@@ -34,11 +36,18 @@ def layers(n: int) -> str:
 
 
 def measure(repeats: int) -> list[Figure]:
+    with TemporaryDirectory() as scratch:
+        text = Path(scratch, "long.txt")
+        text.write_text("\n".join(text for _, _, text in Pydoc().texts()), encoding="utf-8")
+        return _slopes(text, repeats)
+
+
+def _slopes(text: Path, repeats: int) -> list[Figure]:
     found = []
     for name, sizes, overrides, limit in (
         ("documents", DOCUMENTS, by_documents, 1.1),
         ("captured layers, from the first", LAYERS, by_layers, 1.1),
-        ("tokens of one document", LENGTHS, by_length, None),
+        ("tokens of one document", LENGTHS, partial(by_length, text), None),
     ):
         runs = [_series(sizes, overrides) for _ in range(repeats)]
         seconds = [slope(sizes, [run.seconds["inference"] for run in series]) for series in runs]
