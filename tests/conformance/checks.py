@@ -12,9 +12,11 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -252,4 +254,6 @@ def check_early_exit(backbone: LoadedBackbone, ids: Tensor, seen: list[Seen]) ->
 
 
 def one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:240]}"
+    """An error's beginning, which is the same on every machine."""
+    text = " ".join(str(error).split()).replace(f"{Path(transformers.__file__).parents[1]}/", "")
+    return f"{type(error).__name__}: {text[:240]}"
