@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from sniffer.config import Config, EngineConfig
-from sniffer.crew import CrewEngine, WorkerLost
+from sniffer.crew import WorkerLost
+from sniffer.crew_engine import CrewEngine
 from sniffer.errors import ConfigError
 from sniffer.stop import SIGNALS
 from sniffer.types import Checkpoint

@@ -74,16 +74,13 @@ def read_rows(
     Raises:
         RunError: a file is missing or damaged.
     """
-    wanted = pc.field("head") == head
+    wanted, limits = pc.field("head") == head, {"head": (head, head)}
     if buckets is not None:
         wanted &= pc.field("bucket").isin(list(buckets))
+        limits["bucket"] = (min(buckets, default=0), max(buckets, default=-1))
     if max_position is not None:
         wanted &= pc.field("position") <= max_position
-    limits = {
-        "head": (head, head),
-        "bucket": (min(buckets, default=0), max(buckets, default=-1)) if buckets is not None else None,
-        "position": (0, max_position) if max_position is not None else None,
-    }
+        limits["position"] = (0, max_position)
     try:
         tables = [_read_part(folder / part.path, limits, wanted) for part in parts]
         table = pa.concat_tables([arrow_schema(dim).empty_table().drop_columns("head"), *tables])
@@ -100,25 +97,23 @@ def read_rows(
     return rows
 
 
-def _read_part(path: Path, limits: Mapping[str, tuple[int, int] | None], wanted: pc.Expression) -> pa.Table:
+def _read_part(path: Path, limits: Mapping[str, tuple[int, int]], wanted: pc.Expression) -> pa.Table:
     """The wanted rows of one part, from the row groups whose statistics do not rule them out.
 
     Args:
-        limits: by column, the first and last value wanted; None wants all.
+        limits: by column, the first and last value wanted.
         wanted: the same, exactly. A row group holds one head, so where only that is asked for, nothing is filtered.
     """
     # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         column_of = {name: file.schema_arrow.get_field_index(name) for name in limits}
         if min(column_of.values()) < 0:
             raise pa.ArrowInvalid(f"{path} is not a part: it has the columns {file.schema_arrow.names}")
-        chosen, whole = [], limits["bucket"] is None and limits["position"] is None
-        for number, group in enumerate(groups):
-            spans = {name: _span(group.column(column_of[name])) for name, limit in limits.items() if limit is not None}
-            if all(
-                limit[0] <= spans[name][1] and spans[name][0] <= limit[1] for name, limit in limits.items() if limit
-            ):
+        chosen, whole = [], limits.keys() == {"head"}
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            spans = {name: _span(group.column(column)) for name, column in column_of.items()}
+            if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
                 chosen.append(number)
                 whole &= spans["head"] == limits["head"]
         columns = [*PLACES, "vector"]

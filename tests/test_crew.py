@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sniffer import capture, crew
+from sniffer.crew_engine import CrewEngine
 from sniffer.errors import CaptureError
 from sniffer.loading import LastModel
 from sniffer.manifest import Manifest
@@ -102,7 +103,7 @@ class OnePool:
         self.dismissed += self.workers.pop(worker, None) is not None
 
 
-class OneEngine(crew.CrewEngine):
+class OneEngine(CrewEngine):
     def __init__(self, fate: Fate, size: int = 3, seed: int = 0) -> None:
         super().__init__(size, per_node=size, start_timeout=60.0)
         self.fate, self.chance = fate, random.Random(seed)

@@ -40,13 +40,15 @@ def test_two_nodes_capture_what_one_process_does(place: Place, address: str):
     assert {part.number for part in manifest.parts} == {0, 1}  # both had a share
 
 
-def test_a_killed_worker_costs_no_row(place: Place, address: str):
+def test_killed_workers_cost_no_row(place: Place, address: str):
+    """Both of them, so that the run ends only if others take their places, however quick it is."""
     command = place.start("run", *CHECKPOINTS, address)
     command.until(lambda: len(place.workers("run")) == 2 and place.committed("run") >= 20)
-    os.kill(place.workers("run")[1], signal.SIGKILL)
+    for worker in place.workers("run"):
+        os.kill(worker, signal.SIGKILL)
     assert command.wait() == 0, command.text
-    assert "a worker was lost" in place.log("run")
-    assert len(place.workers("run")) == 3  # another one took its place
+    assert place.log("run").count("a worker was lost") == 2
+    assert len(place.workers("run")) > 2
     place.must_be_whole("run")
 
 
