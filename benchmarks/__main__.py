@@ -23,6 +23,7 @@ from sniffer.terminal import show_table
 
 SUITES = {
     "overhead": "what capturing adds to the forward pass",
+    "heap": "freed memory kept for the next forward, on a CPU",
     "batching": "documents of mixed lengths together",
     "storage": "writing, against one default file per head",
     "reading": "reading back, against one default file per head",

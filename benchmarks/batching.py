@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Figure, Timed, both, figure
-from benchmarks.overhead import EMBEDDED
+from benchmarks.overhead import EMBEDDED, loaded
 from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone
 from sniffer.batching import ELSEWHERE, Tokenizer, batches
@@ -29,7 +29,7 @@ LIMITS = {"four documents a batch": 1.0}
 
 def measure(repeats: int) -> list[Figure]:
     checkpoint = Checkpoint(EMBEDDED)
-    backbone = checkpoint.load()
+    backbone = loaded("float32")
     tokenize, pad_id = checkpoint.tokenizer()
     documents = list(Tokenizer(tokenize, MAX_TOKENS).documents(Pydoc(max_examples=N_DOCUMENTS)))
     one_by_one = [TokenBatch((document,), pad_id) for document in documents]

@@ -18,6 +18,9 @@ DOCUMENTS = (10, 20, 40, 80)
 LAYERS = (5, 10, 20, 30)
 LENGTHS = (1024, 2048, 4096, 8192)
 
+MOST_CHARACTERS = 8
+"""Of documentation in a token, on the average: about twice as many as there are."""
+
 
 def by_documents(n: int) -> Sequence[str]:
     return ("dataset=sotu", f"dataset.max_examples={n}", "dataset.max_tokens=128", "sampler=all")
@@ -28,7 +31,10 @@ def by_layers(n: int) -> Sequence[str]:
 
 
 def by_length(text: Path, n: int) -> Sequence[str]:
-    return ("dataset=text", f"dataset.path={text}", f"dataset.max_tokens={n}", "sampler=all")
+    """A document of its own for each length, so that none is tokenised for longer than it is captured."""
+    path = text.with_name(f"{n}.txt")
+    path.write_text(text.read_text(encoding="utf-8")[: MOST_CHARACTERS * n], encoding="utf-8")
+    return ("dataset=text", f"dataset.path={path}", f"dataset.max_tokens={n}", "sampler=all")
 
 
 def layers(n: int) -> str:

@@ -26,6 +26,7 @@ from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone
 from sniffer.config import CaptureConfig
 from sniffer.dataset import Pydoc
+from sniffer.heap import keep_freed_memory
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform
 from sniffer.selection import select
@@ -62,10 +63,9 @@ FIVE_KINDS = Way("all positions, all five kinds", All(), kinds=KINDS)
 FIRST_3 = Way("first 3 of 30 layers", LogUniform(), layers=(0, 1, 2))
 
 SAMPLED = (LOG, LOG_64, UNIFORM)
-FEW = (SAMPLED, (EVERY,))
-MORE = (*FEW, (FIVE_KINDS,))
-AT_ONCE = ((*SAMPLED, EVERY),)
-"""Where one forward takes half a minute, all samplers watch the same one."""
+MORE = (SAMPLED, (EVERY,), (FIVE_KINDS,))
+AT_ONCE = ((*SAMPLED, EVERY, FIVE_KINDS),)
+"""Where one forward takes half a minute, all watch the same one."""
 
 OF_BARE = {FIRST_3.name: 0.15}
 
@@ -161,7 +161,9 @@ def measure(repeats: int) -> list[Figure]:
         *compare("4 x 2048", Bench(*[2048] * 4), AT_ONCE, repeats, {LOG.name: 0.0015, EVERY.name: 0.01}),
         *compare("1 x 8192", Bench(8192), AT_ONCE, repeats, planning=True),
         *compare("1 x 512, bfloat16", Bench(512, dtype="bfloat16"), MORE, repeats),
-        *compare("1 x 2048, bfloat16", Bench(2048, dtype="bfloat16"), FEW, repeats),
+        *compare("4 of 128 to 512, bfloat16", Bench(*MIXED, dtype="bfloat16"), MORE, repeats),
+        *compare("1 x 2048, bfloat16", Bench(2048, dtype="bfloat16"), MORE, repeats),
+        *compare("1 x 8192, bfloat16", Bench(8192, dtype="bfloat16"), AT_ONCE, repeats),
     ]
 
 
@@ -195,7 +197,7 @@ def compare(
             _, whole = timed(bench.capture, [*group[first:], *group[:first]])
             for one in group:
                 inside[one.way.name].append(one.spent / whole)
-            together = one.way.name if len(group) == 1 else f"{len(group)} samplers at once"
+            together = one.way.name if len(group) == 1 else f"{len(group)} ways at once"
             loop[together].append(whole / forward)
         for name, rival in RIVALS.items() if rivals else ():
             with rival(bench.backbone) as copies:
@@ -232,7 +234,11 @@ def draw_80_layers() -> None:
 
 @cache
 def loaded(dtype: str) -> LoadedBackbone:
-    return Checkpoint(EMBEDDED, dtype=dtype).load()
+    """As a run has it."""
+    backbone = Checkpoint(EMBEDDED, dtype=dtype).load()
+    if backbone.device.type == "cpu":
+        keep_freed_memory()
+    return backbone
 
 
 def real_batch(lengths: Sequence[int]) -> TokenBatch:

@@ -33,7 +33,13 @@ QUOTED = {
         "bytes per bfloat16 value, stored as float32",
     ),
     "reading": ("one head of * / a default file per head", "first * positions, q of a layer / default files"),
-    "end_to_end": ("everything / nothing captured, processor time", "peak memory above the model / *"),
+    "heap": ("freed memory kept / given back, a forward at 1 x 2048",),
+    "end_to_end": (
+        "everything captured / plain transformers, processor time",
+        "nothing captured / plain transformers, processor time",
+        "peak memory above the model / *",
+    ),
+    "long_context": ("slope of peak memory over 8k, 16k, 32k tokens", "peak memory at 128k * mask of *"),
 }
 """By suite, patterns of names; processor times only where a pattern asks for them."""
 

@@ -26,6 +26,7 @@ MANY_LAYERS = (
     "dataset.max_tokens=256",
 )
 LAYER = 15
+ROUNDS = 5
 FIRST = 128
 """Positions that a bucket query asks for: the first bucket."""
 
@@ -40,16 +41,22 @@ def measure(repeats: int) -> list[Figure]:
         default = Path(scratch, "default")
         _as_default(run, default)
         for _ in range(repeats):
-            # Some milliseconds each: of all heads, one by one, so that no single call decides.
-            _, ours = timed(_heads, run)
-            _, theirs = timed(_default_heads, default, run)
+            # Some milliseconds each: all heads, one by one, and in turn, so that no single call decides.
+            ours, theirs, in_parts = Timed(), Timed(), Timed()
+            for _ in range(ROUNDS):
+                ours += timed(_heads, run)[1]
+                theirs += timed(_default_heads, default, run)[1]
+                in_parts += timed(_heads, parts)[1]
             one_head.append(ours / theirs)
-            _, in_parts = timed(_heads, parts)
             spilled.append(in_parts / ours)
             for layers, ratios in (((LAYER,), one_layer), (run.layers, all_layers)):
-                mine, ours = timed(_first_bucket, run, layers)
-                same, theirs = timed(_default_bucket, default, run, layers)
-                assert len(mine) == len(same)
+                ours, theirs = Timed(), Timed()
+                for _ in range(ROUNDS):
+                    mine, took = timed(_first_bucket, run, layers)
+                    ours += took
+                    same, took = timed(_default_bucket, default, run, layers)
+                    theirs += took
+                    assert len(mine) == len(same)
                 ratios.append(ours / theirs)
             _, opened = timed(open_run, many.folder)
             opening.append(1000 * opened.wall)

@@ -49,7 +49,7 @@ def measure(repeats: int) -> list[Figure]:
             size.append(bytes_in(ours) / bytes_in(default))
             spilled.append(spill / mine)
             spilled_size.append(bytes_in(parts) / bytes_in(ours))
-            write(Path(scratch, "narrow"), narrow)
+            write(Path(scratch, "narrow"), narrow, source_dtype="bfloat16")
             narrow_size.append(bytes_in(Path(scratch, "narrow")) / values)
             for folder in Path(scratch).iterdir():
                 rmtree(folder)
@@ -83,13 +83,13 @@ def capture(bench: Bench) -> Captured:
     return {pair: accumulator.columns(*pair, geometry[pair[0]].dims[pair[1]]) for pair in accumulator.by_size()}
 
 
-def write(folder: Path, captured: Captured, index: int = 0) -> None:
+def write(folder: Path, captured: Captured, index: int = 0, source_dtype: str = "float32") -> None:
     """As a run's store does: several parts at a time."""
 
     def one(pair: tuple[int, str]) -> None:
         layer, kind = pair
         columns = captured[pair]
-        footer = Footer(layer, kind, columns.dim, "float32", None, None, {}, 0, ("example", "layer", "kind"))
+        footer = Footer(layer, kind, columns.dim, source_dtype, None, None, {}, 0, ("example", "layer", "kind"))
         write_part(folder, part_path(layer, kind, index, 30), columns, footer)
 
     with ThreadPoolExecutor(WRITERS) as pool:

@@ -23,7 +23,7 @@ from sniffer.config import Config, saved_config
 from sniffer.continuation import Earlier
 from sniffer.engine import Engine, Plan, dtype_name
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
-from sniffer.estimate import estimate, refuse_if_too_large
+from sniffer.estimate import estimate, refuse_if_too_large, stored_bytes
 from sniffer.loading import Load, load_anew
 from sniffer.local import LocalEngine
 from sniffer.manifest import Manifest
@@ -71,6 +71,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             manifest,
             plan.picker,
             plan.dtype,
+            compression=plan.compression,
             checkpoint_every=config.output.checkpoint_every,
             memory_limit=room.limit,
             kept=earlier.kept,
@@ -165,9 +166,11 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
     if not lengths and len(config.dataset):
         raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
     batch = batch_tokens(config.batch.max_tokens, model.device.type)
-    documents, itemsize = feed.expected_documents, model.dtype.itemsize
-    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch)
-    return Plan(geometry, selection, picker, expected, batch, dtype_name(model.dtype))
+    documents, dtype, compression = feed.expected_documents, dtype_name(model.dtype), config.output.compression
+    stored = stored_bytes(compression, dtype)
+    itemsize = model.dtype.itemsize
+    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
+    return Plan(geometry, selection, picker, expected, batch, dtype, compression)
 
 
 def first_manifest(config: Config, plan: Plan, folder: Path, model: ModelFacts, engine: Engine) -> Manifest:

@@ -25,7 +25,7 @@ from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.durable import could_not_write
 from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.lock import is_held
-from sniffer.types import KINDS
+from sniffer.types import COMPRESSIONS, KINDS
 
 
 @dataclass
@@ -80,12 +80,13 @@ class BatchConfig:
 
 @dataclass
 class OutputConfig:
-    """When rows leave memory before the end of a run.
+    """How vectors are compressed, and when rows leave memory before the end of a run.
 
-    `memory_limit` is in bytes, or text with a unit such as "8GiB"; here it becomes an integer.
-    `checkpoint_every` counts documents.
+    `compression` is one of sniffer.types.COMPRESSIONS. `memory_limit` is in bytes, or text with a unit such as
+    "8GiB"; here it becomes an integer. `checkpoint_every` counts documents.
     """
 
+    compression: str = "auto"
     memory_limit: Any = None
     checkpoint_every: int | None = None
 
@@ -94,6 +95,8 @@ class OutputConfig:
             self.memory_limit = n_bytes("output.memory_limit", self.memory_limit)
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(f"output.compression={self.compression} is not one of {', '.join(COMPRESSIONS)}")
 
 
 ENGINES = ("local", "ray")

@@ -22,6 +22,9 @@ from sniffer.hashing import GOLDEN, MASK64, key_of, mix64, mix64_int
 BLOCK = 1 << 12
 """Rows hashed at a time, so that the widened words stay small."""
 
+N_PLACES = 5
+"""32-bit words of a row before its floats."""
+
 SECOND_LANE = np.uint64(key_of("second lane"))
 
 
@@ -51,36 +54,43 @@ def combine(digests: Iterable[str]) -> str:
     return str(sum(map(Digest.parse, digests), Digest()))
 
 
-def digest_rows(
-    layer: int,
-    kind: str,
-    head: int,
-    places: Mapping[str, Int[np.ndarray, " rows"]],
-    vectors: Float32[np.ndarray, "rows dim"],
-) -> Digest:
-    """The digest of rows of one (layer, kind, head).
+def sum_places(places: Mapping[str, Int[np.ndarray, " rows"]]) -> UInt64[np.ndarray, " rows"]:
+    """What the columns that all heads share add to each row's number, for `digest_rows`.
 
-    `places` holds the other columns by name: bucket, position, token_id, example_id. Floats count by
-    their bits, so that -0.0 is not 0.0 and any NaN equals itself.
+    `places` holds them by name: bucket, position, token_id, example_id.
     """
-    start = np.uint64(key_of("row", layer, kind, head))
     example_ids = places["example_id"]
-    words32 = (
+    words = (
         places["bucket"],
         places["position"],
         places["token_id"],
         example_ids & 0xFFFFFFFF,
         example_ids >> 32,
     )
-    weights = _weights(len(words32) + vectors.shape[1])
+    sums = np.zeros(len(example_ids), dtype=np.uint64)
+    for column, weight in zip(words, _weights(N_PLACES), strict=True):
+        sums += column.astype(np.uint64) * weight
+    return sums
+
+
+def digest_rows(
+    layer: int,
+    kind: str,
+    head: int,
+    places: UInt64[np.ndarray, " rows"],
+    vectors: Float32[np.ndarray, "rows dim"],
+) -> Digest:
+    """The digest of rows of one (layer, kind, head); `places` is what `sum_places` makes of the other columns.
+
+    Floats count by their bits, so that -0.0 is not 0.0 and any NaN equals itself.
+    """
+    start = np.uint64(key_of("row", layer, kind, head))
+    weights = _weights(N_PLACES + vectors.shape[1])[N_PLACES:]
     total = Digest()
     for first in range(0, len(vectors), BLOCK):
         block = slice(first, first + BLOCK)
         floats = np.ascontiguousarray(vectors[block]).view(np.uint32).astype(np.uint64)
-        sums = np.einsum("ij,j->i", floats, weights[len(words32) :]) + start
-        for column, weight in zip(words32, weights, strict=False):
-            sums += column[block].astype(np.uint64) * weight
-        hashes = mix64(sums)
+        hashes = mix64(np.einsum("ij,j->i", floats, weights) + start + places[block])
         total += Digest(_sum(hashes), _sum(mix64(hashes ^ SECOND_LANE)))
     return total
 

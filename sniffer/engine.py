@@ -29,6 +29,7 @@ class Plan:
     expected: Estimate
     batch_tokens: int
     dtype: str
+    compression: str
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ import psutil
 from sniffer.errors import CaptureError
 from sniffer.sampler import Picker
 from sniffer.selection import Selection
-from sniffer.types import DRAW_OF_KIND, LayerGeometry
+from sniffer.types import DRAW_OF_KIND, WIDE, LayerGeometry, codec
 
 RAM_HEADROOM = 1.3
 """Peak memory over captured bytes, while sorting and writing."""
@@ -49,6 +49,7 @@ def estimate(
     n_documents: int,
     itemsize: int,
     batch_tokens: int,
+    stored: float,
 ) -> Estimate:
     """Expects picks from the sampler's law.
 
@@ -57,6 +58,7 @@ def estimate(
         n_documents: how many there will be in all; more than len(lengths) scales up.
         itemsize: bytes of one value in the model's dtype.
         batch_tokens: of a batch of several documents, at most.
+        stored: bytes of one value on disk, as `stored_bytes` has it.
     """
     scale = n_documents / max(1, len(lengths))
     picks = picker.expected(lengths) * scale
@@ -66,8 +68,7 @@ def estimate(
         rows[kind] += picks * len(heads)
         values = picks * len(heads) * geometry[layer].dims[kind]
         ram += values * itemsize
-        # A float32 column hardly compresses; values widened from two bytes take about 1.5.
-        file += values * (3.7 if itemsize == 4 else 1.5)
+        file += values * stored
     # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
     draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
     ram += 20 * picks * len(draws)
@@ -75,6 +76,13 @@ def estimate(
     batch_picks = max(picker.expected([n] * max(1, batch_tokens // n)) for n in {max(lengths), min(lengths)})
     batch = ram * batch_picks / max(1e-9, picks)
     return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
+
+
+def stored_bytes(compression: str, dtype: str) -> float:
+    """Bytes that a value of this dtype takes in a file, places included; `compression` as in the configuration."""
+    if codec(compression, dtype) == "none":
+        return 4.2
+    return 3.7 if dtype in WIDE else 1.5
 
 
 @dataclass(frozen=True)

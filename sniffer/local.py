@@ -13,6 +13,7 @@ from sniffer.clock import Clock
 from sniffer.config import Config
 from sniffer.engine import Plan, describe_device
 from sniffer.estimate import Room, available_memory
+from sniffer.heap import keep_freed_memory
 from sniffer.loading import Load
 from sniffer.observer import draw
 from sniffer.passes import Passes
@@ -36,6 +37,8 @@ class LocalEngine:
     def open(self, config: Config, folder: Path) -> Backbone:
         """Loads the model; SnifferError as `Checkpoint.load`."""
         self._backbone = self._load(config.model)
+        if self._backbone.device.type == "cpu":
+            keep_freed_memory()
         return self._backbone
 
     def room(self, wanted: int | None) -> Room:

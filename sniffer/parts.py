@@ -20,12 +20,16 @@ WRITERS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class PartWriter:
-    """Writes the parts of one run. `source_dtype` is the model's dtype before widening to float32."""
+    """Writes the parts of one run.
+
+    `source_dtype` is the model's dtype before widening to float32; `compression` one of sniffer.types.COMPRESSIONS.
+    """
 
     folder: Path
     geometry: Mapping[int, LayerGeometry]
     picker: Picker
     source_dtype: str
+    compression: str = "auto"
 
     def write(self, accumulator: Accumulator, pair: tuple[int, str], number: int) -> Part:
         """One part with the rows of one (layer, kind), which stay in the accumulator.
@@ -47,7 +51,8 @@ class PartWriter:
             seed=self.picker.seed,
             seed_by=tuple(self.picker.sampler.seed_by),
         )
-        return write_part(self.folder, part_path(layer, kind, number, 1 + max(self.geometry)), columns, footer)
+        path = part_path(layer, kind, number, 1 + max(self.geometry))
+        return write_part(self.folder, path, columns, footer, self.compression)
 
     def write_all(
         self,

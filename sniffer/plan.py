@@ -21,7 +21,7 @@ from sniffer.batching import ELSEWHERE, Tokenizer
 from sniffer.build import checked
 from sniffer.config import Config
 from sniffer.errors import ConfigError, RunError
-from sniffer.estimate import Estimate, estimate, peak_ram, size
+from sniffer.estimate import Estimate, estimate, peak_ram, size, stored_bytes
 from sniffer.manifest import Manifest
 from sniffer.sampler import Picker
 from sniffer.selection import Selection, check_request, select
@@ -124,7 +124,8 @@ def needs(config: Config, asked: Request) -> Needs:
     read = must_read(config.dataset) if asked.read is None else asked.read
     lengths = read_lengths(config, longest) if read else most_lengths(config.dataset)
     batch = config.batch.max_tokens or ELSEWHERE
-    expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch)
+    stored = stored_bytes(config.output.compression, outline.dtype)
+    expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch, stored)
     limit = config.output.memory_limit or math.inf
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
     rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))

@@ -47,6 +47,7 @@ class Store:
         picker: Picker,
         source_dtype: str,
         *,
+        compression: str = "auto",
         checkpoint_every: int | None = None,
         memory_limit: float = float("inf"),
         kept: Kept = NOTHING_KEPT,
@@ -55,7 +56,7 @@ class Store:
         self.manifest = manifest
         self.picker = picker
         geometry = {layer.layer: layer for layer in manifest.geometry}
-        self.writer = PartWriter(folder, geometry, picker, source_dtype)
+        self.writer = PartWriter(folder, geometry, picker, source_dtype, compression)
         self.checkpoint_every = checkpoint_every
         self.memory_limit = memory_limit
         self.examples: dict[int, Example] = dict(kept.committed)

@@ -22,8 +22,26 @@ if TYPE_CHECKING:
 KINDS = ("q", "k", "v", "q_pre", "k_pre")
 """q, k, v: what attention receives. q_pre, k_pre: what it would receive if RoPE were the identity."""
 
+COMPRESSIONS = ("auto", "zstd", "none")
+"""Of vectors on disk, as output.compression has it; see `codec`."""
+
+WIDE = ("float32", "float64")
+"""Dtypes of models whose values, stored as float32, compression does little for."""
+
 DRAW_OF_KIND = {"q": "q", "q_pre": "q", "k": "k", "k_pre": "k", "v": "k"}
 """Kinds of one vector share its draw, so that q_pre has q's positions, and k_pre and v have k's."""
+
+
+def codec(compression: str, source_dtype: str) -> str:
+    """The codec of vectors on disk, zstd or none.
+
+    Args:
+        compression: one of COMPRESSIONS; auto is zstd where the model's dtype is narrower than the float32 on disk.
+        source_dtype: the model's dtype, such as bfloat16.
+    """
+    if compression != "auto":
+        return compression
+    return "none" if source_dtype in WIDE else "zstd"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sniffer.engine import Plan, describe_device, dtype_name
 from sniffer.environment import versions
 from sniffer.errors import CaptureError
 from sniffer.estimate import available_memory
+from sniffer.heap import keep_freed_memory
 from sniffer.observer import draw
 from sniffer.parts import PartWriter
 from sniffer.passes import Passes
@@ -104,6 +105,8 @@ class Worker:
         torch.set_num_threads(self.threads)
         self.checkpoint.check()
         self.backbone = self.checkpoint.load()
+        if self.backbone.device.type == "cpu":
+            keep_freed_memory()
         return Facts(
             geometry=self.backbone.geometry,
             dtype=self.backbone.dtype,
@@ -123,7 +126,8 @@ class Worker:
         self.plan = plan
         self.accumulator = Accumulator(plan.selection)
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock)
-        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype_name(self.backbone.dtype))
+        dtype = dtype_name(self.backbone.dtype)
+        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression)
 
     def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
         """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""

@@ -4,10 +4,11 @@ Every head has row groups of its own, written one span at a time (see arrange.py
 captured rows only one span of one head is in memory. Widening to float32 is exact for bfloat16 and
 float16. Parts share nothing: several threads may each write one.
 
-Floats hardly repeat, but their sign and exponent bytes do: BYTE_STREAM_SPLIT puts equal bytes of
-neighbouring floats side by side, and zstd then takes the model's narrower dtype back out. Metadata
-columns are small once a dictionary or deltas have taken out what repeats; zstd on those too would cost
-a tenth of the time and save a hundredth of the size.
+Floats hardly repeat, but their sign and exponent bytes do: BYTE_STREAM_SPLIT puts equal bytes of neighbouring
+floats side by side, and zstd then takes a narrower dtype of the model back out: a bfloat16 takes 1.5 bytes, not 4.
+Of float32 that would save a sixth, for half as much time again to write and twice the time to read (benchmarks/), so
+those are left plain unless `output.compression` says otherwise. Metadata columns are small once a dictionary or deltas
+have taken out what repeats; zstd on those too would cost a tenth of the time and save a hundredth of the size.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float32
 
 from sniffer.arrange import sort_rows, spans
-from sniffer.digest import Digest, digest_rows
+from sniffer.digest import Digest, digest_rows, sum_places
 from sniffer.durable import durable_file
 from sniffer.schema import (
     EXAMPLES_PATH,
@@ -37,23 +38,31 @@ from sniffer.schema import (
     Part,
     row_schema,
 )
+from sniffer.types import codec
 
 DELTA_COLUMNS = ("position",)
 """Ascending within an example and bucket, so that differences are small."""
 
-PARQUET_OPTIONS: dict[str, Any] = {
-    "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), VECTOR_LEAF: "zstd"},
-    "compression_level": {VECTOR_LEAF: 1},
-    "use_dictionary": [column for column in METADATA_COLUMNS if column not in DELTA_COLUMNS],
-    "column_encoding": {
-        VECTOR_LEAF: "BYTE_STREAM_SPLIT",
-        **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED"),
-    },
-    "write_statistics": list(METADATA_COLUMNS),
-}
+UNCOMPRESSED_PAGE_BYTES = 128 * 1024
+"""A page that is not compressed stays in the processor's cache while it is put together. zstd wants large ones."""
 
 
-def write_part(folder: Path, path: str, columns: Columns, footer: Footer) -> Part:
+def parquet_options(vector_codec: str) -> dict[str, Any]:
+    """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it."""
+    if vector_codec == "zstd":
+        encoding, of_pages = "BYTE_STREAM_SPLIT", dict[str, Any](compression_level={VECTOR_LEAF: 1})
+    else:
+        encoding, of_pages = "PLAIN", dict[str, Any](data_page_size=UNCOMPRESSED_PAGE_BYTES)
+    return {
+        "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), VECTOR_LEAF: vector_codec},
+        "use_dictionary": [column for column in METADATA_COLUMNS if column not in DELTA_COLUMNS],
+        "column_encoding": {VECTOR_LEAF: encoding, **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")},
+        "write_statistics": list(METADATA_COLUMNS),
+        **of_pages,
+    }
+
+
+def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compression: str = "auto") -> Part:
     """Writes one part, durably: it appears under its name only when complete.
 
     Args:
@@ -61,6 +70,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer) -> Par
         path: where in it, as `schema.part_path` gives it.
         columns: the rows, which are left as they are; no rows make a valid part without row groups.
         footer: what the file says of itself.
+        compression: of the vectors, one of sniffer.types.COMPRESSIONS.
 
     Returns:
         What the manifest remembers of the part.
@@ -77,16 +87,18 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer) -> Par
     }
     plan = spans(columns, order)
     schema = row_schema(columns.dim).with_metadata(footer.encode())
+    options = parquet_options(codec(compression, footer.source_dtype))
+    shared = [sum_places({name: column[span.rows] for name, column in places.items()}) for span in plan]
     digest = Digest()
     with (
         durable_file(folder / path) as file,
-        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **PARQUET_OPTIONS) as writer,
+        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **options) as writer,
     ):
         for place, head in enumerate(columns.heads):
-            for span in plan:
+            for span, place_sums in zip(plan, shared, strict=True):
                 vectors = span.vectors(columns, place)
                 here = {name: column[span.rows] for name, column in places.items()}
-                digest += digest_rows(footer.layer, footer.kind, head, here, vectors)
+                digest += digest_rows(footer.layer, footer.kind, head, place_sums, vectors)
                 for group in span.row_groups:
                     rows = {name: column[group] for name, column in here.items()}
                     table = _table(schema, head, rows, vectors[group])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 import yaml
 
@@ -60,6 +61,13 @@ def make_columns(
 
 def make_footer(layer: int = 3, kind: str = "q", dim: int = 4, source_dtype: str = "float32") -> Footer:
     return Footer(layer, kind, dim, source_dtype, 512, 0.5, describe(SAMPLER), 7, ("example", "layer", "kind"))
+
+
+def codecs(folder: Path) -> set[str]:
+    """How the vectors of all parts of a run folder are compressed."""
+    files = map(pq.ParquetFile, sorted(folder.glob("captures/**/*.parquet")))
+    groups = [file.metadata.row_group(n) for file in files for n in range(file.metadata.num_row_groups)]
+    return {group.column(group.num_columns - 1).compression for group in groups}
 
 
 def take(columns: Columns, rows: np.ndarray) -> Columns:

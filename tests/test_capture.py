@@ -14,6 +14,7 @@ from sniffer import estimate, local, open_run, passes
 from sniffer.errors import CaptureError, ConfigError, DatasetError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
+from tests.helpers_storage import codecs
 from tests.tiny_run import TEXTS, save_texts
 
 EVERYTHING = ("sampler=all", "capture.kinds=[q,k,v,q_pre,k_pre]")
@@ -193,6 +194,15 @@ def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
     manifest = Manifest.load(tmp_path / "run-0")
     assert manifest.status == "interrupted" and "out of memory" in str(manifest.reason)
     assert manifest.counts["examples"] == 2 and manifest.rows > 0
+
+
+@pytest.mark.parametrize(
+    ("compression", "codec"), [("auto", "UNCOMPRESSED"), ("zstd", "ZSTD"), ("none", "UNCOMPRESSED")]
+)
+def test_vectors_are_compressed_as_asked_and_rows_stay(run, compression: str, codec: str):
+    asked = run("sampler=all", f"output.compression={compression}")
+    assert codecs(asked.folder) == {codec}
+    assert asked.manifest.digest == run("sampler=all").manifest.digest
 
 
 def test_a_full_disk_is_refused_before_it_starts(run, monkeypatch: pytest.MonkeyPatch):

@@ -141,6 +141,7 @@ def test_resolve_gives_real_objects() -> None:
         ("output.memory_limit=0", ["output.memory_limit=0", "bytes"]),
         ("output.memory_limit=much", ["output.memory_limit=much", "bytes"]),
         ("output.checkpoint_every=0", ["output.checkpoint_every=0", "null"]),
+        ("output.compression=gzip", ["output.compression=gzip", "auto, zstd, none"]),
         ("engine.name=spark", ["engine.name=spark", "local, ray"]),
         ("engine.workers=2", ["engine.workers", "engine=ray"]),
         ("engine={name: ray, workers: 0}", ["engine.workers=0", "1 or more"]),

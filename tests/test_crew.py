@@ -18,6 +18,7 @@ from sniffer.manifest import Manifest
 from sniffer.runs.verify import verify
 from sniffer.worker import Worker
 from tests.helpers_runs import TEXTS, Runs, must_be_whole, take_up
+from tests.helpers_storage import codecs
 from tests.tiny_run import save_texts
 
 MODEL = LastModel()
@@ -147,6 +148,12 @@ def replace_place(runs: Runs, place: Path) -> Runs:
 @pytest.mark.parametrize("more", [(), ("output.checkpoint_every=3",), ("output.memory_limit=2kB",)])
 def test_a_crew_captures_what_one_process_does(by_crew, whole: Path, more: tuple[str, ...]):
     must_be_whole(by_crew(OneEngine(well), *more), whole)
+
+
+def test_workers_compress_as_asked(by_crew, whole: Path):
+    folder = by_crew(OneEngine(well), "output.compression=zstd")
+    assert codecs(folder) == {"ZSTD"}
+    assert Manifest.load(folder).digest == Manifest.load(whole).digest
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sniffer.digest import Digest, combine, digest_rows
+from sniffer.digest import Digest, combine, digest_rows, sum_places
 from sniffer.hashing import key_of, mix64_int
 
 ROWS, DIM = 6, 5
@@ -26,7 +26,7 @@ def make_rows(seed: int = 0) -> dict[str, np.ndarray]:
 
 def digest(rows: dict[str, np.ndarray], layer: int = 1, kind: str = "q", head: int = 2) -> Digest:
     places = {name: column for name, column in rows.items() if name != "vector"}
-    return digest_rows(layer, kind, head, places, rows["vector"])
+    return digest_rows(layer, kind, head, sum_places(places), rows["vector"])
 
 
 def picked(rows: dict[str, np.ndarray], which: Any) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ from sniffer.runs.reproduce import compare, reproduce
 from sniffer.runs.saved import Trust, same_threads
 from sniffer.runs.verify import missing_shards, verify
 from sniffer.schema import Columns, Footer, row_schema
-from sniffer.writer import PARQUET_OPTIONS, write_part
+from sniffer.writer import parquet_options, write_part
 from tests.helpers_runs import TEXTS, Runs, rows
 from tests.helpers_storage import make_run
 from tests.tiny_run import save_checkpoint, save_texts
@@ -139,7 +139,7 @@ def test_rows_out_of_order_are_found(folder: Path):
     table = pq.ParquetFile(folder / part.path).read()
     first = table.slice(0, len(table) // len(manifest.selection[part.layer][part.kind]))
     schema = row_schema(8).with_metadata(pq.read_schema(folder / part.path).metadata)
-    with pq.ParquetWriter(folder / part.path, schema, **PARQUET_OPTIONS) as writer:
+    with pq.ParquetWriter(folder / part.path, schema, **parquet_options("none")) as writer:
         for head in range(4):
             piece = first.take(list(range(len(first)))[::-1])
             heads = np.full(len(piece), head, dtype=np.int16)

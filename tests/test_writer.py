@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sniffer.digest import combine
 from sniffer.durable import HashedFile
 from sniffer.errors import CaptureError
+from sniffer.estimate import stored_bytes
 from sniffer.schema import METADATA_COLUMNS, VECTOR_LEAF, Example, Footer, part_path, row_schema
 from sniffer.writer import write_examples, write_part
 from tests.helpers_storage import make_columns, make_documents, make_footer, take
@@ -81,20 +82,41 @@ def test_the_same_rows_in_other_chunks_and_order_give_the_same_file(tmp_path: Pa
     assert write_part(tmp_path, PATH, columns, make_footer()) == write_part(tmp_path, PATH, shuffled, make_footer())
 
 
-def test_encodings_land_where_meant(tmp_path: Path):
-    write_part(tmp_path, PATH, make_columns(), make_footer())
+@pytest.mark.parametrize(
+    ("compression", "dtype", "codec", "encoding"),
+    [
+        ("auto", "float32", "UNCOMPRESSED", "PLAIN"),
+        ("auto", "bfloat16", "ZSTD", "BYTE_STREAM_SPLIT"),
+        ("auto", "float16", "ZSTD", "BYTE_STREAM_SPLIT"),
+        ("zstd", "float32", "ZSTD", "BYTE_STREAM_SPLIT"),
+        ("none", "bfloat16", "UNCOMPRESSED", "PLAIN"),
+    ],
+)
+def test_encodings_land_where_meant(tmp_path: Path, compression: str, dtype: str, codec: str, encoding: str):
+    write_part(tmp_path, PATH, make_columns(), make_footer(source_dtype=dtype), compression)
     group = pq.ParquetFile(tmp_path / PATH).metadata.row_group(0)
     chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
     assert set(chunks) == {*METADATA_COLUMNS, VECTOR_LEAF}
     vector = chunks.pop(VECTOR_LEAF)
-    assert "BYTE_STREAM_SPLIT" in vector.encodings
-    assert vector.compression == "ZSTD"
+    assert set(vector.encodings) == {"RLE", encoding}  # RLE: where each list begins
+    assert vector.compression == codec
     assert not vector.has_dictionary_page
     assert not vector.is_stats_set
     for name, chunk in chunks.items():
         assert chunk.is_stats_set
+        assert chunk.compression == "UNCOMPRESSED"
         assert chunk.has_dictionary_page == (name != "position")
         assert ("DELTA_BINARY_PACKED" in chunk.encodings) == (name == "position")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_are_about_as_large_as_estimated(tmp_path: Path, compression: str, dtype: torch.dtype):
+    name = str(dtype).removeprefix("torch.")
+    columns = make_columns(rows=900, heads=(0, 1), dim=64, dtype=dtype)
+    columns.vectors[:] = [torch.randn(chunk.shape).to(dtype) for chunk in columns.vectors]
+    part = write_part(tmp_path, PATH, columns, make_footer(dim=64, source_dtype=name), compression)
+    assert part.bytes / (part.rows * 64) == pytest.approx(stored_bytes(compression, name), rel=0.15)
 
 
 def test_heads_and_large_buckets_have_row_groups_of_their_own(tmp_path: Path):

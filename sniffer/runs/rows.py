@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
-from sniffer.digest import Digest, digest_rows
+from sniffer.digest import Digest, digest_rows, sum_places
 from sniffer.manifest import Manifest
 from sniffer.schema import Footer, Part, row_schema
 
@@ -89,7 +89,7 @@ def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Places
         head = _only(table["head"].to_numpy())
         places = {name: table[name].to_numpy() for name in ("bucket", "position", "token_id", "example_id")}
         floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-        digest += digest_rows(part.layer, part.kind, head, places, floats)
+        digest += digest_rows(part.layer, part.kind, head, sum_places(places), floats)
         pieces.setdefault(head, []).append(Places(**places))
     return {head: Places.joined(parts) for head, parts in pieces.items()}, digest
 
