@@ -35,7 +35,7 @@ SUITES = {
     "gpu": "a GPU kept busy, where there is one",
     "peers": "other tools, each in an environment of its own",
 }
-WHOLE_RUNS = ("end_to_end", "committing", "growth", "long_context")
+WHOLE_RUNS = ("committing", "growth", "long_context")
 """Their repeats are whole runs, and far less noisy than a forward: a third of the repeats is enough."""
 
 ON_REQUEST = ("peers",)

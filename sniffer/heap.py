@@ -17,7 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
-BLOCK = 128 * 1024**2
+BLOCK = 64 * 1024**2
 """Bytes beyond which a block is taken from the system by itself: those of a document of 128k tokens still are."""
 
 KEPT = 8 * BLOCK

@@ -18,7 +18,7 @@ from sniffer.heap import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):
-        torch.ones(16_000_000)
+        torch.ones(12_000_000)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 before = faults()
@@ -27,7 +27,7 @@ for _ in range(4):
     faults()
 print(kept, faults() < before / 20)
 """
-"""Five times 64 MB, which the system hands out page by page, or which are there already after some rounds."""
+"""Five times 48 MB, which the system hands out page by page, or which are there already after some rounds."""
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 
