@@ -31,7 +31,7 @@ def by_layers(n: int) -> Sequence[str]:
 
 
 def by_length(text: Path, n: int) -> Sequence[str]:
-    """A document of its own for each length, so that none is tokenised for longer than it is captured."""
+    """A document of its own for each length, so that not much more is tokenised than captured."""
     path = text.with_name(f"{n}.txt")
     path.write_text(text.read_text(encoding="utf-8")[: MOST_CHARACTERS * n], encoding="utf-8")
     return ("dataset=text", f"dataset.path={path}", f"dataset.max_tokens={n}", "sampler=all")

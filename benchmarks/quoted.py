@@ -37,6 +37,7 @@ QUOTED = {
     "end_to_end": (
         "everything captured / plain transformers, processor time",
         "nothing captured / plain transformers, processor time",
+        "everything / nothing captured, processor time",
         "peak memory above the model / *",
     ),
     "long_context": ("slope of peak memory over 8k, 16k, 32k tokens", "peak memory at 128k * mask of *"),

@@ -32,23 +32,26 @@ FIRST = 128
 
 
 def measure(repeats: int) -> list[Figure]:
-    one_head, spilled, of_many, opening, counting = [], [], [], [], []
+    one_head, spilled, zipped, of_many, opening, counting = ([] for _ in range(6))
     one_layer: list[Timed] = []
     all_layers: list[Timed] = []
     with TemporaryDirectory() as scratch:
         run, many = _captured(Path(scratch, "run"), *TEXT), _captured(Path(scratch, "many"), *MANY_LAYERS)
         parts = _captured(Path(scratch, "parts"), *TEXT, f"capture.layers={LAYER}", "output.checkpoint_every=1")
+        zstd = _captured(Path(scratch, "zstd"), *TEXT, f"capture.layers={LAYER}", "output.compression=zstd")
         default = Path(scratch, "default")
         _as_default(run, default)
         for _ in range(repeats):
             # Some milliseconds each: all heads, one by one, and in turn, so that no single call decides.
-            ours, theirs, in_parts = Timed(), Timed(), Timed()
+            ours, theirs, in_parts, in_zstd = Timed(), Timed(), Timed(), Timed()
             for _ in range(ROUNDS):
                 ours += timed(_heads, run)[1]
                 theirs += timed(_default_heads, default, run)[1]
                 in_parts += timed(_heads, parts)[1]
+                in_zstd += timed(_heads, zstd)[1]
             one_head.append(ours / theirs)
             spilled.append(in_parts / ours)
+            zipped.append(in_zstd / ours)
             for layers, ratios in (((LAYER,), one_layer), (run.layers, all_layers)):
                 ours, theirs = Timed(), Timed()
                 for _ in range(ROUNDS):
@@ -69,6 +72,7 @@ def measure(repeats: int) -> list[Figure]:
         files, n_parts = len(many.manifest.parts), len(parts.manifest.parts_of(LAYER, "q"))
     return [
         *both(f"one head of {rows:,} vectors / a default file per head", one_head, limit=0.6),
+        *both("one head from zstd / from plain floats", zipped),
         *both(f"one head from {n_parts} parts / from one", spilled),
         *both(f"first {FIRST} positions, q of a layer / default files", one_layer, limit=0.3),
         *both(f"first {FIRST} positions, q of all layers / default files", all_layers),

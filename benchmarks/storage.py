@@ -34,7 +34,9 @@ def measure(repeats: int) -> list[Figure]:
     wide = capture(bench)
     narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
     values = sum(len(c) * len(c.heads) * c.dim for c in wide.values())
-    of_forward, of_default, speed, size, narrow_size, spilled, spilled_size = ([] for _ in range(7))
+    of_forward, of_default, speed, size, narrow_size, spilled, spilled_size, zipped, zipped_size = (
+        [] for _ in range(9)
+    )
     with TemporaryDirectory() as scratch, torch.inference_mode():
         bench.forward()
         for _ in range(repeats):
@@ -49,6 +51,9 @@ def measure(repeats: int) -> list[Figure]:
             size.append(bytes_in(ours) / bytes_in(default))
             spilled.append(spill / mine)
             spilled_size.append(bytes_in(parts) / bytes_in(ours))
+            _, zstd = timed(write, Path(scratch, "zstd"), wide, compression="zstd")
+            zipped.append(zstd / mine)
+            zipped_size.append(bytes_in(Path(scratch, "zstd")) / bytes_in(ours))
             write(Path(scratch, "narrow"), narrow, source_dtype="bfloat16")
             narrow_size.append(bytes_in(Path(scratch, "narrow")) / values)
             for folder in Path(scratch).iterdir():
@@ -59,6 +64,8 @@ def measure(repeats: int) -> list[Figure]:
         figure("writing, per core", speed, unit="MB/s"),
         figure("bytes / one default file per head", size, limit=0.70),
         figure("bytes per bfloat16 value, stored as float32", narrow_size, limit=1.5, unit="bytes"),
+        *both("writing in zstd / plain, as float32 is by default", zipped),
+        figure("bytes in zstd / plain", zipped_size),
         *both(f"writing {SPILLS} parts / one part per (layer, kind)", spilled),
         figure(f"bytes in {SPILLS} parts / one part per (layer, kind)", spilled_size),
     ]
@@ -83,14 +90,16 @@ def capture(bench: Bench) -> Captured:
     return {pair: accumulator.columns(*pair, geometry[pair[0]].dims[pair[1]]) for pair in accumulator.by_size()}
 
 
-def write(folder: Path, captured: Captured, index: int = 0, source_dtype: str = "float32") -> None:
+def write(
+    folder: Path, captured: Captured, index: int = 0, source_dtype: str = "float32", compression: str = "auto"
+) -> None:
     """As a run's store does: several parts at a time."""
 
     def one(pair: tuple[int, str]) -> None:
         layer, kind = pair
         columns = captured[pair]
         footer = Footer(layer, kind, columns.dim, source_dtype, None, None, {}, 0, ("example", "layer", "kind"))
-        write_part(folder, part_path(layer, kind, index, 30), columns, footer)
+        write_part(folder, part_path(layer, kind, index, 30), columns, footer, compression)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(one, captured))

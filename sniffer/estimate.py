@@ -82,7 +82,7 @@ def stored_bytes(compression: str, dtype: str) -> float:
     """Bytes that a value of this dtype takes in a file, places included; `compression` as in the configuration."""
     if codec(compression, dtype) == "none":
         return 4.2
-    return 3.7 if dtype in WIDE else 1.5
+    return 3.5 if dtype in WIDE else 1.5
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,27 @@ import platform
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
 
-CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+BLOCKS = (64 * 1024**2, 32 * 1024**2)
+"""Bytes beyond which a block is taken from the system by itself: the first that glibc accepts; older ones take no more
+than the second."""
 
-BLOCK = 64 * 1024**2
-"""Bytes beyond which a block is taken from the system by itself: those of a document of 128k tokens still are."""
-
-KEPT = 8 * BLOCK
+KEPT = 8 * BLOCKS[0]
 """Bytes that may lie free at the end of the heap."""
 
 
 def keep_freed_memory() -> bool:
-    """For the rest of this process; True if it could be had.
+    """For the rest of this process; True if glibc accepted it.
 
-    Nothing happens without glibc, or where the environment says how it is to do (`CHOSEN`).
+    Nothing happens without glibc, or where the environment says how its malloc is to do.
     """
-    if platform.libc_ver()[0] != "glibc" or any(name in os.environ for name in CHOSEN):
+    if platform.libc_ver()[0] != "glibc" or chosen_by_user():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Both or neither: setting one of them alone ends the other's adapting to what a program frees.
-    return bool(mallopt(M_MMAP_THRESHOLD, BLOCK) and mallopt(M_TRIM_THRESHOLD, KEPT))
+    return any(mallopt(M_MMAP_THRESHOLD, block) for block in BLOCKS) and bool(mallopt(M_TRIM_THRESHOLD, KEPT))
+
+
+def chosen_by_user() -> bool:
+    """Whether the environment sets what is kept; mallopt(3) names the variables."""
+    named = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()
+    return bool(named) or "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")

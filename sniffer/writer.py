@@ -6,9 +6,10 @@ float16. Parts share nothing: several threads may each write one.
 
 Floats hardly repeat, but their sign and exponent bytes do: BYTE_STREAM_SPLIT puts equal bytes of neighbouring
 floats side by side, and zstd then takes a narrower dtype of the model back out: a bfloat16 takes 1.5 bytes, not 4.
-Of float32 that would save a sixth, for a third more time to write and twice the time to read (benchmarks/), so
-those are left plain unless `output.compression` says otherwise. Metadata columns are small once a dictionary or deltas
-have taken out what repeats; zstd on those too would cost a tenth of the time and save a hundredth of the size.
+Of float32 that would save a sixth, for a third more time to write and twice the time to read (the suites storage
+and reading of benchmarks/), so those are left plain unless `output.compression` says otherwise. Metadata columns
+are small once a dictionary or deltas have taken out what repeats; zstd on those too would cost a tenth of the time
+and save a hundredth of the size.
 """
 
 from __future__ import annotations
@@ -88,17 +89,17 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     plan = spans(columns, order)
     schema = row_schema(columns.dim).with_metadata(footer.encode())
     options = parquet_options(codec(compression, footer.source_dtype))
-    shared = [sum_places({name: column[span.rows] for name, column in places.items()}) for span in plan]
+    sums = sum_places(places)
     digest = Digest()
     with (
         durable_file(folder / path) as file,
         pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **options) as writer,
     ):
         for place, head in enumerate(columns.heads):
-            for span, place_sums in zip(plan, shared, strict=True):
+            for span in plan:
                 vectors = span.vectors(columns, place)
                 here = {name: column[span.rows] for name, column in places.items()}
-                digest += digest_rows(footer.layer, footer.kind, head, place_sums, vectors)
+                digest += digest_rows(footer.layer, footer.kind, head, sums[span.rows], vectors)
                 for group in span.row_groups:
                     rows = {name: column[group] for name, column in here.items()}
                     table = _table(schema, head, rows, vectors[group])

@@ -4,11 +4,15 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
+import torch
 
-from sniffer import local
-from sniffer.heap import keep_freed_memory
+from sniffer import local, worker
+from sniffer.heap import M_MMAP_THRESHOLD, chosen_by_user, keep_freed_memory
 
 FAULTS = """
 import resource
@@ -32,9 +36,13 @@ print(kept, faults() < before / 20)
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 
 
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+
+
 def asked(**environment: str) -> str:
+    ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=os.environ | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FAULTS], env=ours | environment, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
@@ -57,16 +65,49 @@ def test_what_the_user_chose_stays(chosen: dict[str, str]):
     assert asked(**chosen) == "False False"
 
 
+@pytest.mark.parametrize(("most", "asked_for"), [(2**30, [64, 8 * 64]), (2**25, [64, 32, 8 * 64]), (0, [64, 32])])
+def test_an_older_glibc_takes_smaller_blocks(monkeypatch: pytest.MonkeyPatch, most: int, asked_for: list[int]):
+    calls: list[int] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        calls.append(value // 2**20)
+        return int(parameter != M_MMAP_THRESHOLD or value <= most)
+
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("sniffer.heap.platform.libc_ver", lambda: ("glibc", "2.31"))
+    monkeypatch.setattr("sniffer.heap.ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert keep_freed_memory() == (most > 0)
+    assert calls == asked_for
+
+
+@pytest.mark.parametrize(("value", "theirs"), [("glibc.malloc.perturb=1", True), ("glibc.rtld.nns=4", False)])
+def test_only_tunables_of_malloc_count(monkeypatch: pytest.MonkeyPatch, value: str, theirs: bool):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", value)
+    assert chosen_by_user() == theirs
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sniffer.heap.platform.libc_ver", lambda: ("", ""))
     assert not keep_freed_memory()
 
 
 @pytest.mark.parametrize(("device", "times"), [("cpu", 1), ("cuda", 0)])
-def test_a_run_on_a_processor_asks_for_it(monkeypatch: pytest.MonkeyPatch, device: str, times: int):
+@pytest.mark.parametrize("module", [local, worker])
+def test_whoever_runs_the_model_on_a_processor_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType, device: str, times: int
+):
     calls: list[str] = []
-    monkeypatch.setattr(local, "keep_freed_memory", lambda: calls.append("kept"))
-    model = type("Model", (), {"device": type("Device", (), {"type": device})})()
-    config = type("Config", (), {"model": None})()
-    local.LocalEngine(lambda checkpoint: model).open(config, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append("kept"))
+    model = MagicMock()
+    model.device.type = device
+    if module is local:
+        local.LocalEngine(lambda checkpoint: model).open(MagicMock(), tmp_path)
+    else:
+        (tmp_path / "config.yaml").touch()
+        monkeypatch.setattr(worker, "describe_device", lambda backbone: {})
+        checkpoint = MagicMock(load=lambda: model)
+        worker.Worker(checkpoint, tmp_path, threads=torch.get_num_threads()).open()
     assert len(calls) == times
