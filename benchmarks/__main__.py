@@ -36,7 +36,7 @@ SUITES = {
     "peers": "other tools, each in an environment of its own",
 }
 WHOLE_RUNS = ("committing", "growth", "long_context")
-"""Their repeats are whole runs, and far less noisy than a forward: a third of the repeats is enough."""
+"""Their repeats are several whole runs, and far less noisy than a forward: a third of the repeats is enough."""
 
 ON_REQUEST = ("peers",)
 RESULTS = Path("outputs") / "benchmarks.json"
@@ -55,7 +55,7 @@ def main() -> int:
         repeats = -(-arguments.repeats // 3) if name in WHOLE_RUNS else arguments.repeats
         found[name] = import_module(f"benchmarks.{name}").measure(repeats)
         show_table(table(found[name], f"{name}: {SUITES[name]}"))
-    keep(found)
+        keep(name, found[name])
     figures = [one for these in found.values() for one in these]
     held, missed = [one for one in figures if one.met is not None], [one for one in figures if one.met is False]
     print(
@@ -66,13 +66,12 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def keep(found: dict[str, list[Figure]]) -> None:
-    """Results of suites that did not run now stay as they were."""
+def keep(name: str, figures: list[Figure]) -> None:
+    """Results of other suites stay as they were."""
     RESULTS.parent.mkdir(exist_ok=True)
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     kept = kept if isinstance(kept, dict) else {}
-    for name, figures in found.items():
-        kept[name] = {"on": circumstances(), "figures": [asdict(one) | {"met": one.met} for one in figures]}
+    kept[name] = {"on": circumstances(), "figures": [asdict(one) | {"met": one.met} for one in figures]}
     RESULTS.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
     fields = Figure.__dataclass_fields__
     every = [one for name in SUITES if name in kept for one in kept[name]["figures"]]

@@ -50,11 +50,12 @@ def measure(repeats: int) -> list[Figure]:
     of_plain, of_nothing, nothing_of_plain, memory, start_up, early, help_ = ([] for _ in range(7))
     plain_loop = (str(Path(__file__).with_name("plain_loop.py")), str(embedded.path(EMBEDDED)))
     stages: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    with TemporaryDirectory() as scratch:
-        for repeat in range(repeats):
+    for _ in range(repeats):
+        # A folder for each repeat: gigabytes of earlier ones would be in the way of what is written now.
+        with TemporaryDirectory() as scratch:
             plain = child(*plain_loop, str(DOCUMENTS), str(MAX_TOKENS))
-            nothing = whole_run(Path(scratch, f"nothing-{repeat}"), *TEXT, *NOTHING)
-            everything = whole_run(Path(scratch, f"everything-{repeat}"), *TEXT, *EVERYTHING)
+            nothing = whole_run(Path(scratch, "nothing"), *TEXT, *NOTHING)
+            everything = whole_run(Path(scratch, "everything"), *TEXT, *EVERYTHING)
             captured, ended = everything.captured_bytes, everything.child
             of_plain.append(ended.spent / plain.spent)
             of_nothing.append(ended.spent / nothing.child.spent)

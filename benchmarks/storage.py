@@ -32,43 +32,60 @@ Captured = dict[tuple[int, str], Columns]
 def measure(repeats: int) -> list[Figure]:
     bench = Bench(2048)
     wide = capture(bench)
-    narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
-    values = sum(len(c) * len(c.heads) * c.dim for c in wide.values())
-    of_forward, of_default, speed, size, narrow_size, spilled, spilled_size, zipped, zipped_size = (
-        [] for _ in range(9)
-    )
-    with TemporaryDirectory() as scratch, torch.inference_mode():
+    return [*_beside_forward(bench, wide, repeats), *_ways_to_write(wide, repeats)]
+
+
+@torch.inference_mode()
+def _beside_forward(bench: Bench, wide: Captured, repeats: int) -> list[Figure]:
+    """As a run writes: into new folders, with nothing else written or removed around it, which a journal would feel."""
+    of_forward, speed = [], []
+    with TemporaryDirectory() as scratch:
         bench.forward()
-        for _ in range(repeats):
-            ours, default, parts = Path(scratch, "ours"), Path(scratch, "default"), Path(scratch, "parts")
+        for repeat in range(repeats):
             _, forward = timed(bench.forward)
-            _, mine = timed(write, ours, wide)
-            _, theirs = timed(_write_default, default, wide)
-            _, spill = timed(_write_in_parts, parts, wide)
+            _, mine = timed(write, Path(scratch, str(repeat)), wide)
             of_forward.append(mine / forward)
-            of_default.append(mine / theirs)
-            speed.append(values * 4 / 1e6 / mine.cpu)
-            size.append(bytes_in(ours) / bytes_in(default))
-            spilled.append(spill / mine)
-            spilled_size.append(bytes_in(parts) / bytes_in(ours))
-            _, zstd = timed(write, Path(scratch, "zstd"), wide, compression="zstd")
-            zipped.append(zstd / mine)
-            zipped_size.append(bytes_in(Path(scratch, "zstd")) / bytes_in(ours))
-            write(Path(scratch, "narrow"), narrow, source_dtype="bfloat16")
-            narrow_size.append(bytes_in(Path(scratch, "narrow")) / values)
-            for folder in Path(scratch).iterdir():
-                rmtree(folder)
+            speed.append(_values(wide) * 4 / 1e6 / mine.cpu)
     return [
         *both("writing everything / one forward at 1 x 2048", of_forward, cpu_limit=0.12),
-        *both("writing everything / one default file per head", of_default),
         figure("writing, per core", speed, unit="MB/s"),
-        figure("bytes / one default file per head", size, limit=0.70),
-        figure("bytes per bfloat16 value, stored as float32", narrow_size, limit=1.5, unit="bytes"),
-        *both("writing in zstd / plain, as float32 is by default", zipped),
-        figure("bytes in zstd / plain", zipped_size),
-        *both(f"writing {SPILLS} parts / one part per (layer, kind)", spilled),
-        figure(f"bytes in {SPILLS} parts / one part per (layer, kind)", spilled_size),
     ]
+
+
+def _ways_to_write(wide: Captured, repeats: int) -> list[Figure]:
+    """The same rows as they are written by default, one after the other with all that it is compared with."""
+    narrow = {pair: _narrowed(columns) for pair, columns in wide.items()}
+    of_default, spilled, zipped = [], [], []
+    with TemporaryDirectory() as scratch:
+        names = ("ours", "default", "parts", "zstd", "narrow")
+        ours, default, parts, zstd, narrowed = (Path(scratch, name) for name in names)
+        for repeat in range(repeats):
+            _, mine = timed(write, ours, wide)
+            _, theirs = timed(_write_default, default, wide)
+            of_default.append(mine / theirs)
+            spilled.append(timed(_write_in_parts, parts, wide)[1] / mine)
+            zipped.append(timed(write, zstd, wide, compression="zstd")[1] / mine)
+            if repeat + 1 < repeats:
+                for folder in Path(scratch).iterdir():
+                    rmtree(folder)
+        write(narrowed, narrow, source_dtype="bfloat16")
+        sizes = {folder: bytes_in(folder) for folder in (ours, default, parts, zstd, narrowed)}
+    return [
+        *both("writing everything / one default file per head", of_default),
+        figure("bytes / one default file per head", [sizes[ours] / sizes[default]], limit=0.70),
+        figure("bytes per float32 value", [sizes[ours] / _values(wide)], unit="bytes"),
+        figure(
+            "bytes per bfloat16 value, stored as float32", [sizes[narrowed] / _values(wide)], limit=1.5, unit="bytes"
+        ),
+        *both("writing in zstd / plain, as float32 is by default", zipped),
+        figure("bytes in zstd / plain", [sizes[zstd] / sizes[ours]]),
+        *both(f"writing {SPILLS} parts / one part per (layer, kind)", spilled),
+        figure(f"bytes in {SPILLS} parts / one part per (layer, kind)", [sizes[parts] / sizes[ours]]),
+    ]
+
+
+def _values(captured: Captured) -> int:
+    return sum(len(columns) * len(columns.heads) * columns.dim for columns in captured.values())
 
 
 @torch.inference_mode()
