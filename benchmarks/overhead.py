@@ -3,8 +3,8 @@
 Each repeat runs the bare forward once and every way of capturing once, in turn, on the same batch. `inside` is
 the time of drawing, of what the tap calls and of settling, over the forward it happened in; several samplers may
 watch one forward, each timed for itself. `loop` is all of that and the forward over the bare forward of the same
-repeat, which has the noise of two forwards: how large that is, the bare ones tell by their spread. Where `inside`
-has a limit, `loop` of that way alone is held to it and the noise together.
+repeat, which has the noise of two forwards: how large that is, the bare ones tell by their spread. At the
+shapes that have limits it is held to that.
 
 On CUDA `inside` is what the processor spends on it; what the GPU spends, `loop` tells.
 """
@@ -210,14 +210,13 @@ def compare(
             planned.append(drawing.wall / (forward.wall * PLANNED / bench.batch.n_tokens))
     middle = Timed(statistics.median(one.wall for one in bare), statistics.median(one.cpu for one in bare))
     found = both(f"a bare forward / their median, {at}", [one / middle for one in bare])
-    noise = found[0].high
-    allowed = limits or {}
+    noise = found[0].high if limits else None
     for name, shares in inside.items():
         if name not in OF_BARE:
-            found += both(f"inside / forward, {name}, {at}", shares, limit=allowed.get(name))
+            found += both(f"inside / forward, {name}, {at}", shares, limit=(limits or {}).get(name))
     for name, ratios in loop.items():
-        limit = noise * (1 + allowed[name]) if name in allowed else OF_BARE.get(name)
-        found += both(f"loop / bare, {name}, {at}", ratios, limit=limit)
+        limit = None if name in RIVALS or name == FIVE_KINDS.name else noise
+        found += both(f"loop / bare, {name}, {at}", ratios, limit=OF_BARE.get(name, limit))
     if planned:
         name = f"drawing for {PLANNED:,} positions x 160 (layer, kind) / a forward as long (at least)"
         found.append(figure(name, planned, limit=0.01))
