@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 
 from benchmarks.measure import Figure, Timed, both, timed
-from benchmarks.overhead import EVERY, FIVE_KINDS, LOG, LOG_64, Bench, Capture, Way
+from benchmarks.overhead import EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
 from sniffer.observer import Observer
 from sniffer.tap import tap
 
 BATCHES = 16
 SHAPES = {"8 x 2048": (2048,) * 8, "1 x 8192": (8192,)}
-WAYS = (LOG, LOG_64, EVERY, FIVE_KINDS)
+WAYS = (LOG, LOG_64, EVERY, EVERY_5)
 
 
 def measure(repeats: int) -> list[Figure]:

@@ -30,11 +30,8 @@ def by_layers(n: int) -> Sequence[str]:
     return ("dataset=sotu", "dataset.max_examples=8", "dataset.max_tokens=256", "sampler=all", layers(n))
 
 
-def by_length(text: Path, n: int) -> Sequence[str]:
-    """A document of its own for each length, so that not much more is tokenised than captured."""
-    path = text.with_name(f"{n}.txt")
-    path.write_text(text.read_text(encoding="utf-8")[: MOST_CHARACTERS * n], encoding="utf-8")
-    return ("dataset=text", f"dataset.path={path}", f"dataset.max_tokens={n}", "sampler=all")
+def by_length(texts: Path, n: int) -> Sequence[str]:
+    return ("dataset=text", f"dataset.path={texts / f'{n}.txt'}", f"dataset.max_tokens={n}", "sampler=all")
 
 
 def layers(n: int) -> str:
@@ -43,17 +40,19 @@ def layers(n: int) -> str:
 
 def measure(repeats: int) -> list[Figure]:
     with TemporaryDirectory() as scratch:
-        text = Path(scratch, "long.txt")
-        text.write_text("\n".join(text for _, _, text in Pydoc().texts()), encoding="utf-8")
-        return _slopes(text, repeats)
+        # A document of its own for each length, so that not much more is tokenised than captured.
+        text = "\n".join(text for _, _, text in Pydoc().texts())
+        for n in LENGTHS:
+            Path(scratch, f"{n}.txt").write_text(text[: MOST_CHARACTERS * n], encoding="utf-8")
+        return _slopes(Path(scratch), repeats)
 
 
-def _slopes(text: Path, repeats: int) -> list[Figure]:
+def _slopes(texts: Path, repeats: int) -> list[Figure]:
     found = []
     for name, sizes, overrides, limit in (
         ("documents", DOCUMENTS, by_documents, 1.1),
         ("captured layers, from the first", LAYERS, by_layers, 1.1),
-        ("tokens of one document", LENGTHS, partial(by_length, text), None),
+        ("tokens of one document", LENGTHS, partial(by_length, texts), None),
     ):
         runs = [_series(sizes, overrides) for _ in range(repeats)]
         seconds = [slope(sizes, [run.seconds["inference"] for run in series]) for series in runs]

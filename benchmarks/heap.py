@@ -50,7 +50,7 @@ def main(how: str, length: str) -> None:
 
     input_ids = torch.from_numpy(real_batch([int(length)]).input_ids())
     backbone = Checkpoint(EMBEDDED).load()
-    if how == "keep" and not keep_freed_memory():
+    if how == "keep" and not keep_freed_memory(backbone.device):
         print("{}")
         return
     backbone(input_ids)

@@ -11,6 +11,10 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """From glibc's malloc.h."""
@@ -23,12 +27,12 @@ KEPT = 8 * BLOCKS[0]
 """Bytes that may lie free at the end of the heap."""
 
 
-def keep_freed_memory() -> bool:
-    """For the rest of this process; True if glibc accepted it.
+def keep_freed_memory(device: torch.device) -> bool:
+    """Asks for it, for the rest of this process, where a model runs on `device`; True if glibc accepted it.
 
-    Nothing happens without glibc, or where the environment says how its malloc is to do.
+    Nothing happens where that is no CPU, without glibc, or where the environment says how its malloc is to do.
     """
-    if platform.libc_ver()[0] != "glibc" or chosen_by_user():
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc" or chosen_by_user():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # Both or neither: setting one of them alone ends the other's adapting to what a program frees.

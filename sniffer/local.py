@@ -37,8 +37,7 @@ class LocalEngine:
     def open(self, config: Config, folder: Path) -> Backbone:
         """Loads the model; SnifferError as `Checkpoint.load`."""
         self._backbone = self._load(config.model)
-        if self._backbone.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self._backbone.device)
         return self._backbone
 
     def room(self, wanted: int | None) -> Room:

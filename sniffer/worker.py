@@ -105,8 +105,7 @@ class Worker:
         torch.set_num_threads(self.threads)
         self.checkpoint.check()
         self.backbone = self.checkpoint.load()
-        if self.backbone.device.type == "cpu":
-            keep_freed_memory()
+        keep_freed_memory(self.backbone.device)
         return Facts(
             geometry=self.backbone.geometry,
             dtype=self.backbone.dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,6 +14,14 @@ from sniffer.stop import HANG_UP, SIGNALS, Stop, Stopped
 
 def send(number: int) -> None:
     os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def terminal_can_be_lost() -> Iterator[None]:
+    """As without `nohup`, which these tests may themselves run under."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -81,6 +90,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 
 @pytest.mark.skipif(HANG_UP is None, reason="Windows has no SIGHUP")
+@pytest.mark.usefixtures("terminal_can_be_lost")
 def test_a_lost_terminal_stops_politely_however_often_it_is_told():
     with Stop() as stop:
         send(signal.SIGHUP)
@@ -102,6 +112,7 @@ def test_under_nohup_a_run_goes_on():
 
 
 @pytest.mark.skipif(HANG_UP is None, reason="Windows has no SIGHUP")
+@pytest.mark.usefixtures("terminal_can_be_lost")
 def test_what_is_written_after_the_terminal_is_gone_goes_nowhere():
     import pty
 
