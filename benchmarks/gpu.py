@@ -6,10 +6,13 @@ nothing is measured; `make bench` runs the suite wherever it is.
 
 from __future__ import annotations
 
+import random
+from functools import partial
+
 import torch
 
 from benchmarks.measure import Figure, Timed, both, timed
-from benchmarks.overhead import EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
+from benchmarks.overhead import AGAIN, EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
 from sniffer.observer import Observer
 from sniffer.tap import tap
 
@@ -27,15 +30,17 @@ def measure(repeats: int) -> list[Figure]:
 
 @torch.inference_mode()
 def compare(at: str, bench: Bench, repeats: int) -> list[Figure]:
-    ratios: dict[str, list[Timed]] = {way.name: [] for way in WAYS}
-    bare_loop(bench)
-    for way in WAYS:
-        capturing_loop(bench, way)
+    loops = {AGAIN: partial(bare_loop, bench)} | {way.name: partial(capturing_loop, bench, way) for way in WAYS}
+    ratios: dict[str, list[Timed]] = {name: [] for name in loops}
+    names, order = list(loops), random.Random(0)
+    for loop in loops.values():
+        loop()
     for _ in range(repeats):
         _, bare = timed(bare_loop, bench)
-        for way in WAYS:
-            _, whole = timed(capturing_loop, bench, way)
-            ratios[way.name].append(whole / bare)
+        order.shuffle(names)
+        for name in names:
+            _, whole = timed(loops[name])
+            ratios[name].append(whole / bare)
     return [
         one for name, these in ratios.items() for one in both(f"{BATCHES} batches / bare ones, {name}, {at}", these)
     ]

@@ -45,7 +45,7 @@ class LoadedBackbone:
         """
         self.module = module.eval().requires_grad_(False)
         self.dtype: torch.dtype = module.dtype
-        self.device: torch.device = module.device
+        self.device: torch.device = input_device(module)
         self._takes_use_cache = _accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
         embeddings: Any = module.get_input_embeddings()
@@ -81,6 +81,15 @@ class LoadedBackbone:
         options = {"use_cache": False} if self._takes_use_cache else {}
         output = self.module(input_ids=input_ids, **options)
         return getattr(output, "last_hidden_state", None)
+
+
+def input_device(module: PreTrainedModel) -> torch.device:
+    """Where token ids go. Parameters that `device_map` offloads lie on `meta`; their hook says where they are used."""
+    if module.device.type != "meta":
+        return module.device
+    hook = getattr(module.get_input_embeddings(), "_hf_hook", None)
+    devices = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
+    return next((torch.device(device) for device in devices if device is not None), module.device)
 
 
 def find_backbone(model: PreTrainedModel) -> PreTrainedModel:

@@ -94,6 +94,10 @@ def engine_for(config: Config, load: Load) -> Engine:
     return RayEngine(config.engine)
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""In the errors of torch's allocators that have no class of their own: of the processor, pinned memory, MPS, cuBLAS."""
+
+
 def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
     """Runs the model over the documents and writes what is captured, also when something stops it."""
     interruption: BaseException | None = None
@@ -117,7 +121,9 @@ def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock:
 
 def explained(error: BaseException) -> BaseException:
     """Running out of memory as one line; any other error as it is."""
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+    )
     if isinstance(error, SnifferError) or not out_of_memory:
         return error
     told = CaptureError(

@@ -41,7 +41,7 @@ class CrewEngine(ABC):
     def room(self, wanted: int | None) -> Room:
         """Of one worker: an equal share of what its machine has left when all have their models."""
         available = max(0, self._model.available - (self.per_node - 1) * self._model.resident)
-        return Room.of(available / self.per_node, wanted)
+        return Room.of(available / self.per_node, wanted, self._model.device)
 
     def device(self) -> dict[str, str]:
         return dict(self._model.described)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -14,8 +15,15 @@ from sniffer.sampler import Picker
 from sniffer.selection import Selection
 from sniffer.types import DRAW_OF_KIND, WIDE, LayerGeometry, codec
 
+if TYPE_CHECKING:
+    import torch
+
 RAM_HEADROOM = 1.3
 """Peak memory over captured bytes, while sorting and writing."""
+
+PINNED_BATCHES = 4
+"""Batches in pinned memory where a model runs on CUDA: two are on their way, and PyTorch's allocator of pinned memory
+rounds each block up to a power of two (sniffer/transfer.py)."""
 
 MEMORY_SHARE = 0.5
 """Of the memory that is available once the model is loaded: what captured rows may take by default."""
@@ -87,20 +95,26 @@ def stored_bytes(compression: str, dtype: str) -> float:
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes for captured rows where the model runs: what is available, and beyond how many they are written."""
+    """Bytes for captured rows where the model runs: what is available, and beyond how many they are written.
+
+    `pinned` is how many batches' rows are in pinned memory beside them.
+    """
 
     available: float
     limit: float
+    pinned: int = 0
 
     @classmethod
-    def of(cls, available: float, wanted: int | None) -> Room:
+    def of(cls, available: float, wanted: int | None, device: torch.device) -> Room:
         """`wanted` is output.memory_limit; without it, a share of what is available."""
-        return cls(available, MEMORY_SHARE * available if wanted is None else wanted)
+        limit = MEMORY_SHARE * available if wanted is None else wanted
+        return cls(available, limit, PINNED_BATCHES if device.type == "cuda" else 0)
 
 
-def peak_ram(expected: Estimate, limit: float) -> float:
-    """Bytes that captured rows take at most, if they are written beyond `limit`."""
-    return min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
+def peak_ram(expected: Estimate, limit: float, pinned: int = 0) -> float:
+    """Bytes that captured rows take at most, if they are written beyond `limit`, with those of `pinned` batches."""
+    rows = min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
+    return rows + pinned * expected.batch_bytes
 
 
 def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: int = 0) -> None:
@@ -113,7 +127,7 @@ def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: i
     Raises:
         CaptureError: with what is needed, what there is, and what to lower.
     """
-    needed = peak_ram(expected, room.limit)
+    needed = peak_ram(expected, room.limit, room.pinned)
     if needed > room.available:
         raise CaptureError(
             f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {ADVICE}"

@@ -41,7 +41,8 @@ class LocalEngine:
         return self._backbone
 
     def room(self, wanted: int | None) -> Room:
-        return Room.of(available_memory(), wanted)
+        assert self._backbone is not None
+        return Room.of(available_memory(), wanted, self._backbone.device)
 
     def device(self) -> dict[str, str]:
         assert self._backbone is not None

@@ -1,11 +1,12 @@
 """Moving tokens and indices to the model's device and vectors back, without making the model wait.
 
 One class per device kind. On CUDA a batch's indices go over once from pinned memory; the gathers run on
-the compute stream; the copies back run on a side stream into pinned buffers; and nothing waits until
+the compute stream; the copies back run on a side stream into pinned buffers; and nothing here waits until
 `settle`, which the capture loop calls for one batch only after it has started the next.
 
 Pinned buffers are not kept here: PyTorch's own allocator of pinned memory hands one out again as soon as it is
-let go of and the copies on its streams are through, so that the buffers of two batches serve a whole run.
+let go of and its stream has done what it had to do by then. Batches take turns with two side streams, so that the
+copies of the next batch are not among that, and the buffers of two batches serve a whole run.
 """
 
 from __future__ import annotations
@@ -53,10 +54,11 @@ class HostTransfer:
 
 
 class CudaTransfer:
-    """For models on CUDA devices: pinned memory, and a side stream on each device for the way back."""
+    """For models on CUDA devices: pinned memory, and two side streams on each device for the way back."""
 
     def __init__(self) -> None:
-        self.streams: dict[torch.device, torch.cuda.Stream] = {}
+        self.streams: deque[dict[torch.device, torch.cuda.Stream]] = deque([{}, {}])
+        """Those of the batch under way, and those of the one before it."""
         self.ended: deque[list[torch.cuda.Event]] = deque()
 
     def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
@@ -73,7 +75,8 @@ class CudaTransfer:
         return host
 
     def end_batch(self) -> None:
-        self.ended.append([stream.record_event() for stream in self.streams.values()])
+        self.ended.append([stream.record_event() for stream in self.streams[0].values()])
+        self.streams.rotate()
 
     def settle(self, vectors: Vectors) -> Vectors:
         for event in self.ended.popleft():
@@ -82,9 +85,10 @@ class CudaTransfer:
         return {pair: chunk.clone() for pair, chunk in vectors.items()}
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
-        if device not in self.streams:
-            self.streams[device] = torch.cuda.Stream(device)
-        return self.streams[device]
+        streams = self.streams[0]
+        if device not in streams:
+            streams[device] = torch.cuda.Stream(device)
+        return streams[device]
 
 
 class BlockingTransfer:

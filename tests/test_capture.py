@@ -12,6 +12,7 @@ import torch
 
 from sniffer import estimate, local, open_run, passes
 from sniffer.errors import CaptureError, ConfigError, DatasetError
+from sniffer.estimate import Estimate, Room
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 from tests.helpers_storage import codecs
@@ -174,7 +175,15 @@ def test_an_exception_keeps_what_was_captured(run, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.\nTried 3 GiB"), RuntimeError("can't allocate memory")],
+    [
+        MemoryError("out of memory"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried 3 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+    ],
 )
 def test_running_out_of_memory_is_one_line_and_keeps_the_rest(
     run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
@@ -209,6 +218,13 @@ def test_a_full_disk_is_refused_before_it_starts(run, monkeypatch: pytest.Monkey
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     with pytest.raises(CaptureError, match="of disk, 1000 bytes is free"):
         run("sampler=all")
+
+
+def test_two_batches_in_pinned_memory_are_counted_on_cuda():
+    expected = Estimate({}, ram_bytes=1000.0, batch_bytes=10.0, file_bytes=0.0, exact_lengths=True)
+    rooms = [Room.of(1e9, 100, torch.device(name)) for name in ("cpu", "cuda:1", "mps")]
+    needed = [estimate.peak_ram(expected, room.limit, room.pinned) for room in rooms]
+    assert needed == pytest.approx([1.3 * 120, 1.3 * 120 + 4 * 10, 1.3 * 120])
 
 
 def test_a_memory_limit_makes_room(run, texts: Path, monkeypatch: pytest.MonkeyPatch):

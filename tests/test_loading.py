@@ -69,6 +69,18 @@ def test_a_device_map_changes_nothing_but_the_place(folder: Path, device_map: An
         assert torch.equal(mine.q.cpu(), theirs.q)
 
 
+def test_a_model_whose_parameters_are_offloaded_runs_where_they_are_used(folder: Path):
+    accelerate = pytest.importorskip("accelerate")
+    plain = load(folder)
+    expected = events(plain)
+    offloaded = accelerate.cpu_offload(plain.module, execution_device=torch.device("cpu"))
+    assert offloaded.device.type == "meta"
+    backbone = LoadedBackbone(offloaded)
+    assert backbone.device.type == "cpu"
+    for mine, theirs in zip(events(backbone), expected, strict=True):
+        assert torch.equal(mine.q, theirs.q)
+
+
 def test_device_and_device_map_exclude_each_other(folder: Path):
     with pytest.raises(ConfigError, match="both set"):
         Checkpoint(str(folder), device="cpu", device_map="auto")

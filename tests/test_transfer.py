@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -58,6 +59,18 @@ def test_each_kind_of_device_has_its_way():
     assert isinstance(transfer_for(torch.device("meta")), BlockingTransfer)
 
 
+def test_batches_take_turns_with_two_sets_of_streams():
+    """Without CUDA: which streams each batch has, and which it waits for when it is settled."""
+    transfer, devices = CudaTransfer(), [torch.device("cuda", 0), torch.device("cuda", 1)]
+    even, odd = ({device: MagicMock(name=f"{device} {turn}") for device in devices} for turn in range(2))
+    transfer.streams = deque([even, odd])
+    for of_batch in (even, odd, even):
+        assert transfer.streams[0] is of_batch
+        transfer.end_batch()
+    expected = [[stream.record_event.return_value for stream in streams.values()] for streams in (even, odd, even)]
+    assert list(transfer.ended) == expected
+
+
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_cuda_brings_back_what_was_gathered(dtype: torch.dtype):
@@ -80,19 +93,20 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer) -> Observer:
-    """A forward of three layers by hand: all heads, some heads, and the layout that heads come first in."""
-    selection = Selection({(0, "q"): (0, 1, 2, 3), (0, "k"): (0, 1), (1, "q"): (1, 3), (2, "q"): (0, 1, 2, 3)})
+def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer, rate: float = 16) -> Observer:
+    """A forward of four layers by hand: all heads and some heads, in either layout."""
+    every = (0, 1, 2, 3)
+    selection = Selection({(0, "q"): every, (0, "k"): (0, 1), (1, "q"): (1, 3), (2, "q"): every, (3, "q"): (1, 3)})
     heads, dims = {"q": 4, "k": 2, "v": 2}, dict.fromkeys("qkv", 8)
-    modules = [torch.nn.Identity() for _ in range(3)]
-    geometry = {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(3)}
+    modules = [torch.nn.Identity() for _ in range(4)]
+    geometry = {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(4)}
     plan = GatherPlan(selection, geometry, {module: n for n, module in enumerate(modules)}, transfer, device)
-    observer = Observer(batch, draw(Picker(LogUniform(base_rate=16), 0), selection, batch), plan)
+    observer = Observer(batch, draw(Picker(LogUniform(base_rate=rate), 0), selection, batch), plan)
     shape = (len(batch.documents), batch.seq_len)
     with tap(observer):
         for layer, module in enumerate(modules):
             states = {kind: torch.randn(*shape, n, 8, device=device).transpose(1, 2) for kind, n in heads.items()}
-            laid_out = {kind: one.contiguous() if layer == 2 else one for kind, one in states.items()}
+            laid_out = {kind: one.contiguous() if layer >= 2 else one for kind, one in states.items()}
             TAP.observe(module, **laid_out)
     transfer.end_batch()
     return observer
@@ -101,6 +115,19 @@ def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer) 
 def batch_of(*lengths: int) -> TokenBatch:
     documents = (Document(i, str(i), np.zeros(n, np.int32), truncated=False) for i, n in enumerate(lengths))
     return TokenBatch(tuple(documents), pad_id=0)
+
+
+@needs_cuda
+def test_a_batch_without_picks_comes_back_empty():
+    transfer, device = CudaTransfer(), torch.device("cuda", 0)
+    settled = transfer.settle(watched_on(device, batch_of(50), transfer, rate=0).vectors)
+    assert {pair: tuple(chunk.shape) for pair, chunk in settled.items()} == {
+        (0, "q"): (0, 32),
+        (0, "k"): (0, 16),
+        (1, "q"): (0, 16),
+        (2, "q"): (0, 32),
+        (3, "q"): (0, 16),
+    }
 
 
 @needs_cuda
@@ -128,7 +155,7 @@ def test_cuda_uses_the_pinned_buffers_of_settled_batches_again():
         torch.cuda.synchronize()
         return torch.cuda.host_memory_stats()["num_host_alloc"]
 
-    # Five buffers a batch: without using them again it would be a hundred more.
+    # Six buffers a batch: without using them again it would be a hundred more.
     few = rounds(3)
     assert rounds(20) - few < 20
 
