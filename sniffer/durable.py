@@ -42,6 +42,9 @@ class HashedFile:
     def flush(self) -> None:
         self._file.flush()
 
+    def close(self) -> None:
+        """Nothing: what was written has yet to be flushed to the disk, by `durable_file`."""
+
 
 @contextmanager
 def durable_file(path: Path) -> Iterator[HashedFile]:

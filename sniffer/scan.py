@@ -7,6 +7,8 @@ makes a query for one layer of a hundred cost as much as if there were one.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,9 @@ from sniffer.schema import row_schema as arrow_schema
 from sniffer.types import KINDS
 
 PLACES = ("bucket", "position", "token_id", "example_id")
+
+LIMITED = ("head", "bucket", "position")
+"""Columns whose statistics say which row groups a query needs."""
 
 PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
 
@@ -104,21 +109,42 @@ def _read_part(path: Path, limits: Mapping[str, tuple[int, int]], wanted: pc.Exp
         limits: by column, the first and last value wanted.
         wanted: the same, exactly. A row group holds one head, so where only that is asked for, nothing is filtered.
     """
+    seen = path.stat()
+    contents = _contents(path, seen.st_size, seen.st_mtime_ns)
+    chosen, whole = [], limits.keys() == {"head"}
+    for number, spans in enumerate(contents.spans):
+        if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
+            chosen.append(number)
+            whole &= spans["head"] == limits["head"]
+    columns = [*PLACES, "vector"]
     # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        column_of = {name: file.schema_arrow.get_field_index(name) for name in limits}
-        if min(column_of.values()) < 0:
-            raise pa.ArrowInvalid(f"{path} is not a part: it has the columns {file.schema_arrow.names}")
-        chosen, whole = [], limits.keys() == {"head"}
-        for number in range(file.metadata.num_row_groups):
-            group = file.metadata.row_group(number)
-            spans = {name: _span(group.column(column)) for name, column in column_of.items()}
-            if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
-                chosen.append(number)
-                whole &= spans["head"] == limits["head"]
-        columns = [*PLACES, "vector"]
+    with pq.ParquetFile(path, metadata=contents.metadata, pre_buffer=False) as file:
         table = file.read_row_groups(chosen, columns=columns if whole else ["head", *columns])
     return table if whole else table.filter(wanted).select(columns)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A part's footer, and for each row group the smallest and largest value of the columns that are asked for."""
+
+    metadata: pq.FileMetaData
+    spans: tuple[dict[str, tuple[float, float]], ...]
+
+
+@lru_cache(maxsize=64)
+def _contents(path: Path, size: int, changed: int) -> Contents:
+    """What a part holds; kept, since heads are mostly read one after the other.
+
+    Args:
+        size, changed: of the file. Parts are written once, but another file may come to be in a part's place.
+    """
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        metadata, names = file.metadata, file.schema_arrow.names
+    if missing := [name for name in LIMITED if name not in names]:
+        raise pa.ArrowInvalid(f"{path} is not a part: it has the columns {names}, but no {missing[0]}")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    spans = ({name: _span(group.column(names.index(name))) for name in LIMITED} for group in groups)
+    return Contents(metadata, tuple(spans))
 
 
 def _span(column: pq.ColumnChunkMetaData) -> tuple[float, float]:

@@ -48,6 +48,10 @@ UNCOMPRESSED_PAGE_BYTES = 128 * 1024
 """A page that is not compressed stays in the processor's cache while it is put together. zstd wants large ones."""
 
 
+WRITE_BYTES = 1024 * 1024
+"""Handed to the file at a time: pyarrow itself writes page by page, and each of those calls goes through Python."""
+
+
 def parquet_options(vector_codec: str) -> dict[str, Any]:
     """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it."""
     if vector_codec == "zstd":
@@ -93,7 +97,8 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     digest = Digest()
     with (
         durable_file(folder / path) as file,
-        pq.ParquetWriter(pa.PythonFile(file, mode="w"), schema, **options) as writer,
+        pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), WRITE_BYTES) as sink,
+        pq.ParquetWriter(sink, schema, **options) as writer,
     ):
         for place, head in enumerate(columns.heads):
             for span in plan:

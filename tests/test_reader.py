@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sniffer import open_run
+from sniffer import open_run, scan
 from sniffer.errors import RunError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 from sniffer.sampler import LogUniform
-from sniffer.schema import Columns
+from sniffer.schema import Columns, part_path
 from tests.helpers_storage import HEADS, LENGTHS, make_documents, make_manifest, make_run
 
 COLUMNS = ["layer", "kind", "head", "bucket", "position", "token_id", "example_id", "vector"]
@@ -91,6 +91,24 @@ def test_one_head_reads_only_its_own_row_groups(tmp_path: Path):
     assert got(found.vectors, found.example_ids, found.positions) == expected(small.captured[0, "q"], 2)
     with pytest.raises(RunError, match="could not read.*runs verify"):
         run.vectors(layer=0, head=1)
+
+
+def test_a_footer_is_read_once_for_all_heads(tmp_path: Path):
+    run = opened(make_run(tmp_path / "run").folder)
+    before = scan._contents.cache_info()
+    for head in range(HEADS["q"]):
+        run.vectors(layer=0, head=head)
+    after = scan._contents.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, HEADS["q"] - 1)
+
+
+def test_a_file_that_takes_a_parts_place_is_read_anew(tmp_path: Path):
+    small = make_run(tmp_path / "run")
+    run = opened(small.folder)
+    ours, other = (small.folder / part_path(layer, "q", 0, 3) for layer in (0, 2))
+    assert len(run.vectors(layer=0, head=1)) == len(small.captured[0, "q"]) != len(small.captured[2, "q"])
+    other.replace(ours)
+    assert len(run.vectors(layer=0, head=1)) == len(small.captured[2, "q"])
 
 
 def test_scan_has_every_row_once(tmp_path: Path):

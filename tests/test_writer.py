@@ -170,6 +170,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write: int, 
         return honest(file, data)
 
     monkeypatch.setattr(HashedFile, "write", count)
+    monkeypatch.setattr("sniffer.writer.WRITE_BYTES", 64)
     part = write_part(tmp_path, PATH, make_columns(), make_footer())
     (tmp_path / PATH).unlink()
     # A writer that failed in an earlier test may be collected, and write its end, only now.
@@ -187,6 +188,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write: int, 
     assert PATH in str(caught.value)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / PATH).parent.iterdir()) == []
+
+
+def test_pyarrow_reaches_the_file_in_few_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    honest = HashedFile.write
+
+    def count(file: HashedFile, data: bytes) -> int:
+        sizes.append(len(data))
+        return honest(file, data)
+
+    monkeypatch.setattr(HashedFile, "write", count)
+    part = write_part(tmp_path, PATH, make_columns(rows=1000, heads=range(16), dim=64), make_footer(dim=64))
+    assert sum(sizes) == part.bytes > 3_000_000
+    # Never less than a page short of a mebibyte, but for the last.
+    assert len(sizes) <= 1 + part.bytes // 2**19
 
 
 def test_examples(tmp_path: Path):
