@@ -6,10 +6,10 @@ float16. Parts share nothing: several threads may each write one.
 
 Floats hardly repeat, but their sign and exponent bytes do: BYTE_STREAM_SPLIT puts equal bytes of neighbouring
 floats side by side, and zstd then takes a narrower dtype of the model back out: a bfloat16 takes 1.5 bytes, not 4.
-Of float32 that would save a sixth, for a quarter more processor time to write and to read (the suites storage and
-reading of benchmarks/), so those are left plain unless `output.compression` says otherwise. Metadata columns
-are small once a dictionary or deltas have taken out what repeats; zstd on those too would cost a tenth of the time
-and save a hundredth of the size.
+Of float32 that would save a sixth, for half as much processor time again to write, and a quarter to read (the
+suites storage and reading of benchmarks/), so those are left plain unless `output.compression` says otherwise.
+Metadata columns are small once a dictionary or deltas have taken out what repeats; zstd on those too would cost a
+tenth of the time and save a hundredth of the size.
 """
 
 from __future__ import annotations
