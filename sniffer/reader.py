@@ -243,12 +243,14 @@ class Run:
 
     def _places(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         buckets = rows["bucket"]
+        seen, place = np.unique(buckets, return_inverse=True)
+        law = np.array([self._probability_by_bucket[int(bucket)] for bucket in seen], dtype=np.float64)
         return {
             "positions": rows["position"],
             "buckets": buckets,
             "token_ids": rows["token_id"],
             "example_ids": rows["example_id"],
-            "inclusion_probability": self._law_table[buckets],
+            "inclusion_probability": law[place],
         }
 
     @cached_property
@@ -261,14 +263,6 @@ class Run:
                 f"{_ranges(unknown)}; restore the file, or capture again"
             )
         return law
-
-    @cached_property
-    def _law_table(self) -> Float64[np.ndarray, " buckets"]:
-        """`_probability_by_bucket` with a place for every bucket up to the last."""
-        law = self._probability_by_bucket
-        table = np.full(1 + max(law, default=-1), np.nan)
-        table[list(law)] = list(law.values())
-        return table
 
     def _dim(self, layer: int, kind: str) -> int:
         return self.manifest.layer(layer).dims[kind]

@@ -249,6 +249,14 @@ def test_a_law_that_lacks_a_bucket_is_an_error(tmp_path: Path):
     assert opened(folder).scan().collect().height == manifest.rows
 
 
+def test_a_samplers_own_bucket_numbers_may_be_large(tmp_path: Path):
+    run = opened(make_run(tmp_path / "run").folder)
+    law = {**run.manifest.sampler["probability_by_bucket"], 2**31 - 1: 0.25}
+    run = Run(run.folder, replace(run.manifest, sampler={**run.manifest.sampler, "probability_by_bucket": law}))
+    found = run.vectors(layer=0, head=0)
+    assert found.inclusion_probability.tolist() == [law[bucket] for bucket in found.buckets.tolist()]
+
+
 def test_examples_and_config(tmp_path: Path):
     run = opened(make_run(tmp_path / "run").folder)
     assert run.examples()["source_id"].to_list() == [document.source_id for document in make_documents()]
