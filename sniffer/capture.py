@@ -15,8 +15,6 @@ import logging
 from contextlib import closing
 from pathlib import Path
 
-import torch
-
 from sniffer.batching import Feed, batch_tokens
 from sniffer.clock import Clock
 from sniffer.config import Config, saved_config
@@ -95,7 +93,7 @@ def engine_for(config: Config, load: Load) -> Engine:
 
 
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""In the errors of torch's allocators that have no class of their own: of the processor, pinned memory, MPS, cuBLAS."""
+"""In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
 
 
 def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
@@ -121,9 +119,7 @@ def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock:
 
 def explained(error: BaseException) -> BaseException:
     """Running out of memory as one line; any other error as it is."""
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
-    )
+    out_of_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
     if isinstance(error, SnifferError) or not out_of_memory:
         return error
     told = CaptureError(

@@ -47,7 +47,6 @@ DELTA_COLUMNS = ("position",)
 UNCOMPRESSED_PAGE_BYTES = 128 * 1024
 """A page that is not compressed stays in the processor's cache while it is put together. zstd wants large ones."""
 
-
 WRITE_BYTES = 1024 * 1024
 """Handed to the file at a time: pyarrow itself writes page by page, and each of those calls goes through Python."""
 
