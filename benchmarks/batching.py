@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from benchmarks.bench import EMBEDDED, loaded
 from benchmarks.measure import Figure, Timed, both, figure
-from benchmarks.overhead import EMBEDDED, loaded
 from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone
 from sniffer.batching import ELSEWHERE, Tokenizer, batches

@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import torch
 
+from benchmarks.bench import EMBEDDED, EVERY, Bench, Capture
 from benchmarks.measure import Figure, Timed, both, figure, timed
-from benchmarks.overhead import EMBEDDED, EVERY, Bench, Capture
 from models.backbone import Checkpoint
 from sniffer.transfer import Vectors
 

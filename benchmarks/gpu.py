@@ -6,13 +6,13 @@ nothing is measured; `make bench` runs the suite wherever it is.
 
 from __future__ import annotations
 
-import random
 from functools import partial
 
 import torch
 
-from benchmarks.measure import Figure, Timed, both, timed
-from benchmarks.overhead import AGAIN, EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
+from benchmarks.bench import EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
+from benchmarks.measure import Figure, both
+from benchmarks.repeats import AGAIN, once, repeated
 from sniffer.observer import Observer
 from sniffer.tap import tap
 
@@ -30,19 +30,14 @@ def measure(repeats: int) -> list[Figure]:
 
 @torch.inference_mode()
 def compare(at: str, bench: Bench, repeats: int) -> list[Figure]:
-    loops = {AGAIN: partial(bare_loop, bench)} | {way.name: partial(capturing_loop, bench, way) for way in WAYS}
-    ratios: dict[str, list[Timed]] = {name: [] for name in loops}
-    names, order = list(loops), random.Random(0)
+    bare = partial(once, partial(bare_loop, bench))
+    loops = {AGAIN: bare} | {way.name: partial(once, partial(capturing_loop, bench, way)) for way in WAYS}
     for loop in loops.values():
         loop()
-    for _ in range(repeats):
-        _, bare = timed(bare_loop, bench)
-        order.shuffle(names)
-        for name in names:
-            _, whole = timed(loops[name])
-            ratios[name].append(whole / bare)
     return [
-        one for name, these in ratios.items() for one in both(f"{BATCHES} batches / bare ones, {name}, {at}", these)
+        one
+        for name, ratios in repeated(bare, loops, repeats).loop().items()
+        for one in both(f"{BATCHES} batches / bare ones, {name}, {at}", ratios)
     ]
 
 

@@ -44,7 +44,7 @@ def _child(how: str, length: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def main(how: str, length: str) -> None:
-    from benchmarks.overhead import EMBEDDED, real_batch
+    from benchmarks.bench import EMBEDDED, real_batch
     from models.backbone import Checkpoint
     from sniffer.heap import keep_freed_memory
 

@@ -22,8 +22,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
+from benchmarks.bench import EVERY, Bench, Capture, real_batch
 from benchmarks.measure import Figure, Timed, both, timed
-from benchmarks.overhead import EVERY, Bench, Capture, real_batch
 from models import embedded
 
 LENGTHS = (512, 2048)

@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.bench import Bench
 from benchmarks.default_layout import bytes_in, write_heads
 from benchmarks.measure import Figure, both, figure, timed
-from benchmarks.overhead import Bench
 from sniffer.accumulator import Accumulator
 from sniffer.config import CaptureConfig
 from sniffer.observer import GatherPlan, Observer, draw
