@@ -40,9 +40,9 @@ def measure(repeats: int) -> list[Figure]:
 def _beside_forward(bench: Bench, wide: Captured, repeats: int) -> list[Figure]:
     """As a run writes: into a new folder each time.
 
-    What the repeat before wrote is removed first, and the disk has settled, so that the files lie in memory the system
-    has used before. Memory that a virtual machine touches for the first time costs its kernel ten times the copying;
-    so the first writing is not counted, as the first forward is not.
+    What the repeat before wrote is removed first, and the disk has settled, so that the files lie in memory used
+    before. Memory that a virtual machine is given anew adds half as much again to the writing; so the first writing
+    is not counted, as the first forward is not.
     """
     of_forward, speed = [], []
     with TemporaryDirectory() as scratch:
