@@ -14,7 +14,7 @@ from models.backbone import Checkpoint
 from models.loaded import LoadedBackbone
 from sniffer.config import CaptureConfig
 from sniffer.dataset import Pydoc
-from sniffer.heap import keep_freed_memory, use_huge_pages
+from sniffer.heap import keep_freed_memory
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform
 from sniffer.selection import select
@@ -128,7 +128,6 @@ class Bench:
 @cache
 def loaded(dtype: str) -> LoadedBackbone:
     """As a run has it."""
-    use_huge_pages()
     backbone = Checkpoint(EMBEDDED, dtype=dtype).load()
     keep_freed_memory(backbone.device)
     return backbone

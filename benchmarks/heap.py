@@ -46,10 +46,9 @@ def _child(how: str, length: int) -> dict[str, float]:
 def main(how: str, length: str) -> None:
     from benchmarks.bench import EMBEDDED, real_batch
     from models.backbone import Checkpoint
-    from sniffer.heap import keep_freed_memory, use_huge_pages
+    from sniffer.heap import keep_freed_memory
 
     input_ids = torch.from_numpy(real_batch([int(length)]).input_ids())
-    use_huge_pages()
     backbone = Checkpoint(EMBEDDED).load()
     if how == "keep" and not keep_freed_memory(backbone.device):
         print("{}")

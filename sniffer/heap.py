@@ -1,14 +1,9 @@
-"""How PyTorch takes memory on a CPU: in huge pages, and what one forward pass frees is kept for the next one.
+"""Keeps the memory that one forward pass frees for the next one.
 
 On a CPU, PyTorch takes its memory from the C library. glibc hands freed memory back to the system as soon as some
 64 MB lie together, and takes blocks of 32 MB and more from it one by one. The next layer then asks for the same
 again, and each page of it costs a fault: of a forward at 1 x 2048, a tenth of the processor time (`python -m
 benchmarks heap`). mallopt(3) says what may be kept.
-
-What a run keeps, the captured rows, is touched for the first time whatever is kept free. There a fault for 2 MB in
-place of 512 faults for 4 kB each saves the kernel's time. Linux gives such pages only to who asks
-(/sys/kernel/mm/transparent_hugepage/enabled: madvise), and PyTorch asks if the environment says so
-(c10/core/impl/alloc_cpu.cpp).
 """
 
 from __future__ import annotations
@@ -30,16 +25,6 @@ than the second."""
 
 KEPT = 8 * BLOCKS[0]
 """Bytes that may lie free at the end of the heap."""
-
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-
-
-def use_huge_pages() -> None:
-    """Asks for them, for the rest of this process, unless the environment says otherwise.
-
-    PyTorch looks once, when it first takes memory for a tensor: so before a model is loaded.
-    """
-    os.environ.setdefault(HUGE_PAGES, "1")
 
 
 def keep_freed_memory(device: torch.device) -> bool:

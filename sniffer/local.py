@@ -13,7 +13,7 @@ from sniffer.clock import Clock
 from sniffer.config import Config
 from sniffer.engine import Plan, describe_device
 from sniffer.estimate import Room, available_memory
-from sniffer.heap import keep_freed_memory, use_huge_pages
+from sniffer.heap import keep_freed_memory
 from sniffer.loading import Load
 from sniffer.observer import draw
 from sniffer.passes import Passes
@@ -36,7 +36,6 @@ class LocalEngine:
 
     def open(self, config: Config, folder: Path) -> Backbone:
         """Loads the model; SnifferError as `Checkpoint.load`."""
-        use_huge_pages()
         self._backbone = self._load(config.model)
         keep_freed_memory(self._backbone.device)
         return self._backbone

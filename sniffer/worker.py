@@ -21,7 +21,7 @@ from sniffer.engine import Plan, describe_device, dtype_name
 from sniffer.environment import versions
 from sniffer.errors import CaptureError
 from sniffer.estimate import available_memory
-from sniffer.heap import keep_freed_memory, use_huge_pages
+from sniffer.heap import keep_freed_memory
 from sniffer.observer import draw
 from sniffer.parts import PartWriter
 from sniffer.passes import Passes
@@ -104,7 +104,6 @@ class Worker:
             )
         torch.set_num_threads(self.threads)
         self.checkpoint.check()
-        use_huge_pages()
         self.backbone = self.checkpoint.load()
         keep_freed_memory(self.backbone.device)
         return Facts(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sniffer import local, worker
-from sniffer.heap import HUGE_PAGES, M_MMAP_THRESHOLD, chosen_by_user, keep_freed_memory
+from sniffer.heap import M_MMAP_THRESHOLD, chosen_by_user, keep_freed_memory
 
 FAULTS = """
 import resource
@@ -33,37 +33,18 @@ print(kept, faults() < before / 20)
 """
 """Five times 48 MB, which the system hands out page by page, or which are there already after some rounds."""
 
-IN_HUGE_PAGES = """
-import re
-from pathlib import Path
-import torch
-from sniffer.heap import use_huge_pages
-
-use_huge_pages()
-kept = torch.ones(12_000_000)
-[kilobytes] = re.findall(r"AnonHugePages:\\s+(\\d+) kB", Path("/proc/self/smaps_rollup").read_text())
-print(int(kilobytes) > 40_000)
-"""
-
 CPU = torch.device("cpu")
-
-
-def gives_huge_pages() -> bool:
-    """To who asks, and to nobody else."""
-    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    return mode.is_file() and "[madvise]" in mode.read_text(encoding="ascii")
-
 
 needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 
 
-VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD", HUGE_PAGES)
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
 
 
-def asked(script: str = FAULTS, **environment: str) -> str:
+def asked(**environment: str) -> str:
     ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=ours | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", FAULTS], env=ours | environment, capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
@@ -84,12 +65,6 @@ def test_freed_memory_is_kept_for_the_next_pass():
 )
 def test_what_the_user_chose_stays(chosen: dict[str, str]):
     assert asked(**chosen) == "False False"
-
-
-@pytest.mark.skipif(not gives_huge_pages(), reason="this system gives no huge pages to who asks, or to all")
-@pytest.mark.parametrize(("chosen", "huge"), [({}, "True"), ({HUGE_PAGES: "0"}, "False")])
-def test_tensors_lie_in_huge_pages_unless_the_user_chose(chosen: dict[str, str], huge: str):
-    assert asked(IN_HUGE_PAGES, **chosen) == huge
 
 
 @pytest.mark.parametrize(("most", "asked_for"), [(2**30, [64, 8 * 64]), (2**25, [64, 32, 8 * 64]), (0, [64, 32])])
@@ -135,21 +110,12 @@ def test_a_model_on_another_device_needs_nothing(monkeypatch: pytest.MonkeyPatch
 def test_whoever_runs_the_model_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType):
     asked_for: list[torch.device] = []
     monkeypatch.setattr(module, "keep_freed_memory", asked_for.append)
-    monkeypatch.setenv(HUGE_PAGES, "")
-    monkeypatch.delenv(HUGE_PAGES)
     model = MagicMock(device=CPU)
-    huge_pages: list[str | None] = []
-
-    def load(*_: object) -> MagicMock:
-        huge_pages.append(os.environ.get(HUGE_PAGES))
-        return model
-
     if module is local:
-        local.LocalEngine(load).open(MagicMock(), tmp_path)
+        local.LocalEngine(lambda checkpoint: model).open(MagicMock(), tmp_path)
     else:
         (tmp_path / "config.yaml").touch()
         monkeypatch.setattr(worker, "describe_device", lambda backbone: {})
-        checkpoint = MagicMock(load=load)
+        checkpoint = MagicMock(load=lambda: model)
         worker.Worker(checkpoint, tmp_path, threads=torch.get_num_threads()).open()
     assert asked_for == [CPU]
-    assert huge_pages == ["1"]
