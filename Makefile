@@ -36,7 +36,7 @@ $(INSTALLED): pyproject.toml constraints-dev.txt
 	@touch $@
 
 embedded: $(INSTALLED)
-	@$(RUN) -m models.embedded
+	@$(RUN) -m sniffer.models.embedded
 
 demo: embedded
 	$(RUN) -m sniffer experiment=demo
@@ -45,9 +45,9 @@ demo-report: embedded
 	set -e; run=outputs/report-$$(date +%Y-%m-%d_%H-%M-%S); \
 	$(RUN) -m sniffer experiment=report hydra.run.dir=$$run; \
 	$(RUN) -m sniffer experiment=report_every_position hydra.run.dir=$$run-every-position; \
-	for name in $(ANALYSES); do $(RUN) -m experiments.$$name run=$$run; done; \
-	$(RUN) -m experiments.sampling_error run=$$run-every-position out=$$run/experiments/sampling_error; \
-	$(RUN) -m experiments.report run=$$run
+	for name in $(ANALYSES); do $(RUN) -m sniffer.experiments $$name run=$$run; done; \
+	$(RUN) -m sniffer.experiments sampling_error run=$$run-every-position out=$$run/experiments/sampling_error; \
+	$(RUN) -m sniffer.experiments report run=$$run
 
 browser-test: $(INSTALLED)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sniffer.models.backbone import Checkpoint
+from sniffer.models.loaded import LoadedBackbone
 
 from benchmarks.bench import EMBEDDED, loaded
 from benchmarks.measure import Figure, Timed, both, figure
-from models.backbone import Checkpoint
-from models.loaded import LoadedBackbone
 from sniffer.batching import ELSEWHERE, Tokenizer, batches
 from sniffer.config import CaptureConfig
 from sniffer.dataset import Pydoc

@@ -8,10 +8,10 @@ from functools import cache
 
 import numpy as np
 import torch
+from sniffer.models.backbone import Checkpoint
+from sniffer.models.loaded import LoadedBackbone
 
 from benchmarks.measure import timed
-from models.backbone import Checkpoint
-from models.loaded import LoadedBackbone
 from sniffer.config import CaptureConfig
 from sniffer.dataset import Pydoc
 from sniffer.heap import keep_freed_memory

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
+from sniffer.models.backbone import Checkpoint
 
 from benchmarks.bench import EMBEDDED, EVERY, Bench, Capture
 from benchmarks.measure import Figure, Timed, both, figure, timed
-from models.backbone import Checkpoint
 from sniffer.transfer import Vectors
 
 LENGTHS = (512, 2048)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sniffer.models import embedded
+
 from benchmarks.measure import Figure, both, child, figure, whole_run
-from models import embedded
 
 DOCUMENTS, MAX_TOKENS = 40, 1024
 TEXT = ("dataset=pydoc", f"dataset.max_examples={DOCUMENTS}", f"dataset.max_tokens={MAX_TOKENS}")
@@ -40,7 +41,7 @@ with initialize_config_dir(str(conf_folder()), version_base="1.3"):
     cfg = compose("config", overrides=["dataset=pydoc", "hydra.runtime.output_dir=."])
 config = resolve(cfg)
 config.model.check()
-import sniffer.capture, models.finder, models.weights
+import sniffer.capture, sniffer.models.finder, sniffer.models.weights
 from transformers import AutoModelForCausalLM
 sniffer.capture.check(config)
 """

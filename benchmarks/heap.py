@@ -44,8 +44,9 @@ def _child(how: str, length: int) -> dict[str, float]:
 
 @torch.inference_mode()
 def main(how: str, length: str) -> None:
+    from sniffer.models.backbone import Checkpoint
+
     from benchmarks.bench import EMBEDDED, real_batch
-    from models.backbone import Checkpoint
     from sniffer.heap import keep_freed_memory
 
     input_ids = torch.from_numpy(real_batch([int(length)]).input_ids())

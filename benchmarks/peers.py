@@ -21,10 +21,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from sniffer.models import embedded
 
 from benchmarks.bench import EVERY, Bench, Capture, real_batch
 from benchmarks.measure import Figure, Timed, both, timed
-from models import embedded
 
 LENGTHS = (512, 2048)
 LOOP = Path(__file__).with_name("peer_loop.py")

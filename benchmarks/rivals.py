@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from sniffer.models.loaded import LoadedBackbone
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.measure import Timed, timed
-from models.loaded import LoadedBackbone
 
 PROJECTIONS = ("q_proj", "k_proj")
 

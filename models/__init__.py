@@ -7,5 +7,5 @@
     selfcheck   proof at start-up that what is tapped is what attention receives
 
 A hand-edited models/<family>/modeling_<family>.py wins over the derived one. Importing this package
-changes nothing; models.finder.install() does.
+changes nothing; sniffer.models.finder.install() does.
 """

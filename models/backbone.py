@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from models import locate
-from models.embedded import WHEELS
-from models.fingerprint import digests, snapshot_commit
 from sniffer.errors import CheckpointError, ConfigError
 from sniffer.types import ModelLimits, Outline, Tokenize
+
+from . import locate
+from .embedded import WHEELS
+from .fingerprint import digests, snapshot_commit
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from models.loaded import LoadedBackbone
+    from .loaded import LoadedBackbone
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ class Checkpoint:
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
-        from models.architecture import value_of
+        from .architecture import value_of
 
         text = self._config().get_text_config()
         heads = value_of(text, "num_attention_heads")
@@ -144,12 +145,12 @@ class Checkpoint:
             UnsupportedModelError: the model cannot be tapped soundly.
             ConfigError: it cannot be compiled.
         """
-        from models import finder
+        from . import finder
 
         finder.install()
         backbone = self._proven()
         if self.compile:
-            from models.compiled import compile_layers
+            from .compiled import compile_layers
 
             compile_layers(backbone)
         return backbone
@@ -161,8 +162,8 @@ class Checkpoint:
             CheckpointError: its config cannot be had.
             UnsupportedModelError: the model cannot be tapped, or its shapes depend on values.
         """
-        from models import finder
-        from models.outline import outline
+        from . import finder
+        from .outline import outline
 
         finder.install()
         return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
@@ -191,7 +192,7 @@ class Checkpoint:
         }
 
     def _proven(self) -> LoadedBackbone:
-        from models import weights
+        from . import weights
 
         config = self._config()
         if self.weights == "random":
@@ -203,7 +204,7 @@ class Checkpoint:
         return weights.read(str(self._source()), config, how, self.checkpoint)
 
     def _config(self) -> PretrainedConfig:
-        from models.architecture import build_config, read_config
+        from .architecture import build_config, read_config
 
         source, overrides = self._source(), self.config_overrides or {}
         if source is None:
@@ -232,7 +233,7 @@ class Checkpoint:
 
     def _room_for_tokens(self) -> dict[str, Any]:
         """A vocabulary that holds the stand-in tokenizer's, for an architecture whose own size is unknown."""
-        from models.architecture import build_config
+        from .architecture import build_config
 
         try:
             stand_in = locate.on_disk(STAND_IN, None)

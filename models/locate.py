@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from threading import Thread
 
-from models import embedded
 from sniffer.errors import CheckpointError
+
+from . import embedded
 
 EMBEDDED = "embedded:"
 PATIENCE_S = 2.0

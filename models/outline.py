@@ -14,13 +14,14 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from models import selfcheck
-from models.loaded import find_backbone, number_layers, why_no_pre, windows_of
-from models.retrofit import retrofit
-from models.weights import auto_class, with_attention
 from sniffer.errors import SnifferError, UnsupportedModelError
 from sniffer.tap import Seen, tap
 from sniffer.types import Outline
+
+from . import selfcheck
+from .loaded import find_backbone, number_layers, why_no_pre, windows_of
+from .retrofit import retrofit
+from .weights import auto_class, with_attention
 
 
 def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str) -> Outline:

@@ -20,11 +20,12 @@ from types import CodeType, FunctionType, ModuleType
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.derive import TAP_NAME, derive
-from models.finder import DERIVED_NAME, MODELLING_MODULE, TAPPED_CLASSES, is_modelling_module, is_tapped
-from models.loaded import LoadedBackbone, find_backbone
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import TAP
+
+from .derive import TAP_NAME, derive
+from .finder import DERIVED_NAME, MODELLING_MODULE, TAPPED_CLASSES, is_modelling_module, is_tapped
+from .loaded import LoadedBackbone, find_backbone
 
 Undo = Callable[[], None]
 
@@ -120,7 +121,7 @@ def _refuse_ignored_copy(name: str) -> None:
     if match and (copy := Path(__file__).parent / match[1] / f"{match[2]}.py").is_file():
         raise UnsupportedModelError(
             f"{name} was imported before the local copy {copy} could take its place: "
-            "call models.finder.install() before importing the family"
+            "call sniffer.models.finder.install() before importing the family"
         )
 
 

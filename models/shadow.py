@@ -25,7 +25,7 @@ import copy
 import re
 from dataclasses import dataclass, field
 
-from models.anchors import Anchor, calls_in, last_name
+from .anchors import Anchor, calls_in, last_name
 
 ROTARY = re.compile(r"apply_.*(rotary|rope)|apply_rope")
 GUARD = "__sniffer_tap__.wants_pre"

@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from models.loaded import LoadedBackbone, find_backbone
-from models.retrofit import retrofit
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
+
+from .loaded import LoadedBackbone, find_backbone
+from .retrofit import retrofit
 
 log = logging.getLogger(__name__)
 

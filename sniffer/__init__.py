@@ -2,10 +2,14 @@
 
 `open_run` reads what a run wrote; `sniff` captures from a model that is loaded already. Both are imported
 when first asked for, so that importing the package costs nothing.
+
+models/ and experiments/ are parts of this package: `sniffer.models`, `sniffer.experiments`. The wheel has them inside,
+a checkout beside it. Their bare names belong to whoever has a project with folders called so.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +17,9 @@ if TYPE_CHECKING:
     from sniffer.reader import open_run
 
 __all__ = ["open_run", "sniff"]
+
+if not Path(__path__[0], "models").is_dir():
+    __path__.append(str(Path(__path__[0]).parent))
 
 
 def __getattr__(name: str) -> Any:

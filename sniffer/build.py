@@ -22,6 +22,9 @@ from sniffer.errors import ConfigError, SnifferError
 TRUSTED = ("sniffer.", "models.", "experiments.")
 """Prefixes of `_target_` that need no opting in."""
 
+PARTS = ("models.", "experiments.")
+"""Of this package, which configurations name without it."""
+
 
 def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED) -> Any:
     """Makes the object that a `_target_` and its fields describe.
@@ -39,7 +42,7 @@ def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED) -> Any:
         raise ConfigError(f"{what} must name its class in {what}._target_: choose one with {what}=CHOICE")
     target, arguments = node["_target_"], {key: node[key] for key in node if key != "_target_"}
     _require_trusted(target, target, what, trusted)
-    made = _import(target, what)
+    made = _import(target, what, trusted)
     if not isinstance(made, type):
         raise ConfigError(f"{what}._target_={target} is a {type(made).__name__}: name a class")
     # A trusted module also holds the names it imports; those are not its own.
@@ -57,9 +60,13 @@ def _require_trusted(name: str, target: str, what: str, trusted: Sequence[str]) 
         )
 
 
-def _import(target: str, what: str) -> Any:
-    module, _, name = target.rpartition(".")
+def _import(target: str, what: str, trusted: Sequence[str]) -> Any:
+    ours = f"sniffer.{target}" if target.startswith(PARTS) else target
+    module, _, name = ours.rpartition(".")
     try:
+        # A user's project may have a package `models` as well: what it has and we have not is theirs, if they say so.
+        if ours != target and not _has(module, name) and target.startswith(tuple(trusted[len(TRUSTED) :])):
+            module = target.rpartition(".")[0]
         return getattr(importlib.import_module(module), name)
     except SnifferError:
         raise
@@ -68,6 +75,13 @@ def _import(target: str, what: str) -> Any:
         found = getattr(sys.modules.get(target.split(".")[0]), "__file__", None)
         where = f" (looked in {found})" if found else ""
         raise ConfigError(f"{what}._target_={target} cannot be imported: {_first_line(error)}{where}") from error
+
+
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError:
+        return False
 
 
 def checked(made: Any, arguments: dict[str, Any], what: str) -> Any:

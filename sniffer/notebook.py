@@ -36,7 +36,7 @@ from sniffer.tap import Seen, tap
 from sniffer.transfer import transfer_for
 from sniffer.types import Backbone, Document, LayerGeometry, TokenBatch
 
-ATTACH = "models.retrofit.attached"
+ATTACH = "sniffer.models.retrofit.attached"
 
 
 @contextmanager

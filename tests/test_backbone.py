@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
+from sniffer.models import finder, locate, selfcheck, weights
+from sniffer.models.architecture import build_config, override
+from sniffer.models.backbone import Checkpoint
+from sniffer.models.loaded import LoadedBackbone, find_backbone
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from models import finder, locate, selfcheck, weights
-from models.architecture import build_config, override
-from models.backbone import Checkpoint
-from models.loaded import LoadedBackbone, find_backbone
 from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
 from sniffer.tap import TAP, Seen, tap
 from sniffer.types import ModelLimits

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+from sniffer.models import finder
+from sniffer.models.compiled import HELD, attending_layers, check_alike, compile_layers
+from sniffer.models.loaded import LoadedBackbone, find_backbone
 from torch._dynamo.utils import counters
 
-from models import finder
-from models.compiled import HELD, attending_layers, check_alike, compile_layers
-from models.loaded import LoadedBackbone, find_backbone
 from sniffer.errors import ConfigError
 from sniffer.tap import TAP, Seen, StopForward, tap
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
@@ -33,7 +33,7 @@ def forget() -> Iterator[None]:
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers are followed as ever, but no code is made of them: that takes seconds each."""
-    monkeypatch.setattr("models.compiled.BACKEND", "eager")
+    monkeypatch.setattr("sniffer.models.compiled.BACKEND", "eager")
 
 
 def backbone_of(family: str) -> LoadedBackbone:

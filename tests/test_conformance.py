@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from sniffer.models import finder
+from sniffer.models.loaded import LoadedBackbone, find_backbone
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from models import finder
-from models.loaded import LoadedBackbone, find_backbone
 from sniffer.tap import TAP
 from tests.conformance import __main__ as suite
 from tests.conformance import checks

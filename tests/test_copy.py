@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from sniffer.models.copy import tapped_source, write_copy
+from sniffer.models.derive import derive
 
-from models.copy import tapped_source, write_copy
-from models.derive import derive
 from sniffer.errors import UnsupportedModelError
 from tests.test_finder import fresh
 
@@ -34,9 +34,9 @@ def test_a_copy_computes_and_shows_what_the_derived_module_does(tmp_path: Path):
     code = """
         import sys, hashlib, torch
         from pathlib import Path
-        from models import finder
+        from sniffer.models import finder
         finder.install(Path({copies!r}))
-        from models.loaded import LoadedBackbone, find_backbone
+        from sniffer.models.loaded import LoadedBackbone, find_backbone
         from sniffer.tap import tap
         from tests.tiny_families import tiny_config, tiny_ids, tiny_model
         backbone = LoadedBackbone(find_backbone(tiny_model(tiny_config("llama"))))

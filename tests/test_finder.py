@@ -13,8 +13,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
-
-from models.finder import TappedLoader
+from sniffer.models.finder import TappedLoader
 
 ROOT = Path(__file__).resolve().parent.parent
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -36,7 +35,7 @@ def test_importing_the_package_changes_nothing():
     out = fresh("""
         import sys
         before = list(sys.meta_path)
-        import models, models.finder
+        import sniffer.models, sniffer.models.finder
         print(sys.meta_path == before, "transformers" in sys.modules)
     """)
     assert out == "True False"
@@ -45,7 +44,7 @@ def test_importing_the_package_changes_nothing():
 def test_install_twice_is_once_and_uninstall_takes_it_away():
     out = fresh("""
         import sys
-        from models import finder
+        from sniffer.models import finder
         before = list(sys.meta_path)
         finder.install(); finder.install()
         print(len(sys.meta_path) - len(before), end=" ")
@@ -64,7 +63,7 @@ def test_install_twice_is_once_and_uninstall_takes_it_away():
 def test_a_family_is_tapped_under_its_own_name_even_after_the_auto_classes():
     out = fresh(f"""
         from transformers import AutoModelForCausalLM, LlamaConfig
-        from models import finder
+        from sniffer.models import finder
         finder.install()
         import {LLAMA} as llama
         import inspect
@@ -102,7 +101,7 @@ def names_in(code: Any) -> Iterator[str]:
 def test_a_traceback_names_the_upstream_line():
     out = fresh(f"""
         import traceback
-        from models import finder
+        from sniffer.models import finder
         finder.install()
         import {LLAMA} as llama
         from sniffer.tap import tap
@@ -131,7 +130,7 @@ def test_a_local_copy_wins(tmp_path: Path):
         "            __sniffer_tap__.observe(self, q, k, v)\n"
     )
     out = fresh(f"""
-        from models import finder
+        from sniffer.models import finder
         finder.install(__import__("pathlib").Path({str(tmp_path)!r}))
         import {LLAMA} as llama
         from sniffer.tap import tap
@@ -145,9 +144,9 @@ def test_a_local_copy_wins(tmp_path: Path):
 def test_a_family_imported_too_early_is_named():
     out = fresh(f"""
         import {LLAMA} as llama
-        from models import finder
+        from sniffer.models import finder
         finder.install()
-        from models.loaded import check_imports
+        from sniffer.models.loaded import check_imports
         from sniffer.errors import UnsupportedModelError
         from transformers import LlamaConfig
         small = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=8)
@@ -156,4 +155,4 @@ def test_a_family_imported_too_early_is_named():
         except UnsupportedModelError as error:
             print(error)
     """)
-    assert LLAMA in out and "models.finder.install()" in out and len(out.splitlines()) == 1
+    assert LLAMA in out and "sniffer.models.finder.install()" in out and len(out.splitlines()) == 1

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from sniffer.models import finder
+from sniffer.models.derive import Untapped
+from sniffer.models.loaded import LoadedBackbone, check_skipped, find_backbone
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from models import finder
-from models.derive import Untapped
-from models.loaded import LoadedBackbone, check_skipped, find_backbone
 from sniffer.config import CaptureConfig, HeadSampling
 from sniffer.errors import ConfigError, UnsupportedModelError
 from sniffer.selection import select

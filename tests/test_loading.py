@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sniffer.models import finder
+from sniffer.models.backbone import Checkpoint
+from sniffer.models.loaded import LoadedBackbone
 
-from models import finder
-from models.backbone import Checkpoint
-from models.loaded import LoadedBackbone
 from sniffer.errors import CheckpointError, ConfigError
 from sniffer.tap import Seen, tap
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model

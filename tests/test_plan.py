@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sniffer.models.backbone import Checkpoint
 
-from models.backbone import Checkpoint
 from sniffer.__main__ import main
 from sniffer.config import Config, conf_folder, register, resolve
 from sniffer.errors import ConfigError, RunError, UnsupportedModelError

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from sniffer.models import finder
+from sniffer.models.backbone import Checkpoint
+from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.retrofit import attached, retrofit
 from transformers import AutoConfig, PretrainedConfig
 
-from models import finder
-from models.backbone import Checkpoint
-from models.loaded import LoadedBackbone, find_backbone
-from models.retrofit import attached, retrofit
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, tap
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model

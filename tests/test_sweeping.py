@@ -15,8 +15,8 @@ from unittest.mock import patch
 import polars as pl
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from sniffer.models.backbone import Checkpoint
 
-from models.backbone import Checkpoint
 from sniffer import capture, local, open_run
 from sniffer.__main__ import main
 from sniffer.errors import RunError

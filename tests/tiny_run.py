@@ -15,10 +15,9 @@ TEXTS = {
 def save_checkpoint(folder: Path, family: str = "llama", dtype: str = "float32", **config: object) -> Path:
     """Writes an ordinary checkpoint folder: config, random weights and a byte-level tokenizer."""
     import torch
+    from sniffer.models import finder
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    from models import finder
 
     finder.install()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -9,14 +9,15 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from experiments.attention_plasticity.core import COVARIANCES, BucketPairs, measure, model_queries
-from experiments.attention_plasticity.pairs import RULES, draw_pairs
-from experiments.common.entry import progress
-from experiments.common.figures import by_layer, canvas, grid, head_map
-from experiments.common.results import Result, head_columns, middle
-from experiments.common.rows import chosen_layers, load_queries_and_keys
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import by_layer, canvas, grid, head_map
+from ..common.results import Result, head_columns, middle
+from ..common.rows import chosen_layers, load_queries_and_keys
+from .core import COVARIANCES, BucketPairs, measure, model_queries
+from .pairs import RULES, draw_pairs
 
 AVERAGES = ("bucket_pairs", "key_pairs")
 

@@ -1,8 +1,8 @@
-"""python -m experiments.attention_plasticity run=RUN"""
+"""python -m sniffer.experiments attention_plasticity run=RUN"""
 
 import sys
 
-from experiments.common.entry import main
+from sniffer.experiments.common.entry import main
 
 if __name__ == "__main__":
     sys.exit(main("attention_plasticity"))

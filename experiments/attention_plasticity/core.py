@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float64, Int
 from scipy.special import ndtr
 
-from experiments.attention_plasticity.pairs import Pairs
-from experiments.common.moments import Moments, moments_of
-from experiments.common.rows import Rows
+from ..common.moments import Moments, moments_of
+from ..common.rows import Rows
+from .pairs import Pairs
 
 COVARIANCES = ("full", "diagonal")
 

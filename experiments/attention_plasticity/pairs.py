@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from experiments.common.rows import Rows
+from ..common.rows import Rows
 
 RULES = ("bucket", "distance")
 

@@ -1,4 +1,4 @@
-"""The command line of every analysis: `python -m experiments.NAME run=RUN [key=value ...]`.
+"""The command line of every analysis: `python -m sniffer.experiments NAME run=RUN [key=value ...]`.
 
 conf/analysis/NAME.yaml is the analysis' constructor call written down; key=value changes it. `run` is a run
 folder, or a sweep's, whose jobs are then analysed one by one. `out` is where results go instead of
@@ -17,13 +17,14 @@ import rich
 import yaml
 from rich.progress import track
 
-from experiments.common import results
-from experiments.common.results import Result
 from sniffer import open_run
 from sniffer.build import build
 from sniffer.config import conf_folder
 from sniffer.errors import ConfigError, RunError, SnifferError
 from sniffer.reader import Run
+
+from . import results
+from .results import Result
 
 Item = TypeVar("Item")
 
@@ -63,7 +64,7 @@ def analyse(name: str, words: Sequence[str]) -> None:
     settings = overrides(words)
     run, out = settings.pop("run", None), settings.pop("out", None)
     if not isinstance(run, str):
-        raise ConfigError(f"no run is given: python -m experiments.{name} run=outputs/RUN")
+        raise ConfigError(f"no run is given: python -m sniffer.experiments {name} run=outputs/RUN")
     analysis = make(name, settings)
     jobs = opened(run)
     if out is not None and len(jobs) > 1:
@@ -138,7 +139,7 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
 def usage(name: str) -> str:
     text = (conf_folder() / "analysis" / f"{name}.yaml").read_text(encoding="utf-8")
     settings = "\n".join(f"  {line}" for line in text.splitlines() if not line.startswith("_target_"))
-    return f"python -m experiments.{name} run=RUN [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
+    return f"python -m sniffer.experiments {name} run=RUN [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from experiments.common.rows import Rows
+from .rows import Rows
 
 
 @dataclass(frozen=True)

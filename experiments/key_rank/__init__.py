@@ -10,13 +10,14 @@ import polars as pl
 from jaxtyping import Float64, Int64
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.figures import canvas, head_map
-from experiments.common.moments import Moments, moments_of, ratio
-from experiments.common.results import Result, head_columns, middle
-from experiments.common.rows import Rows, chosen_layers, load
 from sniffer.errors import ConfigError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import canvas, head_map
+from ..common.moments import Moments, moments_of, ratio
+from ..common.results import Result, head_columns, middle
+from ..common.rows import Rows, chosen_layers, load
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 

@@ -10,16 +10,17 @@ import polars as pl
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.figures import BLUE, ORANGE, canvas, head_map, scatter_by_layer
-from experiments.common.moments import moments_of, pool
-from experiments.common.results import Result, head_columns, middle
-from experiments.common.rows import Rows, chosen_layers, load_queries_and_keys
-from experiments.position_geometry.pca import TAXONOMY, Components, components, linear_share, taxonomy
-from experiments.position_geometry.plane import Plane, basis, plane
-from experiments.position_geometry.rings import rings
 from sniffer.errors import ConfigError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import BLUE, ORANGE, canvas, head_map, scatter_by_layer
+from ..common.moments import moments_of, pool
+from ..common.results import Result, head_columns, middle
+from ..common.rows import Rows, chosen_layers, load_queries_and_keys
+from .pca import TAXONOMY, Components, components, linear_share, taxonomy
+from .plane import Plane, basis, plane
+from .rings import rings
 
 
 @dataclass(frozen=True)

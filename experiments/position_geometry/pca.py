@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from experiments.common.moments import Moments, pool, ratio
+from ..common.moments import Moments, pool, ratio
 
 TAXONOMY = ("position-dominated", "q-positional", "k-positional", "content-focused", "mixed")
 LOW, HIGH = 0.3, 0.7

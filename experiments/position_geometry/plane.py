@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from experiments.common.moments import Moments, pool, ratio
+from ..common.moments import Moments, pool, ratio
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from experiments.common.moments import ratio
-from experiments.common.turns import best_turn
+from ..common.moments import ratio
+from ..common.turns import best_turn
 
 
 @dataclass(frozen=True)

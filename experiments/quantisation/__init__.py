@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.figures import head_map, lines
-from experiments.common.results import Result, head_columns, middle
-from experiments.common.rows import Rows, chosen_layers, load
-from experiments.quantisation.core import PER, channel_size, outliers, quantised, relative_error
 from sniffer.errors import ConfigError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import head_map, lines
+from ..common.results import Result, head_columns, middle
+from ..common.rows import Rows, chosen_layers, load
+from .core import PER, channel_size, outliers, quantised, relative_error
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 

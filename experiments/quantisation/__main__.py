@@ -1,8 +1,8 @@
-"""python -m experiments.quantisation run=RUN"""
+"""python -m sniffer.experiments quantisation run=RUN"""
 
 import sys
 
-from experiments.common.entry import main
+from sniffer.experiments.common.entry import main
 
 if __name__ == "__main__":
     sys.exit(main("quantisation"))

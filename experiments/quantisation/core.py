@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from experiments.common.moments import ratio
+from ..common.moments import ratio
 
 PER = ("channel", "token")
 

@@ -10,14 +10,15 @@ import polars as pl
 from jaxtyping import Float64
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.figures import by_layer, head_map, lines
-from experiments.common.moments import moments_of
-from experiments.common.results import Result, head_columns, middle
-from experiments.common.rows import Rows, chosen_layers, key_places, load
-from experiments.query_key_gap.core import distance, recalls
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import by_layer, head_map, lines
+from ..common.moments import moments_of
+from ..common.results import Result, head_columns, middle
+from ..common.rows import Rows, chosen_layers, key_places, load
+from .core import distance, recalls
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from experiments.common.moments import Moments
 from sniffer.errors import RunError
+
+from ..common.moments import Moments
 
 
 def distance(vectors: Moments, keys: Moments, shrinkage: float) -> Float64[np.ndarray, " heads"]:

@@ -14,12 +14,13 @@ from typing import Any
 
 import rich
 
-from experiments.common import results
-from experiments.common.entry import destination, make, opened, overrides
-from experiments.report.collect import collect
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
+
+from ..common import results
+from ..common.entry import destination, make, opened, overrides
+from .collect import collect
 
 HERE = Path(__file__).parent
 PAGE = "report.html"
@@ -55,7 +56,7 @@ class Report:
         if not any(job["findings"] for job in jobs):
             raise RunError(
                 f"{folder} has no results to report: run an analysis first, such as "
-                f"`python -m experiments.position_geometry run={path}`"
+                f"`python -m sniffer.experiments position_geometry run={path}`"
             )
         return assemble({"title": self.title or folder.name, "jobs": jobs})
 

@@ -1,9 +1,9 @@
-"""python -m experiments.report run=RUN"""
+"""python -m sniffer.experiments report run=RUN"""
 
 import sys
 
-from experiments.common.entry import main
-from experiments.report import write
+from sniffer.experiments.common.entry import main
+from sniffer.experiments.report import write
 
 if __name__ == "__main__":
     sys.exit(main("report", act=write))

@@ -14,10 +14,11 @@ from typing import Any
 
 import polars as pl
 
-from experiments.common.results import FINDINGS, PROVENANCE
-from experiments.report.glossary import ABOUT, ORDER
 from sniffer.errors import RunError
 from sniffer.reader import Run
+
+from ..common.results import FINDINGS, PROVENANCE
+from .glossary import ABOUT, ORDER
 
 NOT_STATISTICS = ("layer", "head", "key_head", "dim", "rows", "rows_q", "rows_k")
 CSV = "data:text/csv;charset=utf-8;base64,"

@@ -9,13 +9,14 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.figures import head_map
-from experiments.common.results import Result, middle
-from experiments.common.rows import chosen_layers, load
-from experiments.rope_frequencies.core import LAYOUTS, concentration, find_layout, norms, rotary_pairs, speeds
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
+
+from ..common.entry import progress
+from ..common.figures import head_map
+from ..common.results import Result, middle
+from ..common.rows import chosen_layers, load
+from .core import LAYOUTS, concentration, find_layout, norms, rotary_pairs, speeds
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""python -m experiments.rope_frequencies run=RUN"""
+"""python -m sniffer.experiments rope_frequencies run=RUN"""
 
 import sys
 
-from experiments.common.entry import main
+from sniffer.experiments.common.entry import main
 
 if __name__ == "__main__":
     sys.exit(main("rope_frequencies"))

@@ -14,10 +14,11 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Complex, Float, Float64
 
-from experiments.common.moments import ratio
-from experiments.common.rows import Rows
-from experiments.common.turns import best_turn, sharpened
 from sniffer.errors import RunError
+
+from ..common.moments import ratio
+from ..common.rows import Rows
+from ..common.turns import best_turn, sharpened
 
 LAYOUTS = ("half", "interleaved")
 SAME_LENGTH = 1e-2

@@ -11,15 +11,16 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
-from experiments.common.entry import progress
-from experiments.common.results import Result, head_columns
-from experiments.common.rows import WEIGHTS, Rows, chosen_layers, key_places, load
-from experiments.rope_frequencies.core import find_layout
-from experiments.sampling_error.resample import SAMPLERS, Population, make_sampler, require_every_position
-from experiments.sampling_error.statistics import statistics
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader import Run
 from sniffer.sampler import Picker
+
+from ..common.entry import progress
+from ..common.results import Result, head_columns
+from ..common.rows import WEIGHTS, Rows, chosen_layers, key_places, load
+from ..rope_frequencies.core import find_layout
+from .resample import SAMPLERS, Population, make_sampler, require_every_position
+from .statistics import statistics
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""python -m experiments.sampling_error run=RUN"""
+"""python -m sniffer.experiments sampling_error run=RUN"""
 
 import sys
 
-from experiments.common.entry import main
+from sniffer.experiments.common.entry import main
 
 if __name__ == "__main__":
     sys.exit(main("sampling_error"))

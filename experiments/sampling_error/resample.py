@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from experiments.common.rows import WEIGHTS, Rows
 from sniffer.errors import RunError
 from sniffer.reader import Run
 from sniffer.sampler import LogUniform, Picker, Sampler, Uniform
 from sniffer.types import Document
+
+from ..common.rows import WEIGHTS, Rows
 
 SAMPLERS = ("uniform", "log_uniform")
 

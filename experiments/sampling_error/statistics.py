@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from experiments.attention_plasticity.core import measure, model_queries
-from experiments.attention_plasticity.pairs import draw_pairs
-from experiments.common.moments import Moments, moments_of, pool, ratio
-from experiments.common.rows import MIN_ROWS, Rows
-from experiments.key_rank import rank_at, spectrum
-from experiments.position_geometry.pca import linear_share
-from experiments.position_geometry.plane import plane
-from experiments.quantisation.core import quantised, relative_error
-from experiments.query_key_gap.core import distance
-from experiments.rope_frequencies.core import concentration, norms, rotary_pairs
+from ..attention_plasticity.core import measure, model_queries
+from ..attention_plasticity.pairs import draw_pairs
+from ..common.moments import Moments, moments_of, pool, ratio
+from ..common.rows import MIN_ROWS, Rows
+from ..key_rank import rank_at, spectrum
+from ..position_geometry.pca import linear_share
+from ..position_geometry.plane import plane
+from ..quantisation.core import quantised, relative_error
+from ..query_key_gap.core import distance
+from ..rope_frequencies.core import concentration, norms, rotary_pairs
 
 KEY_PAIRS = 64
 MIN_QUERIES = 4

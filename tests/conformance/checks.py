@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import transformers
+from sniffer.models import finder, selfcheck
+from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.shadow import ROTARY
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from models import finder, selfcheck
-from models.loaded import LoadedBackbone, find_backbone
-from models.shadow import ROTARY
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, StopForward, tap
 from tests import tiny_families as tiny

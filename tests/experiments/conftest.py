@@ -17,4 +17,4 @@ CHECKED = (
     "query_key_gap.core",
     "sampling_error.statistics",
 )
-install_import_hook([f"experiments.{name}" for name in CHECKED], "beartype.beartype")
+install_import_hook([f"sniffer.experiments.{name}" for name in CHECKED], "beartype.beartype")

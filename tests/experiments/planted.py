@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from sniffer.experiments.common.rows import Rows
 
-from experiments.common.rows import Rows
 from sniffer import open_run
 from sniffer.manifest import Manifest
 from sniffer.reader import Run

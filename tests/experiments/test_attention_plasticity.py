@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.attention_plasticity import AttentionPlasticity
+from sniffer.experiments.attention_plasticity.core import measure, model_queries, plasticity, preference, reflection
+from sniffer.experiments.attention_plasticity.pairs import draw_pairs
 
-from experiments.attention_plasticity import AttentionPlasticity
-from experiments.attention_plasticity.core import measure, model_queries, plasticity, preference, reflection
-from experiments.attention_plasticity.pairs import draw_pairs
 from sniffer.errors import ConfigError, RunError
 from tests.experiments.planted import HEADS, noise, planted_run, rows
 

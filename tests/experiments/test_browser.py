@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sniffer.experiments.common.entry import main
+from sniffer.experiments.report import write
+from sniffer.experiments.report.glossary import ORDER
 
-from experiments.common.entry import main
-from experiments.report import write
-from experiments.report.glossary import ORDER
 from sniffer.sampler import All
 from tests.experiments.planted import HEADS, planted_run, roped
 

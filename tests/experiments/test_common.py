@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.common import entry
+from sniffer.experiments.common.moments import moments, pool
+from sniffer.experiments.common.rows import align, chosen_layers, load
 
-from experiments.common import entry
-from experiments.common.moments import moments, pool
-from experiments.common.rows import align, chosen_layers, load
 from sniffer.config import conf_folder
 from sniffer.errors import ConfigError, RunError
 from sniffer.integrity import foreign
@@ -130,7 +130,7 @@ def test_a_missing_kind_says_how_to_capture_it(tmp_path: Path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_configuration_builds_its_analysis(name: str):
     made = entry.make(name, {})
-    assert type(made).__module__ == f"experiments.{name}"
+    assert type(made).__module__ == f"sniffer.experiments.{name}"
     assert (Path(entry.__file__).parents[1] / name / "README.md").is_file()
     assert "Settings" in entry.usage(name)
     with pytest.raises(ConfigError, match="is not a key"):
@@ -194,16 +194,15 @@ def test_the_same_run_gives_the_same_tables_and_figures(tmp_path: Path):
 
 @pytest.mark.parametrize(("called", "threads"), [("-m", "1"), ("-c", "None")])
 def test_only_a_command_chooses_the_threads_of_linear_algebra(called: str, threads: str):
-    code = (
-        f"import os, sys; sys.argv[0] = {called!r}; import experiments; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
-    )
+    code = f"import os, sys; sys.argv[0] = {called!r}; import sniffer.experiments"
+    code += "; print(os.environ.get('OPENBLAS_NUM_THREADS'))"
     plain = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
     told = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == threads
 
 
 def test_analyses_need_no_torch():
-    check = "import sys, experiments.position_geometry, experiments.common.entry; print('torch' in sys.modules)"
+    check = "import sys, sniffer.experiments.position_geometry; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     assert HEADS["q"] % HEADS["k"] == 0

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.common.moments import moments_of
+from sniffer.experiments.key_rank import KeyRank, effective_rank, rank_at, side_by_side, spectrum
 
-from experiments.common.moments import moments_of
-from experiments.key_rank import KeyRank, effective_rank, rank_at, side_by_side, spectrum
 from sniffer.errors import ConfigError
 from tests.experiments.planted import DIM, HEADS, noise, planted_run, rows
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.common.moments import moments, moments_of, pool
+from sniffer.experiments.position_geometry import PositionGeometry
+from sniffer.experiments.position_geometry.pca import components, linear_share, taxonomy
+from sniffer.experiments.position_geometry.plane import Plane, basis, plane
+from sniffer.experiments.position_geometry.rings import rings
 
-from experiments.common.moments import moments, moments_of, pool
-from experiments.position_geometry import PositionGeometry
-from experiments.position_geometry.pca import components, linear_share, taxonomy
-from experiments.position_geometry.plane import Plane, basis, plane
-from experiments.position_geometry.rings import rings
 from tests.experiments.planted import HEADS, noise, planted_run, rows
 
 N, DIM = 400, 8

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.quantisation import Quantisation
+from sniffer.experiments.quantisation.core import channel_size, outliers, quantised, relative_error
 
-from experiments.quantisation import Quantisation
-from experiments.quantisation.core import channel_size, outliers, quantised, relative_error
 from sniffer.errors import ConfigError
 from tests.experiments.planted import DIM, HEADS, noise, planted_run
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sniffer.experiments.common.moments import Moments, moments
+from sniffer.experiments.query_key_gap import QueryKeyGap
+from sniffer.experiments.query_key_gap.core import distance, recalls
 
-from experiments.common.moments import Moments, moments
-from experiments.query_key_gap import QueryKeyGap
-from experiments.query_key_gap.core import distance, recalls
 from sniffer.errors import ConfigError, RunError
 from tests.experiments.planted import DIM, HEADS, noise, planted_run
 

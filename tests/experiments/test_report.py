@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from sniffer.experiments.common import entry
+from sniffer.experiments.report import Report, assemble, write
+from sniffer.experiments.report.collect import NOT_STATISTICS, collect, coverage
+from sniffer.experiments.report.glossary import ABOUT, ORDER
 
-from experiments.common import entry
-from experiments.report import Report, assemble, write
-from experiments.report.collect import NOT_STATISTICS, collect, coverage
-from experiments.report.glossary import ABOUT, ORDER
 from sniffer import open_run
 from sniffer.reader import Run
 from sniffer.sampler import All

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from sniffer.experiments.common.turns import best_turn, sharpened
+from sniffer.experiments.rope_frequencies import RopeFrequencies
+from sniffer.experiments.rope_frequencies.core import concentration, find_layout, norms, rotary_pairs
 
-from experiments.common.turns import best_turn, sharpened
-from experiments.rope_frequencies import RopeFrequencies
-from experiments.rope_frequencies.core import concentration, find_layout, norms, rotary_pairs
 from sniffer.errors import ConfigError, RunError
 from tests.experiments.planted import DIM, SPEEDS, planted_run, rope, roped, rows
 

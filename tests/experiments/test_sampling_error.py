@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from sniffer.experiments.common.rows import key_places, load
+from sniffer.experiments.rope_frequencies import RopeFrequencies
+from sniffer.experiments.sampling_error import SamplingError, enough_from, summarise
+from sniffer.experiments.sampling_error.resample import Population, make_sampler
+from sniffer.experiments.sampling_error.statistics import energy, statistics
 
-from experiments.common.rows import key_places, load
-from experiments.rope_frequencies import RopeFrequencies
-from experiments.sampling_error import SamplingError, enough_from, summarise
-from experiments.sampling_error.resample import Population, make_sampler
-from experiments.sampling_error.statistics import energy, statistics
 from sniffer.errors import ConfigError, RunError
 from sniffer.sampler import All, LogUniform, Picker
 from tests.experiments.planted import HEADS, noise, planted_run, roped

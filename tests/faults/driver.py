@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models import finder, loaded
+from sniffer.models import finder, loaded
 
 finder.install()
 import transformers.models.llama.modeling_llama  # noqa: E402, F401 - so that forked processes need not
