@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .anchors import Anchor, calls_in, computes_attention, find_anchors, last_name, methods
-from .shadow import NotReplayableError, Replay, mentions_rotary, place, pre_name, replay
+from .identity import NotReplayableError, pre_name
+from .shadow import Replay, replay
+from .syntax import mentions_rotary, place
 
 TAP_NAME = "__sniffer_tap__"
 """The name under which a derived module sees sniffer.tap.TAP; the loader binds it."""
