@@ -1,6 +1,6 @@
 """Tapped models: derived from the installed transformers at import, never pasted.
 
-    derive      upstream source -> tapped syntax tree (anchors finds the calls, shadow and identity the pre kinds, by syntax)
+    derive      upstream source -> tapped syntax tree; anchors finds the calls, shadow and identity write the pre kinds
     finder      runs the derived module, or a local copy of yours, under the upstream name
     backbone    the config group `model`: a checkpoint that can be had
     weights     its weights, read or drawn, and the backbone in them (loaded)
