@@ -5,18 +5,19 @@ Derived modelling modules (see models/derive.py) carry one line before each atte
     if TAP.observer is not None: TAP.observe(self, query, key, value, ...)
 
 While nothing listens, that is one attribute test per layer. A tap stores nothing, changes nothing and
-returns nothing; what it shows are the very tensors that attention then uses. Only one `tap` is open at
-a time in a process.
+returns nothing; what it shows are the very tensors that attention then uses. A tap is its thread's: one is open at
+a time in a thread, and what other threads run meanwhile passes by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from threading import Lock, get_ident
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch.compiler import is_compiling
 
 
 class Seen(NamedTuple):
@@ -41,12 +42,32 @@ class StopForward(Exception):  # noqa: N818 - control flow, never seen by a user
     """Raised by an observer that has all it wants: the rest of the forward need not be computed."""
 
 
+class Tap(NamedTuple):
+    """Who is shown what a thread's models attend with, and whether the pre kinds too."""
+
+    observer: Callable[[Seen], None]
+    pre: bool
+
+
 class Socket:
-    """The one place derived modules look at."""
+    """The one place derived modules look at.
+
+    `observer` is None while no thread listens. It is a plain attribute, and the compiler, which knows no threads,
+    is led past the questions for the thread: what it compiles is meant for the tap that was opened last.
+    """
 
     def __init__(self) -> None:
         self.observer: Callable[[Seen], None] | None = None
-        self.wants_pre = False
+        self._pre = False
+        self._last: Tap | None = None
+        self._taps: dict[int, Tap] = {}
+        self._lock = Lock()
+
+    @property
+    def wants_pre(self) -> bool:
+        """Whether this thread's tap wants the pre kinds. The answer is the same all through a method that asks
+        twice, whatever other threads open and close meanwhile."""
+        return self._pre and (is_compiling() or self._wanted_here())
 
     def observe(
         self,
@@ -59,8 +80,29 @@ class Socket:
         scaling: Any = None,
         sliding_window: Any = None,
     ) -> None:
-        assert self.observer is not None
-        self.observer(Seen(module, q, k, v, q_pre, k_pre, scaling, sliding_window))
+        observer = self.observer
+        if observer is not None:  # another thread may have closed the last tap since this one looked
+            observer(Seen(module, q, k, v, q_pre, k_pre, scaling, sliding_window))
+
+    def exchange(self, new: Tap | None) -> Tap | None:
+        """Puts another tap, or none, in the place of this thread's, and returns what was there."""
+        with self._lock:
+            before = self._taps.pop(get_ident(), None)
+            if new is not None:
+                self._taps[get_ident()] = new
+            self._last = next(reversed(self._taps.values()), None)
+            self._pre = any(tap.pre for tap in self._taps.values())
+            self.observer = self._show if self._taps else None
+        return before
+
+    def _show(self, seen: Seen) -> None:
+        tap = self._last if is_compiling() else self._taps.get(get_ident())
+        if tap is not None:
+            tap.observer(seen)
+
+    def _wanted_here(self) -> bool:
+        tap = self._taps.get(get_ident())
+        return tap is not None and tap.pre
 
 
 TAP = Socket()
@@ -68,7 +110,7 @@ TAP = Socket()
 
 @contextmanager
 def tap(observer: Callable[[Seen], None], *, pre: bool = False) -> Iterator[None]:
-    """Shows every attention input to `observer` while open; `pre` computes q_pre and k_pre too.
+    """Shows every attention input of this thread to `observer` while open; `pre` computes q_pre and k_pre too.
 
     Args:
         observer: called once per attention module and forward, in the order of execution. It may
@@ -76,14 +118,24 @@ def tap(observer: Callable[[Seen], None], *, pre: bool = False) -> Iterator[None
         pre: whether to compute the pre-RoPE kinds.
 
     Raises:
-        RuntimeError: another tap is open in this process.
+        RuntimeError: another tap is open in this thread.
     """
-    if TAP.observer is not None:
-        raise RuntimeError("another tap is open: close it before opening a second one")
-    TAP.observer, TAP.wants_pre = observer, pre
+    before = TAP.exchange(Tap(observer, pre))
     try:
+        if before is not None:
+            raise RuntimeError("another tap is open: close it before opening a second one")
         yield
     except StopForward:
         pass
     finally:
-        TAP.observer, TAP.wants_pre = None, False
+        TAP.exchange(before)
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Closes the tap of this thread, where one is open, for the length of a `with`."""
+    before = TAP.exchange(None)
+    try:
+        yield
+    finally:
+        TAP.exchange(before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from sniffer.accumulator import Accumulator
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import All, LogUniform, Picker, Sampler
 from sniffer.selection import Selection
-from sniffer.tap import TAP, StopForward, tap
+from sniffer.tap import TAP, StopForward, set_aside, tap
 from sniffer.transfer import HostTransfer
 from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
 
@@ -148,6 +150,39 @@ def test_two_taps_at_once_are_refused():
         tap(lambda seen: None),
     ):
         pass
+
+
+def test_a_tap_is_its_threads_own():
+    """What another thread runs meanwhile is not shown, costs it no pre kinds, and has a tap of its own."""
+    mine: list[torch.nn.Module] = []
+    theirs: list[torch.nn.Module] = []
+    wanted: list[bool] = []
+
+    def elsewhere() -> None:
+        TAP.observe(STRANGER, **states(batch_of(3)))
+        wanted.append(TAP.wants_pre)
+        with tap(lambda seen: theirs.append(seen.module)):
+            TAP.observe(MODULES[1], **states(batch_of(3)))
+
+    with tap(lambda seen: mine.append(seen.module), pre=True):
+        thread = Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert TAP.wants_pre and TAP.observer is not None
+        TAP.observe(MODULES[0], **states(batch_of(3)))
+    assert (mine, theirs, wanted) == ([MODULES[0]], [MODULES[1]], [False])
+    assert TAP.observer is None and not TAP.wants_pre
+
+
+def test_a_tap_can_be_set_aside():
+    shown: list[torch.nn.Module] = []
+    with tap(lambda seen: shown.append(seen.module), pre=True):
+        with set_aside(), tap(lambda seen: None):
+            TAP.observe(MODULES[0], **states(batch_of(3)))
+            assert not TAP.wants_pre
+        TAP.observe(MODULES[1], **states(batch_of(3)))
+        assert TAP.wants_pre
+    assert shown == [MODULES[1]]
 
 
 class NotingTransfer(HostTransfer):
