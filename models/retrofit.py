@@ -3,45 +3,70 @@
 The import hook (models/finder.py) sees only modules that are imported after it. For all others the tapped
 source is derived just the same, and the *code objects* of the methods that attend are swapped in place: the
 functions, classes and live instances stay the ones they were, so every reference to them is tapped at
-once, and putting the old code back undoes it exactly.
+once, and putting the old code back undoes it exactly. Code belongs to the whole process: it is swapped for the first
+model that needs it and put back after the last, and a forward that is under way meanwhile goes on unharmed.
 
 The source on disk must be the one that was loaded; else the swap is refused.
 """
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from types import CodeType, FunctionType, ModuleType
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sniffer.errors import UnsupportedModelError
+from sniffer.errors import CaptureError, UnsupportedModelError
 from sniffer.tap import TAP
 
+from .attachment import Attachment, model_in
 from .derive import TAP_NAME, derive
 from .finder import DERIVED_NAME, MODELLING_MODULE, TAPPED_CLASSES, is_modelling_module, is_tapped
-from .loaded import LoadedBackbone, find_backbone
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
+
+LOCK = RLock()
+"""Held while code is swapped."""
 
 
-@contextmanager
-def attached(model: PreTrainedModel) -> Iterator[LoadedBackbone]:
-    """The proven backbone of a model that somebody else loaded; afterwards the model is as it was.
+class Shared:
+    """A change of the process that several need: made for the first of them, undone after the last."""
 
-    Raises:
-        UnsupportedModelError: it cannot be tapped soundly, and why.
-    """
-    undo = retrofit(model)
-    try:
-        yield _probed(model)
-    finally:
-        undo()
+    def __init__(self, make: Callable[[], Undo]) -> None:
+        self._make = make
+        self._holders = 0
+
+    def hold(self) -> Undo:
+        """Makes the change, unless it is made, and returns how to let go of it, which may be called again."""
+        with LOCK:
+            if not self._holders:
+                self._undo = self._make()
+            self._holders += 1
+        released = False
+
+        def release() -> None:
+            nonlocal released
+            with LOCK:
+                if released:
+                    return
+                released = True
+                self._holders -= 1
+                if not self._holders:
+                    self._undo()
+
+        return release
+
+
+SWAPPED: dict[ModuleType, Shared] = {}
+"""Modules that were imported without the hook and have been tapped since."""
 
 
 def retrofit(model: nn.Module) -> Undo:
@@ -51,26 +76,69 @@ def retrofit(model: nn.Module) -> Undo:
         UnsupportedModelError: its source is not at hand or has changed, or a local copy would be ignored.
     """
     undo: list[Undo] = []
-    try:
-        for module in _untapped_homes(model):
-            undo += _retrofit_module(module)
-    except BaseException:
-        _undo_all(undo)
-        raise
+    with LOCK:
+        try:
+            for module in _untapped_homes(model):
+                undo.append(_swapped(module).hold())
+        except BaseException:
+            _undo_all(undo)
+            raise
     return lambda: _undo_all(undo)
 
 
-def _probed(model: PreTrainedModel) -> LoadedBackbone:
-    """The backbone, proven in evaluation mode; training flags and requires_grad are given back."""
-    training = [(part, part.training) for part in model.modules()]
-    with_gradient = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+@contextmanager
+def attached(model: nn.Module) -> Iterator[Attachment]:
+    """The proven backbone of a model that somebody else loaded; afterwards the model is as it was.
+
+    Raises:
+        UnsupportedModelError: it cannot be tapped soundly, and why.
+        CaptureError: it is attached to already, here or in another thread.
+    """
+    whole = model_in(model)
+    with _reserved(whole):
+        undo = [EAGER.hold()]
+        try:
+            undo.append(retrofit(whole))
+            with LOCK:
+                backbone = Attachment(whole)
+            yield backbone
+        finally:
+            _undo_all(undo)
+
+
+IN_USE: set[nn.Module] = set()
+"""The models that are attached to, with all the models inside them."""
+
+
+@contextmanager
+def _reserved(model: nn.Module) -> Iterator[None]:
+    """Refuses a model of which a part is attached to already, before anything is touched."""
+    parts = {part for part in model.modules() if isinstance(part, PreTrainedModel)}
+    with LOCK:
+        if parts & IN_USE:
+            raise CaptureError(
+                "this model is being sniffed already: end that `with` first, or name all kinds and layers in the one"
+            )
+        IN_USE.update(parts)
     try:
-        return LoadedBackbone(find_backbone(model))
+        yield
     finally:
-        for part, flag in training:
-            part.training = flag
-        for parameter, flag in with_gradient:
-            parameter.requires_grad_(flag)
+        with LOCK:
+            IN_USE.difference_update(parts)
+
+
+def _uncompiled() -> Undo:
+    """Code that was compiled before it was tapped would go on without taps."""
+    stance = torch.compiler.set_stance("force_eager")
+    stance.__enter__()
+    return lambda: stance.__exit__(None, None, None)
+
+
+EAGER = Shared(_uncompiled)
+
+
+def _swapped(module: ModuleType) -> Shared:
+    return SWAPPED.setdefault(module, Shared(lambda: _retrofit_module(module)))
 
 
 def _undo_all(undo: list[Undo]) -> None:
@@ -79,41 +147,55 @@ def _undo_all(undo: list[Undo]) -> None:
 
 
 def _untapped_homes(model: nn.Module) -> list[ModuleType]:
-    """The modules that define the model's classes and carry no taps, libraries below it left out."""
+    """The modules that define the model's classes and did not come tapped, libraries below it left out."""
     names = dict.fromkeys(cls.__module__ for part in model.modules() for cls in type(part).__mro__)
     ours = [name for name in names if is_modelling_module(name) or name.split(".")[0] not in ("torch", "transformers")]
-    homes = [sys.modules[name] for name in ours if name in sys.modules and not is_tapped(name)]
-    return [module for module in homes if getattr(module, "__file__", None)]
+    homes = [sys.modules[name] for name in ours if name in sys.modules]
+    return [
+        home for home in homes if getattr(home, "__file__", None) and (home in SWAPPED or not is_tapped(home.__name__))
+    ]
 
 
-def _retrofit_module(module: ModuleType) -> list[Undo]:
+def _retrofit_module(module: ModuleType) -> Undo:
     _refuse_ignored_copy(module.__name__)
     path = str(module.__file__)
     source = Path(path).read_text(encoding="utf-8")
     derived = derive(source, path)
+    undo: list[Undo] = [lambda: SWAPPED.pop(module, None)]
     if not derived.taps and not is_modelling_module(module.__name__):
-        return []
+        return lambda: _undo_all(undo)
     before = _methods(compile(source, path, "exec", dont_inherit=True))
     after = _methods(compile(derived.tree, path, "exec", dont_inherit=True))
-    undo: list[Undo] = []
-    for tap in derived.taps:
-        owner = getattr(module, tap.class_name, None)
-        if owner is None:  # a class within a function
-            continue
-        name = f"{tap.class_name}.{tap.method}"
-        function = _function(vars(owner).get(tap.method), name)
-        if function is None or function.__code__ not in (before[name], after[name]):
-            raise UnsupportedModelError(
-                f"{name} in {path} is not what was loaded: restart Python, and tap the model before changing it"
-            )
-        undo.append(_swap_code(function, after[name]))
+    # A forward that is under way when the code is put back still looks for the name, and then finds it here.
+    setattr(builtins, TAP_NAME, TAP)
+    try:
+        for tap in derived.taps:
+            owner = getattr(module, tap.class_name, None)
+            if owner is not None:  # None: a class within a function
+                name = f"{tap.class_name}.{tap.method}"
+                undo.append(_replace(vars(owner).get(tap.method), name, before, after, path))
+    except BaseException:
+        _undo_all(undo)
+        raise
     for key, value in (
         (TAP_NAME, TAP),
         (DERIVED_NAME, derived),
         (TAPPED_CLASSES, {t.class_name for t in derived.taps}),
     ):
         undo.append(_bind(module, key, value))
-    return undo
+    return lambda: _undo_all(undo)
+
+
+def _replace(
+    attribute: object, name: str, before: Mapping[str, CodeType], after: Mapping[str, CodeType], path: str
+) -> Undo:
+    """Gives a method its tapped code, if what it has is what the file says."""
+    function = _function(attribute, name)
+    if function is None or function.__code__ not in (before[name], after[name]):
+        raise UnsupportedModelError(
+            f"{name} in {path} is not what was loaded: restart Python, and tap the model before changing it"
+        )
+    return _swap_code(function, after[name])
 
 
 def _refuse_ignored_copy(name: str) -> None:
@@ -155,4 +237,8 @@ def _swap_code(function: FunctionType, code: CodeType) -> Undo:
 
 def _bind(module: ModuleType, key: str, value: object) -> Undo:
     setattr(module, key, value)
-    return lambda: delattr(module, key)
+
+    def restore() -> None:
+        vars(module).pop(key, None)
+
+    return restore

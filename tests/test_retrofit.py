@@ -9,6 +9,8 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Queue
+from threading import Event, Thread, current_thread
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -20,7 +22,7 @@ from sniffer.models.loaded import LoadedBackbone, find_backbone
 from sniffer.models.retrofit import attached, retrofit
 from transformers import AutoConfig, PretrainedConfig
 
-from sniffer.errors import UnsupportedModelError
+from sniffer.errors import CaptureError, UnsupportedModelError
 from sniffer.tap import Seen, tap
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 
@@ -97,6 +99,144 @@ def test_afterwards_everything_is_as_it_was(olmo: ModuleType):
     assert codes_of(olmo.Olmo2Attention) == codes
     assert set(vars(olmo)) == names and not finder.is_tapped(OLMO)
     assert [parameter.requires_grad for parameter in model.parameters()] == gradients
+
+
+def test_two_may_need_the_same_code_and_let_go_of_it_in_any_order(olmo: ModuleType):
+    first, second = (untapped(olmo) for _ in range(2))
+    codes, names, stance = codes_of(olmo.Olmo2Attention), set(vars(olmo)), stance_of_the_compiler()
+    held = [attached(first), attached(second)]
+    backbones = [one.__enter__() for one in held]
+    assert stance_of_the_compiler() == "force_eager"
+    held[0].__exit__(None, None, None)
+    assert len(events(backbones[1])) == 4 and stance_of_the_compiler() == "force_eager"
+    held[1].__exit__(None, None, None)
+    assert codes_of(olmo.Olmo2Attention) == codes and set(vars(olmo)) == names and not finder.is_tapped(OLMO)
+    assert stance_of_the_compiler() == stance
+
+
+def stance_of_the_compiler() -> str:
+    return str(torch._dynamo.eval_frame._stance.stance)
+
+
+def test_threads_do_not_break_a_family(olmo: ModuleType):
+    """Each has a model of its own; what they open and close crosses."""
+    models = [untapped(olmo) for _ in range(2)]
+    errors: list[BaseException] = []
+
+    def work(model: Any) -> None:
+        try:
+            for _ in range(5):
+                with attached(model) as backbone:
+                    assert len(events(backbone)) == 4
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [Thread(target=work, args=(model,)) for model in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    for model in models:
+        model(tiny_ids())
+    assert not finder.is_tapped(OLMO)
+
+
+class Gate:
+    """Holds a forward of another thread in the middle of its first attention, between RoPE and the tap."""
+
+    def __init__(self, olmo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.open, self.outcome = Event(), Event(), Queue[Any]()
+        self.rotary = olmo.apply_rotary_pos_emb
+        self.thread: Thread | None = None
+        monkeypatch.setattr(olmo, "apply_rotary_pos_emb", self)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if current_thread() is self.thread and not self.reached.is_set():
+            self.reached.set()
+            assert self.open.wait(60)
+        return self.rotary(*args, **kwargs)
+
+    def start(self, model: Any) -> None:
+        def forward() -> None:
+            try:
+                self.outcome.put(model(tiny_ids()).logits)
+            except BaseException as error:
+                self.outcome.put(error)
+
+        self.thread = Thread(target=forward)
+        self.thread.start()
+        assert self.reached.wait(60)
+
+    def finish(self) -> Any:
+        self.open.set()
+        return self.outcome.get(timeout=60)
+
+
+@torch.no_grad()
+def test_a_forward_that_is_under_way_when_code_is_put_back_goes_on(olmo: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    mine, theirs = (untapped(olmo) for _ in range(2))
+    expected, gate = theirs(tiny_ids()).logits, Gate(olmo, monkeypatch)
+    with attached(mine):
+        gate.start(theirs)
+    assert not finder.is_tapped(OLMO)
+    assert torch.equal(gate.finish(), expected)
+
+
+@torch.no_grad()
+def test_a_forward_that_is_under_way_when_a_tap_opens_goes_on_without(
+    olmo: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    """It has not computed the pre kinds, since nobody wanted them when it could have."""
+    mine, theirs = (untapped(olmo) for _ in range(2))
+    expected, gate = theirs(tiny_ids()).logits, Gate(olmo, monkeypatch)
+    seen: list[Seen] = []
+    with attached(mine):
+        gate.start(theirs)
+        with tap(seen.append, pre=True):
+            assert torch.equal(gate.finish(), expected)
+    assert not seen
+
+
+@pytest.mark.parametrize("part", [lambda model: model, lambda model: model.model], ids=["whole", "inside"])
+def test_a_model_that_is_attached_to_already_is_refused_before_it_is_touched(olmo: ModuleType, part: Any):
+    model = untapped(olmo).train()
+    with attached(model) as backbone:
+        model.register_forward_pre_hook(lambda *_: pytest.fail("it has been called"))
+        with pytest.raises(CaptureError, match="is being sniffed already"), attached(part(model)):
+            pass
+        assert len(events(backbone)) == 4 and model.training
+    with attached(part(model)):
+        pass
+
+
+TWO_CLASSES = """
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+
+class First(nn.Module):
+    def forward(self, q, k, v):
+        return scaled_dot_product_attention(q, k, v)
+
+class Second(nn.Module):
+    def forward(self, q, k, v):
+        return scaled_dot_product_attention(q, k, v)
+"""
+
+
+def test_a_refusal_half_way_leaves_no_code_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The first class is as in the file, the second is not."""
+    (tmp_path / "modeling_two.py").write_text(TWO_CLASSES)
+    monkeypatch.syspath_prepend(tmp_path)
+    two: Any = importlib.import_module("modeling_two")
+    monkeypatch.delitem(sys.modules, "modeling_two")
+    monkeypatch.setitem(sys.modules, "modeling_two", two)
+    two.Second.forward = lambda self, q, k, v: q
+    code = two.First.forward.__code__
+    with pytest.raises(UnsupportedModelError, match="Second.forward in .* is not what was loaded"):
+        retrofit(torch.nn.ModuleList([two.First(), two.Second()]))
+    assert two.First.forward.__code__ is code
+    two.First()(*torch.ones(3, 1, 1, 2, 2))
 
 
 def test_what_the_hook_has_tapped_is_left_alone():

@@ -1,0 +1,101 @@
+"""What a call may say of its rows, and how a model proves that it does as it is told.
+
+A run gives a model token ids and nothing else. In a notebook a call may also state positions, pack documents into one
+row, or pad on the left. Whether that is heard depends on the family: one ignores position_ids, another lets a packed
+document see the one before it. Each claim is therefore tried on the model itself, with a few tokens.
+
+A proof takes a way to show what the model attends with, and the probe's ids; it says why the claim does not
+hold, and nothing where it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sniffer.tap import Seen
+
+SHIFT = 3
+TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
+"""How far vectors may be apart, over their spread, that are equal but for rounding; 1e-3 for other dtypes."""
+
+Ids = Int[Tensor, "batch seq"]
+
+
+class Show(Protocol):
+    """What the layers show in a call with these ids, one row, and with what is said beside them."""
+
+    def __call__(self, ids: Tensor, **said: Tensor) -> list[Seen]: ...
+
+
+def why_not_positions(show: Show, ids: Ids) -> str:
+    """Vectors follow position_ids: one and the same token everywhere, told to be SHIFT positions further on."""
+    same = ids[:1, :1].expand(1, ids.shape[1])
+    columns = torch.arange(same.shape[1], device=ids.device)[None]
+    unsaid, plain, moved = show(same), show(same, position_ids=columns), show(same, position_ids=columns + SHIFT)
+    if not alike(unsaid, plain):
+        return "position_ids that count from 0 do not give what none give"
+    telling = [(a, b) for a, b in zip(plain, moved, strict=True) if not alike([cut(a, SHIFT)], [cut(a, 0, -SHIFT)])]
+    if not telling:
+        return "its vectors show no positions"
+    # In later layers, learned positions have been mixed by attention.
+    before, after = telling[0]
+    if not alike([cut(before, SHIFT)], [cut(after, 0, -SHIFT)]):
+        return "its vectors do not follow position_ids"
+    return ""
+
+
+def why_not_packed(show: Show, ids: Ids) -> str:
+    """A document whose positions begin anew does not see the one before it in its row."""
+    first, last = ids[:1], ids[1:2]
+    n = ids.shape[1]
+    twice = torch.arange(n, device=ids.device).repeat(2)[None]
+    packed, changed = (show(torch.cat([one, last], 1), position_ids=twice) for one in (first, first.flip(1)))
+    alone = show(last)
+    same = alike([cut(one, n) for one in packed], [cut(one, n) for one in changed])
+    return "" if same and alike([cut(one, n) for one in packed], alone) else "documents of a row see each other"
+
+
+def why_not_left(show: Show, ids: Ids) -> str:
+    """What a row is padded with on the left has no say, where position_ids count from its first token."""
+    last, n = ids[1:2], ids.shape[1]
+    mask = torch.ones(1, SHIFT + n, dtype=torch.long, device=ids.device)
+    mask[:, :SHIFT] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    pads = (ids[:1, :SHIFT], ids[:1, SHIFT : 2 * SHIFT])
+    padded, changed = (show(torch.cat([pad, last], 1), attention_mask=mask, position_ids=positions) for pad in pads)
+    alone = show(last)
+    same = alike([cut(one, SHIFT) for one in padded], [cut(one, SHIFT) for one in changed])
+    return "" if same and alike([cut(one, SHIFT) for one in padded], alone) else "its vectors depend on the padding"
+
+
+CLAIMS: dict[str, Callable[[Show, Ids], str]] = {
+    "positions": why_not_positions,
+    "packed": why_not_packed,
+    "left": why_not_left,
+}
+
+
+def cut(event: Seen, first: int, last: int | None = None) -> Seen:
+    """An event with the columns from `first` up to `last` alone."""
+    return event._replace(q=event.q[:, :, first:last], k=event.k[:, :, first:last])
+
+
+def alike(one: Sequence[Seen], other: Sequence[Seen]) -> bool:
+    """Whether q and k of all layers agree, up to rounding."""
+    pairs = [(getattr(a, kind), getattr(b, kind)) for a, b in zip(one, other, strict=True) for kind in ("q", "k")]
+    return all(apart(a, b) <= TOLERANCE.get(a.dtype, 1e-3) for a, b in pairs)
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """How far vectors (batch, heads, seq, dim) are apart, over their spread about the mean of their head.
+
+    Over their spread, not their size: a bias that all tokens share would hide any difference.
+    """
+    one, other = one.float(), other.float()
+    spread = (one - one.mean(2, keepdim=True)).norm()
+    return float((one - other).norm() / torch.maximum(spread, 1e-2 * one.norm()).clamp(min=1e-30))
