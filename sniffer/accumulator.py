@@ -114,13 +114,11 @@ class _Places:
 
     @classmethod
     def of(cls, batch: TokenBatch, picks: Picks) -> _Places:
-        starts = np.cumsum([0] + [document.n_tokens for document in batch.documents[:-1]])
-        tokens = np.concatenate([document.token_ids for document in batch.documents])
         examples = np.array([document.example_id for document in batch.documents], dtype=np.int64)
         return cls(
             picks.buckets,
             picks.positions,
-            tokens[starts[picks.rows] + picks.positions].astype(np.int32),
+            batch.tokens(picks),
             examples[picks.rows],
         )
 

@@ -5,7 +5,8 @@
     captured.vectors(layer=3, head=2, kind="q")
 
 Each row of a call is a document; the same rows are picked, and the same vectors captured, as in a run over
-documents with these ids. Afterwards the model is exactly as it was. A compiled model runs uncompiled inside.
+documents with these ids. How calls become rows is told in listener.py, what a call may say in call.py. Afterwards the
+model is exactly as it was. A compiled model runs uncompiled inside.
 
 This package does not know models/: what taps a model is named by `attach`, as `_target_` names a class
 in a YAML, and imported when it is first used.
@@ -14,27 +15,25 @@ in a YAML, and imported when it is first used.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int32
-from torch import Tensor
 
 from sniffer.accumulator import Accumulator
 from sniffer.arrange import sort_rows
 from sniffer.config import CaptureConfig, HeadSampling
-from sniffer.errors import CaptureError, RunError
-from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.errors import RunError
+from sniffer.example_ids import ExampleIds
+from sniffer.listener import Kept, Listener
+from sniffer.missed import Missed
 from sniffer.reader import Vectors
 from sniffer.sampler import LogUniform, Picker, Sampler
-from sniffer.selection import select
-from sniffer.tap import Seen, tap
-from sniffer.transfer import transfer_for
-from sniffer.types import Backbone, Document, LayerGeometry, TokenBatch
+from sniffer.selection import Selection, select
+from sniffer.types import LayerGeometry
 
 ATTACH = "sniffer.models.retrofit.attached"
 
@@ -55,65 +54,74 @@ def sniff(
 ) -> Iterator[Captured]:
     """Captures from every call of `model` inside the `with`; the model computes what it always computes.
 
+    A document begins where its row begins, or where its position_ids do. What is not captured is counted, and told in a
+    warning at the end.
+
     Args:
-        model: a transformers model, however it was loaded.
+        model: a transformers model, however it was loaded, or one thing that holds it.
         sampler: which positions to keep; LogUniform() by default.
         kinds, layers, heads, head_sampling, full_attention_only: as the keys `capture.*` of a run.
         seed: of the draws.
         example_ids: the identities of the documents, in the order in which their rows come; 0, 1, 2, ...
-            by default.
+            by default. A call that fails uses none.
         attach: the dotted name of what taps a model.
 
     Raises:
-        ConfigError: the selection names what the model does not have.
+        ConfigError: the selection names what the model does not have, or an id is none.
         UnsupportedModelError: the model cannot be tapped soundly.
-        CaptureError: a call has no input_ids, is padded on the left, has more rows than `example_ids`, or
-            does not run all layers.
+        CaptureError: the model is being sniffed already; or, raised by a call: it has no input_ids, says what this
+            model does not heed, has more rows than `example_ids`, or does not run all layers.
     """
     request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
+    ids, picker = ExampleIds(example_ids), Picker(sampler or LogUniform(), seed)
     module, _, name = attach.rpartition(".")
-    tapped = getattr(importlib.import_module(module), name)(model)
-    # Code that was compiled before it was tapped would go on without taps.
-    with tapped as backbone, torch.compiler.set_stance("force_eager"):
-        captured = Captured(backbone, request, Picker(sampler or LogUniform(), seed), example_ids)
-        opened = [
-            backbone.module.register_forward_pre_hook(captured.begin, with_kwargs=True),
-            backbone.module.register_forward_hook(captured.end, always_call=True),
-        ]
-        try:
+    with getattr(importlib.import_module(module), name)(model) as backbone:
+        selection = select(backbone.geometry, request, backbone.pre_missing)
+        captured = Captured(backbone.geometry, selection, picker)
+        with Listener(backbone, selection, picker, ids, captured.keep, captured.missed).listening():
             yield captured
-        finally:
-            for handle in opened:
-                handle.remove()
-            captured.close()
+    if notes := captured.notes:
+        warnings.warn(f"sniff: {'; '.join(notes)}", stacklevel=3)
 
 
 class Captured:
     """What has been captured so far.
 
-    `geometry` describes the model's attention layers, `selection` what is kept of them, `rows` counts by
-    kind. `passed_over` counts forwards that continue a cached sequence, as in generation: positions are
-    sampled from forwards that begin at the first token.
+    `geometry` describes the model's attention layers, `selection` what is kept of them, `documents` counts documents
+    and `rows` rows by kind. `missed` counts what was not captured, and `notes` says so.
     """
 
-    def __init__(
-        self, backbone: Backbone, request: CaptureConfig, picker: Picker, example_ids: Iterable[int] | None
-    ) -> None:
-        self.geometry: dict[int, LayerGeometry] = {layer.layer: layer for layer in backbone.geometry}
-        self.selection = select(backbone.geometry, request, backbone.pre_missing)
-        self.passed_over = 0
+    def __init__(self, geometry: Sequence[LayerGeometry], selection: Selection, picker: Picker) -> None:
+        self.geometry: dict[int, LayerGeometry] = {layer.layer: layer for layer in geometry}
+        self.selection = selection
+        self.documents = 0
+        self.missed = Missed()
         self._picker = picker
-        self._ids = None if example_ids is None else iter(example_ids)
-        self._n_documents = 0
-        self._accumulator = Accumulator(self.selection)
-        self._transfer = transfer_for(backbone.device)
-        self._plan = GatherPlan(self.selection, self.geometry, backbone.layer_of, self._transfer, backbone.device)
-        self._open = ExitStack()
-        self._observer: Observer | None = None
+        self._accumulator = Accumulator(selection)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{count:,} {kind}" for kind, count in self.rows.items())
+        return f"Captured({'; '.join([f'{self.documents:,} documents', f'rows: {rows}', *self.notes])})"
 
     @property
     def rows(self) -> dict[str, int]:
         return dict(self._accumulator.rows)
+
+    @property
+    def passed_over(self) -> int:
+        """Calls that go on with an earlier one, as the steps of a generation do: only what begins is captured."""
+        return self.missed.passed_over
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not captured, or not as one might think."""
+        notes = self.missed.notes()
+        return notes if notes or self.documents else ["no call of this model was made"]
+
+    def keep(self, kept: Kept) -> None:
+        """Takes the rows of a call."""
+        self._accumulator.add(kept.batch, kept.picks, kept.vectors)
+        self.documents += len(kept.batch.documents)
 
     def vectors(self, *, layer: int, head: int, kind: str = "q") -> Vectors:
         """One head's vectors, as `run.vectors` of a run gives them.
@@ -137,82 +145,3 @@ class Captured:
             example_ids=columns.example_ids[order],
             inclusion_probability=np.array([law[int(bucket)] for bucket in columns.buckets[order]], dtype=np.float64),
         )
-
-    def begin(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a forward: draws the picks of its rows and opens the tap."""
-        if _continues(kwargs):
-            self.passed_over += 1
-            return
-        batch = self._batch(args, kwargs)
-        observer = Observer(batch, draw(self._picker, self.selection, batch), self._plan)
-        observer.stops = False
-
-        def observe(seen: Seen) -> None:
-            with torch.no_grad():
-                observer(seen)
-
-        self._open.enter_context(tap(observe, pre=any(kind.endswith("_pre") for kind in self.selection.kinds)))
-        self._observer = observer
-
-    def end(self, module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """After a forward, whether it failed or not: closes the tap; a whole batch is kept."""
-        self._open.close()
-        observer, self._observer = self._observer, None
-        if observer is None or output is None:  # passed over, or failed
-            return
-        if unseen := sorted({layer for layer, _ in self.selection.heads.keys() - observer.vectors.keys()}):
-            raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
-        self._transfer.end_batch()
-        self._accumulator.add(observer.batch, observer.picks, self._transfer.settle(observer.vectors))
-
-    def close(self) -> None:
-        """Closes the tap, should a forward have been cut short."""
-        self._open.close()
-
-    def _batch(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> TokenBatch:
-        """The rows of a call as documents, as long as their mask says."""
-        ids = args[0] if args else kwargs.get("input_ids")
-        if not isinstance(ids, Tensor) or ids.dim() != 2:
-            raise CaptureError("this call has no input_ids of shape (batch, seq): sniff needs the tokens")
-        tokens: Int32[np.ndarray, "batch seq"] = ids.detach().cpu().numpy().astype(np.int32)
-        lengths = self._lengths(kwargs.get("attention_mask"), tokens.shape)
-        documents = []
-        for row, length in zip(tokens, lengths, strict=True):
-            number = self._next_id()
-            documents.append(Document(number, str(number), row[:length], truncated=False))
-        return _CallBatch(tuple(documents), pad_id=0, width=tokens.shape[1])
-
-    def _lengths(self, mask: Any, shape: tuple[int, ...]) -> list[int]:
-        if not isinstance(mask, Tensor) or mask.dim() != 2:
-            return [shape[1]] * shape[0]
-        real = mask.detach().cpu().numpy().astype(bool)
-        lengths = real.sum(axis=1)
-        if real.shape != tuple(shape) or any(not row[:n].all() for row, n in zip(real, lengths, strict=True)):
-            raise CaptureError("this call is padded on the left or inside: set tokenizer.padding_side = 'right'")
-        return [int(length) for length in lengths]
-
-    def _next_id(self) -> int:
-        if self._ids is None:
-            self._n_documents += 1
-            return self._n_documents - 1
-        try:
-            return next(self._ids)
-        except StopIteration:
-            raise CaptureError("this call has more rows than example_ids: give one id per row") from None
-
-
-def _continues(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call brings a cache that holds earlier tokens, under whichever name transformers gives it."""
-    caches = [value for value in kwargs.values() if callable(getattr(value, "get_seq_length", None))]
-    return any(cache.get_seq_length() > 0 for cache in caches)
-
-
-@dataclass(frozen=True)
-class _CallBatch(TokenBatch):
-    """A batch as wide as the call it came with, even where all its rows are padded."""
-
-    width: int
-
-    @property
-    def seq_len(self) -> int:
-        return self.width

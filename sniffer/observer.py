@@ -37,7 +37,7 @@ class Observer:
         self.seconds = 0.0
         self.stops = True
         self._plan = plan
-        self._flat = [drawn.rows * np.int32(batch.seq_len) + drawn.positions for drawn in picks.values()]
+        self._flat = [batch.cells(drawn) for drawn in picks.values()]
         self._indices = {plan.device: self._upload(plan.device)}
 
     def __call__(self, seen: Seen) -> None:

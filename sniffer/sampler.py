@@ -141,11 +141,12 @@ class Picker:
 
     def positions(self, document: Document, layer: int, draw: str) -> Int32[np.ndarray, " picks"]:
         """The kept positions of one document, ascending."""
-        n_tokens = document.n_tokens
-        self._tabulate(n_tokens)
-        if self.certain_until >= n_tokens:
-            return np.arange(n_tokens, dtype=np.int32)
-        return np.flatnonzero(self._keep(self.key(document, layer, draw), n_tokens)).astype(np.int32)
+        first, end = document.first_position, document.first_position + document.n_tokens
+        self._tabulate(end)
+        if self.certain_until >= end:
+            return np.arange(first, end, dtype=np.int32)
+        kept = np.flatnonzero(self._keep(self.key(document, layer, draw), end)).astype(np.int32)
+        return kept[kept >= first] if first else kept
 
     def key(self, document: Document, layer: int, draw: str) -> int:
         """The 64-bit seed of one draw."""

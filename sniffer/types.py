@@ -49,13 +49,15 @@ class Document:
     """One tokenised text.
 
     `source_id` is the exact id in the data; `example_id` the 63-bit integer that stands for it in
-    every table and seeds its draws. `truncated`: tokens were cut off to respect a limit.
+    every table and seeds its draws. `truncated`: tokens were cut off to respect a limit. `first_position` is that of
+    the first token, 0 but where a call in a notebook begins in the middle of a text.
     """
 
     example_id: int
     source_id: str
     token_ids: Int32[np.ndarray, " n_tokens"]
     truncated: bool
+    first_position: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -87,6 +89,16 @@ class TokenBatch:
         for row, document in enumerate(self.documents):
             ids[row, : document.n_tokens] = document.token_ids
         return ids
+
+    def cells(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
+        """Where picks lie in the batch: row * seq + column."""
+        return picks.rows * np.int32(self.seq_len) + picks.positions
+
+    def tokens(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
+        """The token ids at picks."""
+        starts = np.cumsum([0] + [document.n_tokens for document in self.documents[:-1]])
+        tokens = np.concatenate([document.token_ids for document in self.documents])
+        return tokens[starts[picks.rows] + picks.positions].astype(np.int32)
 
 
 @dataclass(frozen=True)
