@@ -32,13 +32,20 @@ class Show(Protocol):
     def __call__(self, ids: Tensor, **said: Tensor) -> list[Seen]: ...
 
 
+def why_not_stated(show: Show, ids: Ids) -> str:
+    """Positions that count from 0 are those that a model has when it is told none."""
+    columns = torch.arange(ids.shape[1], device=ids.device)[None]
+    same = alike(show(ids[:1]), show(ids[:1], position_ids=columns))
+    return "" if same else "position_ids that count from 0 do not give what none give"
+
+
 def why_not_positions(show: Show, ids: Ids) -> str:
     """Vectors follow position_ids: one and the same token everywhere, told to be SHIFT positions further on."""
     same = ids[:1, :1].expand(1, ids.shape[1])
     columns = torch.arange(same.shape[1], device=ids.device)[None]
-    unsaid, plain, moved = show(same), show(same, position_ids=columns), show(same, position_ids=columns + SHIFT)
-    if not alike(unsaid, plain):
-        return "position_ids that count from 0 do not give what none give"
+    if reason := why_not_stated(show, same):
+        return reason
+    plain, moved = show(same, position_ids=columns), show(same, position_ids=columns + SHIFT)
     telling = [(a, b) for a, b in zip(plain, moved, strict=True) if not alike([cut(a, SHIFT)], [cut(a, 0, -SHIFT)])]
     if not telling:
         return "its vectors show no positions"
@@ -74,6 +81,7 @@ def why_not_left(show: Show, ids: Ids) -> str:
 
 
 CLAIMS: dict[str, Callable[[Show, Ids], str]] = {
+    "stated": why_not_stated,
     "positions": why_not_positions,
     "packed": why_not_packed,
     "left": why_not_left,

@@ -45,6 +45,7 @@ class Call:
     Attributes:
         tokens: the token ids, (batch, seq).
         mask, position_ids, cache, use_cache: as they were given; None where they were not.
+        stated: whether the positions are those of the user, and not of a model around the backbone.
         whole: whether it was the outermost model that was given these tokens.
     """
 
@@ -53,6 +54,7 @@ class Call:
     position_ids: Any = None
     cache: Any = None
     use_cache: Any = None
+    stated: bool = False
     whole: bool = False
 
     @property
@@ -118,6 +120,7 @@ def read(inner: Arguments, outer: Arguments | None = None) -> Call:
         position_ids=next((found for found in positions if found is not None), None),
         cache=next((inner[name] for name in CACHES if inner.get(name) is not None), None),
         use_cache=inner.get("use_cache"),
+        stated=said.get("position_ids") is not None,
         whole=whole,
     )
 
@@ -172,6 +175,8 @@ def claims(call: Call, pieces: Sequence[Piece]) -> dict[str, tuple[str, str]]:
         found["left"] = ("is padded on the left", "set tokenizer.padding_side = 'right'")
     if any(piece.first_position for piece in starts.values()):
         found["positions"] = ("has positions that do not begin at 0", "leave position_ids out")
+    if call.stated and not found:
+        found["stated"] = ("has position_ids", "leave them out")
     return found
 
 

@@ -74,6 +74,25 @@ class _Frame:
     """Whether a call within it has failed, and is counted."""
 
 
+class _Hook:
+    """A copy of the model takes its hooks along, but not all that is captured; a model that is saved leaves them."""
+
+    def __init__(self, act: Callable[..., None]) -> None:
+        self._act = act
+
+    def __call__(self, *arguments: Any) -> None:
+        self._act(*arguments)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_: Any) -> None: ...
+
+
 class Listener:
     """Hears every call of a model.
 
@@ -109,7 +128,6 @@ class Listener:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Hears calls for the length of a `with`."""
-        # Plain functions: a copy of the model, which takes its hooks along, must not copy all that is captured.
         handles = []
         for module in self._backbone.calls:
             begin, end = self._hooks(module)
@@ -137,7 +155,7 @@ class Listener:
             if self._is_ours(called, module):
                 self._end(module)
 
-        return begin, end
+        return _Hook(begin), _Hook(end)
 
     def _watch(self, attention: nn.Module) -> Callable[..., None]:
         """Counts forwards that reach the layers although no call has begun; a recomputation for gradients is none."""
@@ -147,7 +165,7 @@ class Listener:
             if self._is_ours(called, attention) and not begun and torch._C._current_graph_task_id() == -1:
                 self.missed.unseen += 1
 
-        return attends
+        return _Hook(attends)
 
     def _is_ours(self, called: nn.Module, module: nn.Module) -> bool:
         return self._open and called is module and get_ident() == self._thread

@@ -166,6 +166,8 @@ def test_the_model_has_to_prove_what_it_is_told():
         return set(claims(call, pieces_of(call)))
 
     assert of() == of(mask=RIGHT) == of(position_ids=COLUMNS) == of(mask=RIGHT, position_ids=COLUMNS * RIGHT) == set()
+    assert of(position_ids=COLUMNS, stated=True) == {"stated"}
+    assert of(position_ids=COLUMNS + 1, stated=True) == {"positions"}
     assert of(position_ids=PACKED) == {"packed"}
     assert of(position_ids=COLUMNS + 1) == {"positions"}
     assert of(mask=LEFT, position_ids=COUNTED_FROM_TOKENS) == {"left"}
@@ -209,7 +211,8 @@ VECTORS = torch.zeros(2, 10, 4)
     ids=["alone", "around", "around, no mask", "looks up itself", "other tokens", "vectors"],
 )
 def test_the_outer_call_counts_where_it_gave_the_tokens(inner: Any, outer: Any, expected: Any):
-    call = read(inner, outer)
+    call = read({**inner, "position_ids": COLUMNS}, outer)
+    assert call.position_ids is COLUMNS and call.stated != call.whole
     assert (call.tokens.tolist(), call.mask is expected[1], call.whole) == (expected[0].tolist(), True, expected[2])
 
 

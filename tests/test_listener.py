@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -381,7 +382,10 @@ def test_a_copy_of_a_model_takes_no_listener_along(model: Any):
         twin = copy.deepcopy(model)
         twin(IDS)
         assert captured.missed.elsewhere == 1 and captured.documents == 0
+        torch.save(model, file := BytesIO())
     twin(IDS)
+    saved = torch.load(BytesIO(file.getvalue()), weights_only=False)
+    assert torch.equal(saved(IDS).logits, model(IDS).logits)
     assert captured.missed.elsewhere == 1 and TAP.observer is None
 
 

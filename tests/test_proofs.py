@@ -27,6 +27,7 @@ SEE_EACH_OTHER = "documents of a row see each other"
 
 PROVEN = {
     # RoPE: masks of its own making keep packed documents apart where no cache is kept.
+    ("llama", "stated", None): "",
     ("llama", "positions", None): "",
     ("llama", "packed", False): "",
     ("llama", "packed", True): SEE_EACH_OTHER,
@@ -38,6 +39,8 @@ PROVEN = {
     # A state space passes over from one document to the next, and shows no positions.
     ("jamba", "packed", False): SEE_EACH_OTHER,
     ("jamba", "positions", None): "its vectors",
+    # Positions that begin at 2 where none are stated, and at 0 where those of generate are.
+    ("roberta", "stated", None): "position_ids that count from 0 do not give what none give",
     # ALiBi: position_ids are swallowed by **kwargs of the whole model.
     ("bloom", "positions", None): "its vectors show no positions",
     ("bloom", "packed", False): SEE_EACH_OTHER,
