@@ -51,7 +51,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         UnsupportedModelError: a forward writes to a large buffer, which cannot be given back.
     """
     parts = list(model.modules())
-    with ExitStack() as after, set_aside(), _random_numbers(model):
+    with ExitStack() as after, set_aside(), _random_numbers(model), _casts_not_kept():
         for part in parts:
             after.callback(_State(part).restore)
             for name in HOOKS:
@@ -144,3 +144,14 @@ def _random_numbers(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def _casts_not_kept() -> Iterator[None]:
+    """Autocast has kept weights that it cast for a forward without gradients, such as a probe, for the next with them."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -141,7 +141,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[tuple[int, int, int, int]]]] =
     "static cache, generated": (lambda model: generate(model, cache_implementation="static"), WHOLE),
     "generated": (lambda model: generate(model), WHOLE),
     "generated without a cache": (lambda model: generate(model, use_cache=False), WHOLE),
-    "chunks": (lambda model: generate(model, prefill_chunk_size=5), [(0, 0, 0, 5), (1, 0, 0, 5)]),
+    "chunks": (lambda model: in_chunks(model, DynamicCache(config=model.config)), [(0, 0, 0, 5), (1, 0, 0, 5)]),
     "forward": (lambda model: model.forward(IDS), WHOLE),
     "around": (lambda model: Around(model)(IDS), WHOLE),
     "data parallel": (lambda model: nn.DataParallel(model)(input_ids=IDS, attention_mask=RIGHT), CUT),
@@ -150,6 +150,11 @@ CALLS: dict[str, tuple[Callable[[Any], Any], list[tuple[int, int, int, int]]]] =
 
 def generate(model: Any, **how: Any) -> Any:
     return model.generate(IDS, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0, **how)
+
+
+def in_chunks(model: Any, cache: Any) -> None:
+    for chunk in IDS.split(5, dim=1):
+        model(chunk, past_key_values=cache)
 
 
 @torch.no_grad()
@@ -484,6 +489,21 @@ def test_opening_and_closing_changes_nothing():
     assert [vars(part) for part in model.modules()] == plain
     assert torch.equal(torch.get_rng_state(), drawn[0]) and np.random.get_state()[1].tolist() == drawn[1]
     model(IDS, labels=IDS).loss.backward()
+
+
+def test_a_proof_in_the_middle_of_training_leaves_the_gradients(model: Any):
+    """Also under autocast, which keeps the weights that it has cast."""
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        model(IDS, position_ids=torch.arange(3, 15)[None], labels=IDS).loss.backward()
+        return model.model.layers[0].mlp.up_proj.weight.grad.clone()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16), sniffer.sniff(model, sampler=All()) as captured:
+        assert torch.equal(gradient(), expected)
+    assert captured.documents == 2
 
 
 def test_ids_that_are_none_are_refused_before_the_model_is_touched(model: Any):

@@ -36,9 +36,8 @@ PROVEN = {
     # Learned positions, which attention mixes after the first layer.
     ("gpt2", "positions", None): "",
     ("gpt2", "left", None): "",
-    # A state space passes over from one document to the next, and shows no positions.
-    ("jamba", "packed", False): SEE_EACH_OTHER,
-    ("jamba", "positions", None): "its vectors",
+    # Convolutions reach over from one document to the next.
+    ("lfm2", "packed", False): SEE_EACH_OTHER,
     # Positions that begin at 2 where none are stated, and at 0 where those of generate are.
     ("roberta", "stated", None): "position_ids that count from 0 do not give what none give",
     # ALiBi: position_ids are swallowed by **kwargs of the whole model.
