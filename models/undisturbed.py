@@ -148,7 +148,7 @@ def _random_numbers(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _casts_not_kept() -> Iterator[None]:
-    """Autocast has kept weights that it cast for a forward without gradients, such as a probe, for the next with them."""
+    """Autocast has been known to keep what it cast for a forward without gradients, such as a probe, for one with."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
