@@ -35,6 +35,10 @@ class CallBatch(TokenBatch):
         return cls(documents, 0, grid, tuple(pieces))
 
     @property
+    def n_rows(self) -> int:
+        return len(self.grid)
+
+    @property
     def seq_len(self) -> int:
         return self.grid.shape[1]
 

@@ -81,8 +81,13 @@ class TokenBatch:
         return sum(document.n_tokens for document in self.documents)
 
     @property
+    def n_rows(self) -> int:
+        """A row each document; calls in a notebook may hold several in one."""
+        return len(self.documents)
+
+    @property
     def padded_tokens(self) -> int:
-        return len(self.documents) * self.seq_len
+        return self.n_rows * self.seq_len
 
     def input_ids(self) -> Int64[np.ndarray, "batch seq"]:
         ids = np.full((len(self.documents), self.seq_len), self.pad_id, dtype=np.int64)

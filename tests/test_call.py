@@ -263,6 +263,7 @@ def test_picks_lie_where_their_piece_lies(case: str):
     )
     cells = [(p.row, p.first_column + n) for p in pieces for n in range(p.n_tokens)]
     assert batch.cells(picks).tolist() == [row * 10 + column for row, column in cells]
+    assert (batch.n_rows, batch.seq_len, batch.padded_tokens) == (2, 10, 20)
     assert batch.tokens(picks).tolist() == [int(IDS[cell]) for cell in cells]
     assert [document.token_ids.tolist() for document in batch.documents] == [
         IDS[p.row, p.first_column : p.first_column + p.n_tokens].tolist() for p in pieces
