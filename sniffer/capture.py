@@ -12,7 +12,7 @@ The same path takes up an earlier, stopped session: what it has on disk (kept.py
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from sniffer.batching import Feed, batch_tokens
@@ -30,6 +30,7 @@ from sniffer.selection import check_request, select
 from sniffer.stop import Stop, Stopped
 from sniffer.store import Store
 from sniffer.terminal import estimate_line, resume_line, show_summary, waiting_for
+from sniffer.told import one_line
 from sniffer.types import ModelFacts, ModelLimits
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,7 @@ def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock:
     """Runs the model over the documents and writes what is captured, also when something stops it."""
     interruption: BaseException | None = None
     try:
+        store.begin()
         with clock.stage("inference"):
             engine.infer(plan, feed, store, clock, stop)
     except (Exception, Stopped) as error:
@@ -112,13 +114,23 @@ def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock:
             engine.commit(plan, store, last=interruption is None)
     except Exception as error:
         interruption = interruption or explained(error)
-    store.close(feed.counts.skipped_empty, clock.seconds, interruption)
+    try:
+        store.close(feed.counts.skipped_empty, clock.seconds, interruption)
+    except Exception as error:
+        interruption = interruption or explained(error)
+        # What failed once may go well the second time; else the folder is as after a kill.
+        with suppress(Exception):
+            store.close(feed.counts.skipped_empty, clock.seconds, interruption)
     if interruption is not None:
         raise interruption
 
 
 def explained(error: BaseException) -> BaseException:
-    """Running out of memory as one line; any other error as it is."""
+    """Running out of memory, and what the disk refuses, as one line; any other error as it is."""
+    if isinstance(error, OSError) and error.filename:
+        told = CaptureError(one_line(error))
+        told.__cause__ = error
+        return told
     out_of_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
     if isinstance(error, SnifferError) or not out_of_memory:
         return error

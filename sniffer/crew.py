@@ -247,12 +247,13 @@ class Crew:
             clock.add_all({stage: s for stage, s in answer.seconds.items() if stage != "commit"})
 
     def _adopt(self, hand: Hand, answer: Flushed, store: Store) -> None:
-        store.adopt(answer.parts, answer.examples, whole=answer.whole)
+        # The rows have left the worker, whatever becomes of the store.
         flushed = {example.example_id for example in answer.examples}
         hand.held = [batch for batch in hand.held if not {d.example_id for d in batch.documents} <= flushed]
         hand.rows = hand.nbytes = 0
         self._flushed_rows += answer.rows
         self._losses[None] = 0
+        store.adopt(answer.parts, answer.examples, whole=answer.whole)
         if answer.failure is not None:
             raise answer.failure
 

@@ -91,6 +91,11 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def could_not_remove(error: OSError, path: Path) -> str:
+    """Why, and what to do, in one line."""
+    return f"could not remove {path}: {error.strerror or error}; remove it yourself, or check the folder's permissions"
+
+
 def could_not_write(error: OSError, path: Path) -> str:
     """Why, and what to do, in one line."""
     reason = error.strerror or str(error)

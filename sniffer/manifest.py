@@ -139,7 +139,8 @@ class Manifest:
         """Writes manifest.json, durably: from here on its parts count.
 
         Raises:
-            CaptureError: the disk is full or cannot be written to; the previous manifest stands.
+            CaptureError: the disk is full or cannot be written to. The previous manifest stands in at least one of
+                the two files, or this one does in the first.
         """
         values = self.as_json()
         text = json.dumps(values | {CHECKSUM: _checksum(values)}, indent=2, ensure_ascii=False)

@@ -1,5 +1,10 @@
 """The run folder while it is being written: rows become parts, and the manifest names those that count.
 
+Every row is in one place: in the accumulator, or in a part that the manifest *in memory* names. It changes places
+when its part is whole on disk, in a step that cannot fail; only then is the manifest saved. A save that fails
+takes nothing back: the manifest in memory stays ahead of the one on disk, and the next save makes up for it. What
+the disk never came to know of is captured again by a resumed run, so no row is there twice, whatever failed.
+
 Rows leave memory in two steps. A *spill* writes the rows of some (layer, kind) pairs as parts, which the
 manifest names as pending: they are safe, but readers do not see them, since their documents may have
 rows of other pairs in memory still. A *commit* spills all pairs, and then all pending parts count at once: a
@@ -16,16 +21,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from sniffer.accumulator import Accumulator
+from sniffer.durable import could_not_remove
 from sniffer.environment import now
+from sniffer.errors import CaptureError
 from sniffer.integrity import leftovers
 from sniffer.kept import Kept
 from sniffer.manifest import Manifest
 from sniffer.parts import PartWriter
 from sniffer.sampler import Picker, describe
-from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, Example, Part
 from sniffer.terminal import write_progress
 from sniffer.types import Document
-from sniffer.writer import write_examples
+from sniffer.writer import Listing
 
 COMMIT_AFTER = 4
 """Times the memory limit that pending parts may hold in bytes."""
@@ -36,8 +43,8 @@ NOTHING_KEPT = Kept()
 class Store:
     """Writes a run's parts and keeps its manifest.
 
-    Opening it saves a manifest with status `running`, so that from then on the folder is a run's, and
-    removes what a killed session left behind. `kept` is what an earlier session has on disk.
+    `kept` is what an earlier session has on disk. `manifest` is what the next save puts on disk; where one has
+    failed, it is ahead of the disk.
     """
 
     def __init__(
@@ -63,11 +70,20 @@ class Store:
         self._committed_examples = len(self.examples)
         self.kept = kept
         self._waiting = kept.waiting
-        self._given = -1
+        self._earlier_timings = manifest.timings
+        self._given: dict[tuple[int, str] | None, int] = {}
+        self._listing: Listing | None = None
+
+    def begin(self) -> None:
+        """Saves a manifest with status `running`, so that from then on the folder is a run's, and tidies up.
+
+        Raises:
+            CaptureError: as `relieve`.
+        """
+        self._change(counts=self._counts())
         if self.examples:
-            self._replace_examples(counts=self._counts())
-        else:
-            self._save(counts=self._counts())
+            self._list_examples()
+        self._write()
         self.tidy()
 
     def add_examples(self, documents: Iterable[Document]) -> None:
@@ -95,27 +111,36 @@ class Store:
         Raises:
             CaptureError: as `relieve`. Parts that were written are named all the same, where possible.
         """
-        written: list[Part] = []
-        numbers = {pair: self._next_number(*pair) for pair in pairs}
+        numbers = {pair: self.next_number(pair) for pair in pairs}
+        before = self.manifest
         try:
             with write_progress(len(pairs)) as done:
 
                 def told(part: Part | None) -> None:
-                    written.extend([] if part is None else [part])
+                    if part is not None:
+                        self._take_over(part, accumulator)
                     done()
 
                 self.writer.write_all(accumulator, numbers, told)
         finally:
-            if written:
-                self._save(pending=(*self.manifest.pending, *written))
-                for part in written:
-                    accumulator.release(part.layer, part.kind)
+            if self.manifest is not before:
+                self._write()
 
-    def next_number(self) -> int:
-        """A number for parts that no part has, whatever its (layer, kind), nor will have."""
-        numbers = [part.number for part in (*self.manifest.parts, *self.manifest.pending)]
-        self._given = 1 + max([self._given, *numbers])
-        return self._given
+    def _take_over(self, part: Part, accumulator: Accumulator) -> None:
+        """A part is on disk: its rows are the manifest's from here on, and the accumulator's no longer."""
+        self.manifest = replace(self.manifest, pending=(*self.manifest.pending, part))
+        accumulator.release(part.layer, part.kind)
+
+    def next_number(self, pair: tuple[int, str] | None = None) -> int:
+        """A number for the next part of a (layer, kind), or without one for parts of any.
+
+        No part has it, named or not: one that could not be written for sure may still come to lie in the folder.
+        """
+        parts = (*self.manifest.parts, *self.manifest.pending)
+        named = (part.number for part in parts if pair in (None, (part.layer, part.kind)))
+        given = (number for other, number in self._given.items() if None in (pair, other) or other == pair)
+        self._given[pair] = 1 + max([-1, *named, *given])
+        return self._given[pair]
 
     def adopt(self, parts: Sequence[Part], examples: Sequence[Example], *, whole: bool) -> None:
         """Names parts that a worker has written into the folder; from then on they count.
@@ -127,19 +152,28 @@ class Store:
         Raises:
             CaptureError: as `relieve`.
         """
-        if parts:
-            self._save(pending=(*self.manifest.pending, *parts))
+        self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *parts))
         if not whole:
             self._waiting |= {example.example_id for example in examples}
+            self._write()
             return
         self.examples |= {example.example_id: example for example in examples}
         if self._waiting <= self.examples.keys():
             self._promote()
+        else:
+            self._write()
 
     def tidy(self) -> None:
-        """Removes parts that were begun, or written and not named, by workers that are gone."""
+        """Removes parts that were begun, or written and not named, by workers that are gone.
+
+        Raises:
+            CaptureError: one could not be removed.
+        """
         for path in leftovers(self.folder, self.manifest):
-            (self.folder / path).unlink(missing_ok=True)
+            try:
+                (self.folder / path).unlink(missing_ok=True)
+            except OSError as error:
+                raise CaptureError(could_not_remove(error, self.folder / path)) from error
 
     def commit(self, accumulator: Accumulator, *, last: bool = False) -> None:
         """Writes all that was accumulated; from then on it counts.
@@ -158,28 +192,40 @@ class Store:
             self._promote()
 
     def close(self, skipped_empty: int, timings: dict[str, float], interrupted_by: BaseException | None = None) -> None:
-        """Saves the run's end: complete, or interrupted and by what."""
-        earlier = self.manifest.timings
-        self._save(
+        """Saves the run's end: complete, or interrupted and by what. May be called again where it failed.
+
+        Raises:
+            CaptureError: as `relieve`.
+        """
+        earlier = self._earlier_timings
+        self._change(
             status="complete" if interrupted_by is None else "interrupted",
             reason=None if interrupted_by is None else describe_interruption(interrupted_by),
             finished=now(),
             counts={**self.manifest.counts, "skipped_empty": skipped_empty},
             timings={stage: round(seconds + earlier.get(stage, 0.0), 3) for stage, seconds in timings.items()},
         )
+        self._write()
 
     def _promote(self) -> None:
         """Makes all pending parts count, and their documents with them."""
+        if self._listing is not None:
+            # A save failed half way: the disk may have either manifest, and must come to fit one for sure before
+            # the files of documents change again.
+            self._write()
         commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
         new = tuple(replace(part, commit=commit) for part in self.manifest.pending)
-        self._replace_examples(parts=(*self.manifest.parts, *new), pending=(), counts=self._counts())
+        self._change(parts=(*self.manifest.parts, *new), pending=(), counts=self._counts())
+        self._list_examples()
         self._committed_examples = len(self.examples)
         self._waiting = frozenset()
+        self._write()
 
-    def _replace_examples(self, **changes: object) -> None:
-        """Saves the manifest with all examples met so far. At each moment one of the file and its twin fits it."""
-        self._save(examples=write_examples(self.folder, self.examples.values()), **changes)
-        write_examples(self.folder, self.examples.values(), EXAMPLES_TWIN_PATH)
+    def _list_examples(self) -> None:
+        """All examples met so far are those of the parts that count."""
+        listing = Listing.of(self.examples.values())
+        self._change(examples=listing.record)
+        self._listing = listing
 
     def _counts(self) -> dict[str, int]:
         return {
@@ -189,18 +235,34 @@ class Store:
             "tokens": sum(example.n_tokens for example in self.examples.values()),
         }
 
-    def _next_number(self, layer: int, kind: str) -> int:
-        parts = (*self.manifest.parts, *self.manifest.pending)
-        return 1 + max((part.number for part in parts if (part.layer, part.kind) == (layer, kind)), default=-1)
-
-    def _save(self, **changes: object) -> None:
+    def _change(self, **changes: object) -> None:
+        """Changes what the next save says."""
         longest = max((example.n_tokens for example in self.examples.values()), default=0)
         law = {
             **describe(self.picker.sampler),
             "probability_by_bucket": self.picker.probability_by_bucket(longest),
         }
         self.manifest = replace(self.manifest, sampler=law, **changes)  # type: ignore[arg-type]
-        self.manifest.save(self.folder)
+
+    def _write(self) -> None:
+        """Brings the disk to what the manifest says; whatever fails, calling it again makes up for it."""
+        save(self.folder, self.manifest, self._listing)
+        self._listing = None
+
+
+def save(folder: Path, manifest: Manifest, listing: Listing | None) -> None:
+    """Saves a manifest, and with it the documents that it counts, where they have changed.
+
+    At each moment one of examples.parquet and its twin fits the manifest on disk.
+
+    Raises:
+        CaptureError: the disk is full or cannot be written to.
+    """
+    if listing is not None:
+        listing.write(folder, EXAMPLES_PATH)
+    manifest.save(folder)
+    if listing is not None:
+        listing.write(folder, EXAMPLES_TWIN_PATH)
 
 
 def _largest(accumulator: Accumulator, leave: float) -> list[tuple[int, str]]:

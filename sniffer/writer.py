@@ -15,7 +15,8 @@ tenth of the time and save a hundredth of the size.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +121,38 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     )
 
 
-def write_examples(folder: Path, examples: Iterable[Example], path: str = EXAMPLES_PATH) -> FileRecord:
-    """Writes examples.parquet, ordered by example_id: which text each id stands for.
+@dataclass(frozen=True)
+class Listing:
+    """examples.parquet before it is on disk: its content, and what the manifest is to say of it."""
 
-    Raises:
-        CaptureError: the disk is full or cannot be written to. Nothing is left behind.
-    """
-    ordered = sorted(examples, key=lambda example: example.example_id)
-    table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=EXAMPLES_SCHEMA)
-    with durable_file(folder / path) as file:
-        pq.write_table(table, pa.PythonFile(file, mode="w"), compression="zstd")
-    return FileRecord(path, table.num_rows, file.bytes, file.sha256)
+    content: bytes
+    record: FileRecord
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Listing:
+        """Which text each example_id stands for, ordered by example_id."""
+        ordered = sorted(examples, key=lambda example: example.example_id)
+        table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=EXAMPLES_SCHEMA)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        return cls(content, FileRecord(EXAMPLES_PATH, len(ordered), len(content), sha256(content).hexdigest()))
+
+    def write(self, folder: Path, path: str = EXAMPLES_PATH) -> None:
+        """Writes the file, durably, under its own name or its twin's.
+
+        Raises:
+            CaptureError: the disk is full or cannot be written to. Nothing is left behind.
+        """
+        with durable_file(folder / path) as file:
+            file.write(self.content)
+
+
+def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
+    """Writes examples.parquet; CaptureError as `Listing.write`."""
+    listing = Listing.of(examples)
+    listing.write(folder)
+    return listing.record
 
 
 def _table(

@@ -23,8 +23,8 @@ from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.runs.saved import Trust, build, needed_config, same_threads
-from sniffer.schema import EXAMPLES_TWIN_PATH
-from sniffer.writer import write_examples
+from sniffer.store import save
+from sniffer.writer import Listing
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +110,5 @@ def _mend(folder: Path, manifest: Manifest, kept: Kept) -> None:
     """Puts a complete run's small files in order, from their twins."""
     for path in leftovers(folder, manifest):
         (folder / path).unlink()
-    examples = write_examples(folder, kept.committed.values())
-    write_examples(folder, kept.committed.values(), EXAMPLES_TWIN_PATH)
-    replace(manifest, examples=examples).save(folder)
+    listing = Listing.of(kept.committed.values())
+    save(folder, replace(manifest, examples=listing.record), listing)

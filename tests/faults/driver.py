@@ -18,6 +18,8 @@ from typing import Any
 
 from sniffer.models import finder, loaded
 
+from tests.helpers_disk import Disk, failing
+
 finder.install()
 import transformers.models.llama.modeling_llama  # noqa: E402, F401 - so that forked processes need not
 
@@ -27,10 +29,14 @@ SLOWER = 0.02
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a process: killed at its n-th step to the disk, or limited in what it may write."""
+    """What happens to a process: killed at its n-th step to the disk, limited in what it may write, or on a disk that
+    fails (helpers_disk.py), with a log of its calls written to `calls` in the end.
+    """
 
     kill_at_step: int | None = None
     largest_file: int | None = None
+    disk: Disk | None = None
+    calls: Path | None = None
 
 
 NO_FAULT = Fault()
@@ -89,7 +95,13 @@ def _child(output: str, module: str, arguments: tuple[str, ...], fault: Fault) -
     if fault.largest_file is not None:
         _limit_files(fault.largest_file)
     main = __import__(module, fromlist=["main"]).main
-    sys.exit(main())
+    if fault.disk is None:
+        sys.exit(main())
+    with failing(fault.disk):
+        code = main()
+    if fault.calls is not None:
+        fault.calls.write_text("\n".join(fault.disk.calls))
+    sys.exit(code)
 
 
 def _slow_down() -> None:

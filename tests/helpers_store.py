@@ -1,0 +1,210 @@
+"""Runs without a model: the real store, accumulator and loop of capture.py, over vectors made from where they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from sniffer import capture, store
+from sniffer.accumulator import Accumulator
+from sniffer.clock import Clock
+from sniffer.errors import SnifferError
+from sniffer.kept import Kept, look
+from sniffer.manifest import Manifest
+from sniffer.runs.verify import verify
+from sniffer.sampler import LogUniform, Picker
+from sniffer.schema import Part, part_path
+from sniffer.selection import Selection
+from sniffer.stop import Stop
+from sniffer.store import Store
+from sniffer.types import DRAW_OF_KIND, Document, TokenBatch
+from tests.helpers_disk import Disk, failing
+from tests.helpers_storage import make_manifest
+
+SAMPLER = LogUniform(base_rate=2.0, min_bucket_size=8)
+DIM = 4
+HEADS = {"q": (0, 2), "k": (1,)}
+SELECTION = Selection({(layer, kind): heads for layer in (0, 2) for kind, heads in HEADS.items()})
+DOCUMENTS = tuple(
+    Document(2**61 + number, f"text-{number}", np.arange(n, dtype=np.int32), number == 1)
+    for number, n in enumerate((9, 40, 3, 25, 17, 30))
+)
+PICKER = Picker(SAMPLER, seed=7)
+FIRST = replace(
+    make_manifest(("q", "k"), (0, 2), dict.fromkeys(("q", "k", "v", "q_pre", "k_pre"), DIM), PICKER),
+    selection={layer: dict(HEADS) for layer in (0, 2)},
+)
+PLAN: Any = SimpleNamespace(selection=SELECTION)
+
+
+@dataclass
+class Outputs:
+    """How a run writes; `commit_after` stands in for store.COMMIT_AFTER."""
+
+    checkpoint_every: int | None = None
+    memory_limit: float = float("inf")
+    commit_after: float = 4
+
+
+OUTPUTS = {
+    "plain": Outputs(),
+    "checkpoints": Outputs(checkpoint_every=2),
+    "spills": Outputs(memory_limit=900, commit_after=4),
+    "pending to the end": Outputs(memory_limit=1, commit_after=1e9),
+}
+
+
+@dataclass
+class Engine:
+    """What stands in for the model. After so many documents it is stopped, by an error or by a kill."""
+
+    documents: Sequence[Document] = DOCUMENTS
+    stop_after: int | None = None
+    by: type[BaseException] = RuntimeError
+    seen: list[int] = field(default_factory=list)
+    accumulator: Accumulator = field(default_factory=lambda: Accumulator(SELECTION))
+
+    def infer(self, plan: Any, feed: Any, store: Store, clock: Clock, stop: Stop) -> None:
+        for number, document in enumerate(self.documents):
+            if number == self.stop_after:
+                raise self.by("enough")
+            batch = TokenBatch((document,), pad_id=0)
+            picks = {pair: PICKER.pick(batch, *pair) for pair in SELECTION.draws}
+            if store.kept.lacks(batch, picks, SELECTION.heads):
+                self.seen.append(document.example_id)
+                done = store.kept.done(batch, SELECTION.heads)
+                self.accumulator.add(batch, picks, vectors(document, picks), done)
+            store.add_examples(batch.documents)
+            store.relieve(self.accumulator)
+
+    def commit(self, plan: Any, store: Store, *, last: bool) -> None:
+        store.commit(self.accumulator, last=last)
+
+
+class Killed(BaseException):
+    """As a kill, nothing is written after it."""
+
+
+def vectors(document: Document, picks: Any) -> dict[tuple[int, str], torch.Tensor]:
+    """Numbers that follow from example, layer, kind, position, head and coordinate."""
+    found = {}
+    for (layer, kind), heads in SELECTION.heads.items():
+        positions = picks[layer, DRAW_OF_KIND[kind]].positions.astype(np.float32)
+        columns = np.arange(len(heads) * DIM, dtype=np.float32) / 100
+        start = document.n_tokens * 1000 + layer * 100 + "qk".index(kind) * 50
+        found[layer, kind] = torch.from_numpy(start + positions[:, None] + columns)
+    return found
+
+
+def run(folder: Path, outputs: Outputs, engine: Engine | None = None, kept: Kept | None = None, **earlier: Any) -> None:
+    """A session: fresh, or with what an earlier one has `kept` and its manifest as keyword."""
+    manifest = earlier.get("manifest", FIRST)
+    made = Store(
+        folder,
+        replace(manifest, status="running", reason=None),
+        PICKER,
+        "float32",
+        checkpoint_every=outputs.checkpoint_every,
+        memory_limit=outputs.memory_limit,
+        kept=kept or Kept(),
+    )
+    feed: Any = SimpleNamespace(counts=SimpleNamespace(skipped_empty=0), close=lambda: None)
+    with committing_after(outputs.commit_after):
+        capture.infer_and_write(engine or Engine(), PLAN, feed, made, Clock(), Stop())
+
+
+def resume(folder: Path, outputs: Outputs, engine: Engine | None = None) -> None:
+    """As `runs resume` does; a folder without a manifest is begun."""
+    if not any((folder / name).exists() for name in ("manifest.json", ".manifest.json")):
+        run(folder, outputs, engine)
+        return
+    manifest, kept = look(folder, Manifest.recover(folder)[0])
+    run(folder, outputs, engine, kept, manifest=manifest)
+
+
+@contextmanager
+def committing_after(times: float) -> Iterator[None]:
+    with patch.object(store, "COMMIT_AFTER", times):
+        yield
+
+
+def n_calls(folder: Path, outputs: Outputs, only: tuple[str, ...], begun: Path | None = None) -> int:
+    """System calls of a session on a disk that does not fail."""
+    disk = Disk(prepared(folder, begun), only=only)
+    with failing(disk):
+        resume(folder, outputs)
+    return len(disk.calls)
+
+
+def must_survive(folder: Path, outputs: Outputs, disk: Disk, whole: str, begun: Path | None = None) -> None:
+    """A session on a disk that fails, then one on a disk that does not: rows of `whole`, and what is told is so.
+
+    Args:
+        begun: the folder of an earlier session, to go on with; None for a fresh run.
+    """
+    prepared(folder, begun)
+    failure = None
+    with failing(disk):
+        try:
+            resume(folder, outputs)
+        except SnifferError as error:
+            failure = error
+    happened = f"{disk.failed[:1]}, number {disk.at}: {failure}"
+    assert failure is None or "\n" not in str(failure), happened
+    if (folder / "manifest.json").exists():
+        # What is on disk is right as it stands, before anything is mended.
+        manifest, problems = verify(folder)
+        assert problems == [], happened
+        assert (manifest.status == "complete") <= (failure is None or disk.lasting), happened
+        # A disk that fails once can take the last word of the session.
+        assert manifest.status != "running" or disk.lasting or begun is not None, happened
+    with failing(Disk(folder)):
+        resume(folder, outputs)
+    manifest, problems = verify(folder)
+    assert (problems, manifest.status, manifest.digest) == ([], "complete", whole), happened
+
+
+def prepared(folder: Path, begun: Path | None) -> Path:
+    """An empty folder, or a copy."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if begun is None:
+        folder.mkdir()
+    else:
+        shutil.copytree(begun, folder)
+    return folder
+
+
+def killed(folder: Path, outputs: Outputs, after: int) -> Path:
+    """The folder of a run that was killed before document number `after`."""
+    folder.mkdir()
+    with suppress(Killed):
+        run(folder, outputs, Engine(stop_after=after, by=Killed))
+    return folder
+
+
+def repeat(folder: Path, number: int) -> Part:
+    """Has a finished run hold the rows of one of its parts twice, as releases before did after a failed write."""
+    manifest = Manifest.load(folder)
+    part = manifest.parts[number]
+    last = max(other.number for other in manifest.parts_of(part.layer, part.kind))
+    again = replace(part, path=part_path(part.layer, part.kind, last + 1, len(manifest.geometry)))
+    shutil.copy(folder / part.path, folder / again.path)
+    replace(manifest, parts=(*manifest.parts, again)).save(folder)
+    return again
+
+
+def whole_digest(folder: Path) -> str:
+    """Of the run that nothing happened to."""
+    run(folder, Outputs())
+    manifest, problems = verify(folder)
+    assert problems == [] and manifest.status == "complete" and manifest.rows > 100
+    return manifest.digest
