@@ -9,16 +9,15 @@ by capturing its rows again: its whole commit becomes pending, and lacks just th
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sniffer.documents import examples_by_pair, repeated
 from sniffer.errors import RunError
 from sniffer.integrity import damage
 from sniffer.manifest import Manifest
@@ -86,11 +85,16 @@ class Kept:
 def look(folder: Path, manifest: Manifest) -> tuple[Manifest, Kept]:
     """Reads what is on disk, every byte of it, and tells what the manifest should say of it now.
 
-    Damaged files are logged, and no longer named; what else belongs to their commit becomes pending.
+    Damaged files are logged, and no longer named, and so are files whose rows another one has too; what else
+    belongs to their commit becomes pending.
     """
     whole = _whole(folder, (*manifest.parts, *manifest.pending))
+    spare, beside = _twice(folder, [part for part in (*manifest.parts, *manifest.pending) if part.path in whole])
+    whole -= spare
     examples = find_examples(folder, manifest)
-    broken = {part.commit for part in manifest.parts if part.path not in whole or examples is None}
+    broken = {
+        part.commit for part in manifest.parts if part.path not in whole or part.path in beside or examples is None
+    }
     committed = tuple(part for part in manifest.parts if part.commit not in broken)
     demoted = (part for part in manifest.parts if part.commit in broken)
     pending = tuple(part for part in (*manifest.pending, *demoted) if part.path in whole)
@@ -114,14 +118,6 @@ def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None
     return None
 
 
-def examples_by_pair(folder: Path, parts: Iterable[Part]) -> dict[Pair, frozenset[int]]:
-    """The example ids in some parts, by (layer, kind)."""
-    ids: dict[Pair, set[int]] = defaultdict(set)
-    for part in parts:
-        ids[part.layer, part.kind] |= _example_ids(folder / part.path)
-    return {pair: frozenset(found) for pair, found in ids.items()}
-
-
 def read_examples(path: Path) -> dict[int, Example]:
     """examples.parquet by example id."""
     rows = (Example(**row) for row in pq.ParquetFile(path).read().to_pylist())
@@ -141,13 +137,12 @@ def _whole(folder: Path, parts: Iterable[Part]) -> set[str]:
     return {path for path, wrong in wrongs.items() if not wrong}
 
 
-def _example_ids(path: Path) -> set[int]:
-    """All heads of a part have the same documents, so the row groups of its first head tell."""
-    file = pq.ParquetFile(path)
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    heads = [group.column(0).statistics.min for group in groups]
-    first = [number for number, head in enumerate(heads) if head == heads[0]]
-    if not first:
-        return set()
-    table = file.read_row_groups(first, columns=["example_id"])
-    return set(pc.unique(table["example_id"]).to_pylist())
+def _twice(folder: Path, parts: Iterable[Part]) -> tuple[set[str], set[str]]:
+    """The paths of parts whose rows are in others too, and of those others.
+
+    Releases up to 0.1.0 could write rows twice after a write that failed.
+    """
+    found = list(repeated(folder, parts))
+    for part, other in found:
+        log.warning("%s has rows that %s has too: it is left out", part.path, other.path)
+    return {part.path for part, _ in found}, {other.path for _, other in found}

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sniffer.accumulator import Accumulator
+from sniffer.documents import refuse_repeated, repeated
 from sniffer.errors import RunError
-from sniffer.kept import Kept
+from sniffer.kept import Kept, look
+from sniffer.manifest import Manifest
+from sniffer.parts import PartWriter
+from sniffer.runs.verify import verify
 from sniffer.sampler import All, Picker, Uniform
 from sniffer.schema import Example
 from sniffer.types import Document, TokenBatch
+from tests.helpers_store import DOCUMENTS, OUTPUTS, SAMPLER, SELECTION, Engine, repeat, resume, run, vectors
 
 PAIRS = [(0, "q"), (0, "k"), (0, "q_pre")]
 
@@ -67,3 +76,56 @@ def test_a_changed_document_is_named():
     with pytest.raises(RunError, match="'1' has changed: 10 tokens when it was captured, 11 now"):
         kept.lacks(changed, picks(changed), PAIRS)
     assert not Kept(committed(1), strict=False).lacks(changed, picks(changed), PAIRS)
+
+
+@pytest.mark.parametrize("outputs", ["plain", "checkpoints"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_rows_that_are_there_twice_are_found_and_left_out(tmp_path: Path, outputs: str, number: int):
+    run(tmp_path, OUTPUTS[outputs])
+    whole = Manifest.load(tmp_path)
+    again = repeat(tmp_path, number)
+    assert any("there twice: resume" in problem for problem in verify(tmp_path)[1])
+    with pytest.raises(RunError, match=r"has rows that .* has too: `python -m sniffer.runs resume"):
+        refuse_repeated(tmp_path, Manifest.load(tmp_path).parts)
+    engine = Engine()
+    resume(tmp_path, OUTPUTS[outputs], engine)
+    manifest, problems = verify(tmp_path)
+    assert (problems, manifest.digest, manifest.rows) == ([], whole.digest, whole.rows)
+    assert not engine.seen and not (tmp_path / again.path).exists()  # the model had nothing to do
+    refuse_repeated(tmp_path, manifest.parts)
+
+
+def test_of_two_parts_with_common_rows_the_one_with_more_is_kept(tmp_path: Path):
+    """As a failed save left it: what was written first was written again, with what had come since."""
+    run(tmp_path, OUTPUTS["checkpoints"])
+    manifest = Manifest.load(tmp_path)
+    parts = manifest.parts_of(0, "q")
+    picks = Picker(SAMPLER, 7)
+    held = Accumulator(SELECTION)
+    for document in DOCUMENTS[:4]:
+        batch = TokenBatch((document,), 0)
+        drawn = {pair: picks.pick(batch, *pair) for pair in SELECTION.draws}
+        held.add(batch, drawn, vectors(document, drawn))
+    writer = PartWriter(tmp_path, {layer.layer: layer for layer in manifest.geometry}, picks, "float32")
+    both = replace(writer.write(held, (0, "q"), 9), commit=parts[1].commit)
+    assert {part.path for part, other in repeated(tmp_path, [*parts, both])} == {part.path for part in parts[:2]}
+    assert {other.path for part, other in repeated(tmp_path, [*parts, both])} == {both.path}
+    replace(manifest, parts=(*manifest.parts, both)).save(tmp_path)
+    resume(tmp_path, OUTPUTS["checkpoints"])
+    mended, problems = verify(tmp_path)
+    assert (problems, mended.digest) == ([], manifest.digest)
+
+
+def test_parts_without_a_document_in_common_are_left_alone(tmp_path: Path):
+    run(tmp_path, OUTPUTS["pending to the end"])
+    manifest = Manifest.load(tmp_path)
+    assert len(manifest.parts) > len(SELECTION.heads) and not list(repeated(tmp_path, manifest.parts))
+    assert look(tmp_path, manifest)[0].parts == manifest.parts
+
+
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path):
+    run(tmp_path, OUTPUTS["checkpoints"])
+    parts = Manifest.load(tmp_path).parts
+    (tmp_path / parts[0].path).write_bytes(b"no part")
+    with pytest.raises(RunError, match=r"could not read .*part-00000.*verify"):
+        list(repeated(tmp_path, parts))

@@ -20,9 +20,11 @@ from sniffer.errors import RunError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run, open_run
 from sniffer.runs.card import config_name
+from sniffer.runs.export import export
 from sniffer.runs.publish import assemble, without_paths
 from sniffer.runs.verify import verify
 from tests.helpers_storage import make_run
+from tests.helpers_store import repeat
 
 
 @dataclass
@@ -142,6 +144,15 @@ def test_only_whole_runs_are_published(folder: Path, tmp_path: Path):
     replace(Manifest.load(folder), status="interrupted").save(folder)
     with pytest.raises(RunError, match="resume"):
         assemble(folder, tmp_path / "two", "some/one")
+
+
+def test_rows_that_are_there_twice_are_not_handed_on(folder: Path, tmp_path: Path):
+    repeat(folder, 0)
+    told = r"part-0000\d\.parquet has rows that .* has too: .*resume"
+    with pytest.raises(RunError, match=told):
+        assemble(folder, tmp_path / "published", "some/one")
+    with pytest.raises(RunError, match=told):
+        export(folder, tmp_path / "heads")
 
 
 def test_load_dataset_reads_it(folder: Path, tmp_path: Path):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
 from sniffer.integrity import damage
 from sniffer.manifest import Manifest
@@ -33,6 +34,7 @@ def export(folder: Path, target: Path) -> int:
     for part in run.manifest.parts:
         if wrong := damage(folder, part):
             raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
+    refuse_repeated(folder, run.manifest.parts)
     unfinished = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

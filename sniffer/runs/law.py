@@ -30,7 +30,7 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
     if len(extra) and not unknown:
         yield f"{where}: {len(extra):,} positions that the law does not keep, first {_named(extra, examples)}"
     if len(np.unique(kept, axis=0)) != len(kept):
-        yield f"{where}: some positions are there twice"
+        yield f"{where}: some positions are there twice: resume leaves the second ones out"
     if len(found) and (picker.buckets[found.position] != found.bucket).any():
         yield f"{where}: some rows do not have the bucket of their position"
 

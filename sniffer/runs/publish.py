@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sniffer.config import save_plain
+from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
 from sniffer.integrity import damage
 from sniffer.manifest import Manifest
@@ -38,6 +39,7 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
         if wrong := damage(folder, record):
             raise RunError(f"{record.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
         _link(folder / record.path, target / record.path)
+    refuse_repeated(folder, manifest.parts)
     if manifest.examples is not None:
         _link(folder / manifest.examples.path, target / EXAMPLES_TWIN_PATH)
     public = replace(
