@@ -105,8 +105,9 @@ def main() -> int:
         print(one_line(error), file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError; and it makes the folder.
-        if show_traceback or not raised_in_hydra(error):
+        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError; the disk names a file.
+        of_a_file = isinstance(error, OSError) and error.filename is not None
+        if show_traceback or not (of_a_file or raised_in_hydra(error)):
             raise
         print(one_line(error), file=sys.stderr)
         return 1

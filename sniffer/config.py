@@ -22,8 +22,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
-from sniffer.durable import could_not_write
-from sniffer.errors import CaptureError, ConfigError, RunError
+from sniffer.durable import durable_file
+from sniffer.errors import ConfigError, RunError
 from sniffer.lock import is_held
 from sniffer.types import COMPRESSIONS, KINDS
 
@@ -231,11 +231,10 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
     text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
     head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
-    for name, content in (("config.yaml", text), ("rerun.yaml", head + defaults + text)):
-        try:
-            (folder / name).write_text(content, encoding="utf-8")
-        except OSError as error:
-            raise CaptureError(could_not_write(error, folder / name)) from error
+    # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both.
+    for name, content in (("rerun.yaml", head + defaults + text), ("config.yaml", text)):
+        with durable_file(folder / name) as file:
+            file.write(content.encode())
 
 
 RERUN_DEFAULTS = ("schema", "common", "_self_")

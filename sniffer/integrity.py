@@ -36,9 +36,9 @@ def damage(folder: Path, record: FileRecord) -> str | None:
     It is read once; its size tells first.
     """
     path = folder / record.path
-    if not path.is_file():
-        return "is missing"
     try:
+        if not path.is_file():
+            return "is missing"
         found = path.stat().st_size
         if found != record.bytes:
             return f"has {found:,} bytes instead of {record.bytes:,}"

@@ -34,13 +34,21 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
     try:
         handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise RunError(f"cannot write into {folder}: {error.strerror}; check its permissions") from error
+        raise _refusal(folder, error) from error
     try:
-        if not _try(handle, exclusive=True, wait=wait):
+        try:
+            free = _try(handle, exclusive=True, wait=wait)
+        except OSError as error:
+            raise _refusal(folder, error) from error
+        if not free:
             raise RunError(f"{folder} is being written to by another process: wait for it, or stop it first")
         yield
     finally:
         os.close(handle)
+
+
+def _refusal(folder: Path, error: OSError) -> RunError:
+    return RunError(f"cannot write into {folder}: {error.strerror}; check its permissions")
 
 
 def is_held(folder: Path) -> bool:

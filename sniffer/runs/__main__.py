@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
 from sniffer.config import register
-from sniffer.logs import console_handler
+from sniffer.logs import LogFile, console_handler
 from sniffer.told import one_line
 
 WIDTH = 180
@@ -182,7 +182,7 @@ def _log_to(run: Path | None) -> None:
     """Log lines on the screen, and in the log of a run that goes on."""
     handlers: list[logging.Handler] = [console_handler()]
     if run is not None and run.is_dir():
-        handlers.append(logging.FileHandler(run / "sniffer.log", encoding="utf-8", delay=True))
+        handlers.append(LogFile(run / "sniffer.log", encoding="utf-8", delay=True))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     for ours in ("sniffer", "models"):
