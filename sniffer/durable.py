@@ -53,7 +53,8 @@ def durable_file(path: Path) -> Iterator[HashedFile]:
     An existing file of that name is replaced at that moment.
 
     Raises:
-        CaptureError: the disk is full or cannot be written to. Nothing is left behind.
+        CaptureError: the disk is full or cannot be written to. Nothing is left behind; only where the rename could not
+            be flushed, the file may be there or not.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -29,7 +29,8 @@ READING = ("stat", "scandir", "open to read", "read", "flock")
 class Disk:
     """Fails call number `at`, counted from 1, and with `lasting` all after it; None never fails.
 
-    `only` are the calls that count. `calls` are those seen, by what they do and to what.
+    `only` are the calls that count, and `names` the files, if not all. `calls` are those seen: what they do, and to
+    what.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Disk:
     lasting: bool = False
     error: int = errno.EIO
     only: tuple[str, ...] = WRITING
+    names: tuple[str, ...] = ()
     calls: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -51,7 +53,7 @@ class Disk:
     def step(self, what: str, path: Any) -> None:
         """Takes note of a call, and raises what it is to fail with."""
         place = self._place(path)
-        if what not in self.only or place is None:
+        if what not in self.only or place is None or (self.names and os.path.basename(place) not in self.names):
             return
         with self._lock:
             self.calls.append(f"{what} {place}")

@@ -33,8 +33,9 @@ from sniffer.config import (
     resolve,
     save_config,
 )
-from sniffer.errors import ConfigError, RunError
+from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.sampler import LogUniform
+from tests.helpers_disk import Disk, failing
 
 GROUPS = ("model", "dataset", "sampler", "engine", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_folder() / group).glob("*.yaml"))]
@@ -240,6 +241,21 @@ def test_rerun_composes_to_the_same_configuration(
     assert yaml.safe_load((run / "config.yaml").read_text()) == {
         key: value for key, value in expected.items() if key not in ONCE
     }
+
+
+@pytest.mark.parametrize("call", ["open to write", "write", "fsync", "replace"])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_saved_configuration_is_whole_or_not_there(tmp_path: Path, call: str, at: int) -> None:
+    """Half of one may be another that can be run. Whatever has config.yaml has both files."""
+    with (
+        failing(Disk(tmp_path / "run", at, only=(call,))) as disk,
+        pytest.raises(CaptureError, match="could not write"),
+    ):
+        save_config(tmp_path / "run", composed("seed=3"))
+    there = {path.name for path in (tmp_path / "run").iterdir()}
+    assert disk.failed and there <= {"rerun.yaml"}
+    save_config(tmp_path / "run", composed("seed=3"))
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["seed"] == 3
 
 
 def test_a_rerun_can_be_overridden(tmp_path: Path) -> None:

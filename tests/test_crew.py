@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -259,6 +262,25 @@ def test_rows_that_could_not_be_written_are_captured_again(
     manifest, problems = verify(folder)
     assert problems == [] and manifest.status == "interrupted" and manifest.pending
     monkeypatch.undo()
+    take_up(folder)
+    must_be_whole(folder, whole)
+
+
+@pytest.mark.parametrize("what", ["manifest.json", ".manifest.json", "examples.parquet"])
+def test_what_cannot_be_named_at_once_is_named_later(by_crew, whole: Path, tmp_path: Path, what: str):
+    """A worker has let go of its rows, and the save that names them fails: no row is lost, and none comes twice."""
+    folder, honest, seen = tmp_path / "run", os.replace, []
+
+    def fail_once(source, target):
+        seen.extend([target] if Path(target).name == what else [])
+        if Path(target).name == what and len(seen) == (2 if what == "examples.parquet" else 4):
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        honest(source, target)
+
+    with patch.object(os, "replace", fail_once), pytest.raises(CaptureError, match="Input/output error"):
+        by_crew(OneEngine(well, size=2), "output.checkpoint_every=3")
+    manifest, problems = verify(folder)
+    assert problems == [] and manifest.status == "interrupted"
     take_up(folder)
     must_be_whole(folder, whole)
 

@@ -11,6 +11,7 @@ import pytest
 
 from sniffer.errors import RunError
 from sniffer.lock import LOCK_PATH, hold, is_held
+from tests.helpers_disk import Disk, failing
 
 HOLDER = """
 import sys, time
@@ -45,6 +46,17 @@ def test_an_exception_lets_go(tmp_path: Path):
     with pytest.raises(ValueError), hold(tmp_path):
         raise ValueError
     assert not is_held(tmp_path)
+
+
+def test_a_lock_that_fails_is_one_line(tmp_path: Path):
+    with (
+        failing(Disk(tmp_path, 1, only=("flock",))),
+        pytest.raises(RunError, match="Input/output error"),
+        hold(tmp_path),
+    ):
+        pass
+    with hold(tmp_path):
+        pass
 
 
 def test_a_killed_holder_lets_go(tmp_path: Path):

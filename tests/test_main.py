@@ -17,8 +17,10 @@ from hydra.errors import HydraException
 
 from sniffer.__main__ import main, one_line
 from sniffer.config import Config
+from sniffer.durable import HashedFile
 from sniffer.errors import CaptureError
 from sniffer.manifest import Manifest
+from tests.helpers_disk import Disk, failing
 
 REPOSITORY = Path(__file__).parents[1]
 # A model that needs no network, and no torch import until it loads, which it never does here.
@@ -155,9 +157,24 @@ def test_a_full_disk_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(HashedFile, "write", full)
     assert invoke(*CHEAP) == 1
     assert "No space left on device" in only_line(capsys)
+
+
+@pytest.mark.parametrize("what", ["stat manifest.json", "flock .lock", "open to write sniffer.log"])
+def test_a_disk_that_fails_is_one_line_or_none(
+    invoke: Invoke, ran: list, capsys: pytest.CaptureFixture, tmp_path: Path, what: str
+) -> None:
+    """The log is a copy: a run goes on without it."""
+    call, name = what.rsplit(" ", 1)
+    at = 3 if call == "stat" else 1  # the first two are asked for by Hydra, which words their failure itself
+    with failing(Disk(tmp_path / "run", at, only=(call,), names=(name,))) as disk:
+        code = invoke(*CHEAP, "hydra.run.dir=run")
+    assert disk.failed == [what]
+    assert code == (0 if call.startswith("open") else 1)
+    if code:
+        assert "Input/output error" in only_line(capsys) and ran == []
 
 
 @pytest.mark.parametrize(

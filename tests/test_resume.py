@@ -20,6 +20,7 @@ from sniffer.lock import hold
 from sniffer.manifest import Manifest
 from sniffer.runs.verify import verify
 from tests.helpers_runs import TEXTS, Runs, counting_forwards, must_be_whole, rows, stopping_after, take_up
+from tests.helpers_store import repeat
 from tests.tiny_run import save_checkpoint, save_texts
 
 
@@ -139,6 +140,17 @@ def test_a_damaged_part_alone_is_captured_again(runs: Runs, whole: Path):
     assert 0 < len(set(seen)) < len(TEXTS) / 2  # the batches of one commit
     kept = {part.path for part in manifest.parts} - {lost.path}
     assert kept < {part.path for part in Manifest.load(folder).parts}
+
+
+def test_a_run_with_rows_twice_is_not_complete_and_is_mended(runs: Runs, whole: Path):
+    folder = runs.start("run", "output.checkpoint_every=4")
+    repeat(folder, 2)
+    assert Manifest.load(folder).status == "complete" and any("twice" in problem for problem in verify(folder)[1])
+    seen, noting = counting_forwards()
+    with noting:
+        assert take_up(folder)
+    must_be_whole(folder, whole)
+    assert not seen and rows(folder).equals(rows(whole))
 
 
 def test_no_row_is_lost_when_a_repair_is_stopped(runs: Runs, whole: Path):
