@@ -21,7 +21,7 @@ help:
 	@echo "make demo-report            capture, all analyses, one page: report.html"
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, tests"
-	@echo "make faults  kills, signals, full disks and damaged files: nothing may be lost (some minutes)"
+	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes)"
 	@echo "make bench   the measurements that performance claims rest on"
 	@echo "make bench-peers            the same for transformer-lens and nnsight, each in an environment of its own"
 	@echo "make browser-test           the report in a real browser (chromium)"
@@ -65,7 +65,7 @@ lint: $(INSTALLED)
 check: lint test
 
 faults: $(INSTALLED)
-	$(RUN) -m pytest -n 2 tests/faults/faults.py
+	$(RUN) -m pytest -n 2 tests/faults/faults.py tests/faults/disk.py
 
 cluster-test: $(VENV)/.cluster
 	$(RUN) -m pytest --durations=5 tests/cluster/ray_cluster.py tests/cluster/launchers.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -66,15 +67,16 @@ def test_parts_and_commits_change_no_row(tmp_path: Path, whole: str, outputs):
 # All calls of all kinds of runs take minutes: tests/faults has them.
 @pytest.mark.parametrize("name", ["checkpoints", "spills"])
 def test_a_call_that_fails_once_costs_no_row_and_gives_none_twice(tmp_path: Path, whole: str, name: str):
-    folder, only = tmp_path / "run", ("replace",)
-    for at in range(1, 1 + n_calls(folder, OUTPUTS[name], only), 4):
-        must_survive(folder, OUTPUTS[name], Disk(folder, at, only=only), whole)
+    folder, only, session = tmp_path / "run", ("replace",), partial(resume, outputs=OUTPUTS[name])
+    for at in range(1, 1 + n_calls(folder, session, only), 4):
+        must_survive(folder, session, Disk(folder, at, only=only), whole)
 
 
-def test_so_does_one_in_a_resumed_run(tmp_path: Path, whole: str):
+def test_nor_does_one_in_a_resumed_run(tmp_path: Path, whole: str):
     begun, folder, only = killed(tmp_path / "begun", OUTPUTS["spills"], 4), tmp_path / "run", ("fsync",)
-    for at in range(1, 1 + n_calls(folder, OUTPUTS["spills"], only, begun), 8):
-        must_survive(folder, OUTPUTS["spills"], Disk(folder, at, only=only), whole, begun)
+    session = partial(resume, outputs=OUTPUTS["spills"])
+    for at in range(1, 1 + n_calls(folder, session, only, begun), 8):
+        must_survive(folder, session, Disk(folder, at, only=only), whole, begun)
 
 
 @pytest.mark.parametrize("at", range(1, 5))
