@@ -24,6 +24,7 @@ from sniffer.digest import combine
 from sniffer.durable import durable_file
 from sniffer.environment import commit, now, versions
 from sniffer.errors import RunError
+from sniffer.finite import NotFinite
 from sniffer.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
 from sniffer.types import KINDS, LayerGeometry
 from sniffer.wellformed import misfits
@@ -109,6 +110,21 @@ class Manifest:
         for part in self.parts:
             rows.update(part.buckets)
         return dict(sorted(rows.items()))
+
+    @property
+    def not_finite(self) -> dict[int, dict[str, NotFinite]]:
+        """Rows with a NaN or an infinity, of each layer and kind that has any, as far as its parts say."""
+        found: dict[int, dict[str, NotFinite]] = {}
+        for part in self.parts:
+            if part.not_finite:
+                kinds = found.setdefault(part.layer, {})
+                kinds[part.kind] = kinds.get(part.kind, NotFinite()) + part.not_finite
+        return {layer: dict(sorted(found[layer].items())) for layer in sorted(found)}
+
+    @property
+    def counts_not_finite(self) -> bool:
+        """Whether all parts say how many rows hold a NaN or an infinity; those of early releases do not."""
+        return all(part.not_finite is not None for part in self.parts)
 
     @property
     def digest(self) -> str:
@@ -211,6 +227,7 @@ class Manifest:
             "total": self.rows,
             "by_kind": self.rows_by_kind,
             "by_bucket": self.rows_by_bucket,
+            "not_finite": _plain(self.not_finite) if self.counts_not_finite else None,
         }
         values["digest"] = self.digest
         values["digests"] = self.digests
@@ -224,6 +241,10 @@ class Manifest:
         # A value that JSON does not know is written as text: better than to lose a night's rows over it.
         plain: dict[str, Any] = json.loads(json.dumps(ordered, ensure_ascii=False, default=str))
         return plain
+
+
+def _plain(not_finite: Mapping[int, Mapping[str, NotFinite]]) -> dict[int, dict[str, dict[str, int]]]:
+    return {layer: {kind: asdict(found) for kind, found in kinds.items()} for layer, kinds in not_finite.items()}
 
 
 def _checksum(values: Mapping[str, Any]) -> str:

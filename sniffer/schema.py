@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32, Int64
 
+from sniffer.finite import NotFinite
 from sniffer.types import Document
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ PART_NUMBER = re.compile(r"-([0-9]+)\.parquet$")
 class Part(FileRecord):
     """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
 
-    Parts of one `commit`, counted from 0, hold the same documents.
+    Parts of one `commit`, counted from 0, hold the same documents. How many rows hold a number that is not finite
+    (see finite.py) is None where an early release wrote the part and did not count.
     """
 
     layer: int
@@ -145,6 +147,15 @@ class Part(FileRecord):
     digest: str
     buckets: Mapping[int, int]
     commit: int = 0
+    rows_with_nan: int | None = None
+    rows_with_infinity: int | None = None
+
+    @property
+    def not_finite(self) -> NotFinite | None:
+        """None where nobody has counted."""
+        if self.rows_with_nan is None or self.rows_with_infinity is None:
+            return None
+        return NotFinite(self.rows_with_nan, self.rows_with_infinity)
 
     @property
     def number(self) -> int:

@@ -16,6 +16,7 @@ outweigh the limit COMMIT_AFTER times, a commit brings them into sight.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, Example, Part
 from sniffer.terminal import write_progress
 from sniffer.types import Document
 from sniffer.writer import Listing
+
+log = logging.getLogger(__name__)
 
 COMMIT_AFTER = 4
 """Times the memory limit that pending parts may hold in bytes."""
@@ -73,6 +76,7 @@ class Store:
         self._earlier_timings = manifest.timings
         self._given: dict[tuple[int, str] | None, int] = {}
         self._listing: Listing | None = None
+        self._warned = False
 
     def begin(self) -> None:
         """Saves a manifest with status `running`, so that from then on the folder is a run's, and tidies up.
@@ -80,9 +84,10 @@ class Store:
         Raises:
             CaptureError: as `relieve`.
         """
-        self._change(counts=self._counts())
         if self.examples:
-            self._list_examples()
+            self._count_documents()
+        else:
+            self._change(counts=self._counts())
         self._write()
         self.tidy()
 
@@ -130,6 +135,15 @@ class Store:
         """A part is on disk: its rows are the manifest's from here on, and the accumulator's no longer."""
         self.manifest = replace(self.manifest, pending=(*self.manifest.pending, part))
         accumulator.release(part.layer, part.kind)
+        self._warn_of([part])
+
+    def _warn_of(self, parts: Sequence[Part]) -> None:
+        """Tells at once of the first part with numbers that are not finite, and not only at the end."""
+        found = next((part for part in parts if part.not_finite), None)
+        if found is not None and not self._warned:
+            self._warned = True
+            which, rows = f"layer {found.layer}, kind {found.kind}", f"{found.rows:,}"
+            log.warning("%s: of %s vectors %s; they are kept as they are, and counted", which, rows, found.not_finite)
 
     def next_number(self, pair: tuple[int, str] | None = None) -> int:
         """A number for the next part of a (layer, kind), or without one for parts of any.
@@ -138,7 +152,7 @@ class Store:
         """
         parts = (*self.manifest.parts, *self.manifest.pending)
         named = (part.number for part in parts if pair in (None, (part.layer, part.kind)))
-        given = (number for other, number in self._given.items() if None in (pair, other) or other == pair)
+        given = self._given.values() if pair is None else (self._given.get(one, -1) for one in (pair, None))
         self._given[pair] = 1 + max([-1, *named, *given])
         return self._given[pair]
 
@@ -152,13 +166,14 @@ class Store:
         Raises:
             CaptureError: as `relieve`.
         """
+        documents = {example.example_id: example for example in examples}
         self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *parts))
-        if not whole:
-            self._waiting |= {example.example_id for example in examples}
-            self._write()
-            return
-        self.examples |= {example.example_id: example for example in examples}
-        if self._waiting <= self.examples.keys():
+        if whole:
+            self.examples |= documents
+        else:
+            self._waiting |= documents.keys()
+        self._warn_of(parts)
+        if whole and self._waiting <= self.examples.keys():
             self._promote()
         else:
             self._write()
@@ -215,16 +230,15 @@ class Store:
             self._write()
         commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
         new = tuple(replace(part, commit=commit) for part in self.manifest.pending)
-        self._change(parts=(*self.manifest.parts, *new), pending=(), counts=self._counts())
-        self._list_examples()
+        self._count_documents(parts=(*self.manifest.parts, *new), pending=())
         self._committed_examples = len(self.examples)
         self._waiting = frozenset()
         self._write()
 
-    def _list_examples(self) -> None:
-        """All examples met so far are those of the parts that count."""
+    def _count_documents(self, **changes: object) -> None:
+        """Has the manifest count all documents met so far, along with other changes."""
         listing = Listing.of(self.examples.values())
-        self._change(examples=listing.record)
+        self._change(examples=listing.record, counts=self._counts(), **changes)
         self._listing = listing
 
     def _counts(self) -> dict[str, int]:

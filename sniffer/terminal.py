@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from sniffer.estimate import Estimate, size
+from sniffer.finite import NotFinite
 from sniffer.manifest import INSIDE_INFERENCE, Manifest
 from sniffer.sampler import Picker
 
@@ -151,6 +152,8 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     with console.capture() as whole:
         console.print(_facts_table(manifest))
         console.print(_bucket_table(manifest, picker))
+        if manifest.not_finite:
+            console.print(f"warning: {not_finite_line(manifest)}", style="yellow", soft_wrap=True, highlight=False)
         console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
     # In one piece: jobs of a sweep may share the terminal.
     console.file.write(whole.get())
@@ -180,6 +183,25 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         **({} if manifest.resumes else {"speed": f"{rate:,.0f} tokens/s"}),
         "digest": manifest.digest,
     }
+
+
+SHOWN = 6
+"""Layers that a line names."""
+
+
+def not_finite_line(manifest: Manifest) -> str:
+    """How many vectors hold a number that is not finite, and of which layers and kinds."""
+    found = manifest.not_finite
+    if not found:
+        return "none" if manifest.counts_not_finite else "unknown: an early release did not count"
+    total = sum((one for kinds in found.values() for one in kinds.values()), NotFinite())
+    layers = [f"layer {layer} {_kinds(kinds)}" for layer, kinds in found.items()]
+    more = f"; and {len(layers) - SHOWN} more layers" if len(layers) > SHOWN else ""
+    return f"of {manifest.rows:,} vectors {total}: {'; '.join(layers[:SHOWN])}{more}"
+
+
+def _kinds(kinds: Mapping[str, NotFinite]) -> str:
+    return ", ".join(f"{kind} ({found})" for kind, found in kinds.items())
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from jaxtyping import Float32
 from sniffer.arrange import sort_rows, spans
 from sniffer.digest import Digest, digest_rows, sum_places
 from sniffer.durable import durable_file
+from sniffer.finite import NotFinite, count_not_finite
 from sniffer.schema import (
     EXAMPLES_PATH,
     EXAMPLES_SCHEMA,
@@ -94,7 +95,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     schema = row_schema(columns.dim).with_metadata(footer.encode())
     options = parquet_options(codec(compression, footer.source_dtype))
     sums = sum_places(places)
-    digest = Digest()
+    digest, not_finite = Digest(), NotFinite()
     with (
         durable_file(folder / path) as file,
         pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), WRITE_BYTES) as sink,
@@ -105,6 +106,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
                 vectors = span.vectors(columns, place)
                 here = {name: column[span.rows] for name, column in places.items()}
                 digest += digest_rows(footer.layer, footer.kind, head, sums[span.rows], vectors)
+                not_finite += count_not_finite(vectors)
                 for group in span.row_groups:
                     rows = {name: column[group] for name, column in here.items()}
                     table = _table(schema, head, rows, vectors[group])
@@ -118,6 +120,8 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
         kind=footer.kind,
         digest=str(digest),
         buckets=_rows_per_bucket(columns),
+        rows_with_nan=not_finite.nan,
+        rows_with_infinity=not_finite.infinity,
     )
 
 

@@ -31,6 +31,7 @@ CHECKED = (
     "transfer",
     "arrange",
     "digest",
+    "finite",
     "hashing",
     "schema",
     "writer",

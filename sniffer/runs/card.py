@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sniffer.manifest import Manifest
+from sniffer.terminal import not_finite_line
 
 TEXT_LICENCES = {
     "sniffer.dataset.Sotu": "public domain (works of the United States government)",
@@ -73,6 +74,7 @@ q_pre and k_pre, which are as if RoPE were the identity.
 | text | {_described(manifest.dataset, "path", "name", "split", "package", "documents")} |
 | licence of the text | {licence} |
 | captured with | {_described(manifest.versions)} |
+| numbers that are not finite | {not_finite_line(manifest)} |
 | digest of all rows | `{manifest.digest}` |
 
 ## How positions were drawn

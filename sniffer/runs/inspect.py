@@ -14,7 +14,7 @@ from sniffer.estimate import size
 from sniffer.manifest import Manifest
 from sniffer.runs.folders import state
 from sniffer.runs.listing import age, sampler_of
-from sniffer.terminal import rows_by_bucket
+from sniffer.terminal import not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry
 
 
@@ -51,6 +51,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),
         "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}",
+        "not finite": not_finite_line(manifest),
         "commits": f"{len({part.commit for part in manifest.parts}):,}",
         "seconds": _pairs(manifest.timings),
         "versions": _pairs(manifest.versions),

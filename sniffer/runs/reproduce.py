@@ -98,13 +98,19 @@ def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distan
     if not len(both) or shared[0].shape != shared[1].shape:
         return Distance(rows=len(both), differing=len(both), **alone)
     one, other = (np.ascontiguousarray(vectors, dtype=np.float32) for vectors in shared)
-    difference = (one.astype(np.float64) - other).reshape(len(one), -1)
-    norms = np.linalg.norm(difference, axis=1) / np.maximum(np.linalg.norm(one, axis=1), 1e-30)
-    differing = (one.view(np.uint32) != other.view(np.uint32)).any(axis=1)
+    differing = one.view(np.uint32) != other.view(np.uint32)
+    # A NaN that both have is no difference in size; one that only one of them has is a difference without bound.
+    unequal = differing & ~(np.isnan(one) & np.isnan(other))
+    with np.errstate(invalid="ignore"):
+        wide = one.astype(np.float64)
+        difference = np.where(unequal, wide - other, 0.0)
+    difference[np.isnan(difference)] = np.inf
+    lengths = np.linalg.norm(np.nan_to_num(wide, posinf=0.0, neginf=0.0), axis=1)
+    norms = np.linalg.norm(difference, axis=1) / np.maximum(lengths, 1e-30)
     return Distance(
         len(both),
         **alone,
-        differing=int(differing.sum()),
+        differing=int(differing.any(axis=1).sum()),
         largest=float(np.abs(difference).max()),
         relative=float(norms.max()),
     )

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
 from sniffer.digest import Digest, digest_rows, sum_places
+from sniffer.finite import NotFinite, count_not_finite
 from sniffer.manifest import Manifest
 from sniffer.schema import Footer, Part, row_schema
 
@@ -59,7 +60,7 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, li
         if not file.schema_arrow.remove_metadata().equals(row_schema(dim)):
             return Places.joined([]), [f"{part.path}: does not have the columns of a part"]
         problems += _footer(file.schema_arrow, manifest, part, dim)
-        heads, digest = _heads(file, part, dim)
+        heads, digest, not_finite = _heads(file, part, dim)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         return Places.joined([]), [f"{part.path}: cannot be read ({str(error).splitlines()[0]})"]
     wanted = manifest.selection[part.layer][part.kind]
@@ -77,21 +78,24 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, li
         problems.append(f"{part.path}: its rows per bucket are not those of the manifest")
     if str(digest) != part.digest:
         problems.append(f"{part.path}: its rows have the digest {digest}, the manifest says {part.digest}")
+    if part.not_finite is not None and part.not_finite != not_finite:
+        problems.append(f"{part.path}: its rows that are not finite: {not_finite}; the manifest says {part.not_finite}")
     return first, problems
 
 
-def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Places], Digest]:
-    """The places of each head, in the file's order, and the digest of all rows."""
+def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Places], Digest, NotFinite]:
+    """The places of each head, in the file's order, the digest of all rows, and those that are not finite."""
     pieces: dict[int, list[Places]] = {}
-    digest = Digest()
+    digest, not_finite = Digest(), NotFinite()
     for number in range(file.metadata.num_row_groups):
         table = file.read_row_group(number).combine_chunks()
         head = _only(table["head"].to_numpy())
         places = {name: table[name].to_numpy() for name in ("bucket", "position", "token_id", "example_id")}
         floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
         digest += digest_rows(part.layer, part.kind, head, sum_places(places), floats)
+        not_finite += count_not_finite(floats)
         pieces.setdefault(head, []).append(Places(**places))
-    return {head: Places.joined(parts) for head, parts in pieces.items()}, digest
+    return {head: Places.joined(parts) for head, parts in pieces.items()}, digest, not_finite
 
 
 def _only(heads: np.ndarray) -> int:
