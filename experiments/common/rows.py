@@ -16,10 +16,13 @@ from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.config import numbers
 from sniffer.errors import ConfigError, RunError
+from sniffer.finite import count_not_finite
 from sniffer.reader import Run
 
 WEIGHTS = ("positions", "rows")
 MIN_ROWS = 8
+SHOWN = 6
+"""Layers and kinds that an error names."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,11 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
     if n < MIN_ROWS:
         raise RunError(f"{where} has {n} rows per head, too few: capture more with sampler.base_rate or examples")
     vectors = rows["vector"].to_numpy().reshape(len(heads), n, -1)
-    if not np.isfinite(vectors).all():
-        raise RunError(f"{where} holds infinite or undefined numbers: leave the layer out with layers=...")
+    if found := count_not_finite(vectors.reshape(len(rows), -1)):
+        raise RunError(
+            f"{where} holds infinite or undefined numbers (of {len(rows):,} vectors {found}): leave the layer out with "
+            "layers=..."
+        )
     first = rows.head(n)
     probability = first["inclusion_probability"].to_numpy()
     return Rows(
@@ -130,7 +136,7 @@ def chosen_layers(run: Run, layers: Any, *kinds: str) -> list[int]:
 
     Raises:
         ConfigError: `layers` cannot be read.
-        RunError: a layer or a kind was not captured.
+        RunError: a layer or a kind was not captured, or holds numbers that are not finite.
     """
     wanted = numbers("layers", layers)
     chosen = list(run.layers if wanted is None else wanted)
@@ -143,4 +149,24 @@ def chosen_layers(run: Run, layers: Any, *kinds: str) -> list[int]:
     for layer in chosen:
         for kind in kinds:
             run.heads(layer, kind)
+    _refuse_not_finite(run, chosen, kinds)
     return chosen
+
+
+def _refuse_not_finite(run: Run, layers: Sequence[int], kinds: Sequence[str]) -> None:
+    """Before anything is computed: no mean, product or distance of such vectors says anything.
+
+    Raises:
+        RunError: naming every layer and kind that holds numbers which are not finite, as far as the manifest says.
+    """
+    found = {
+        layer: {kind: counts[kind] for kind in kinds if kind in counts}
+        for layer, counts in run.manifest.not_finite.items()
+        if layer in layers
+    }
+    named = [f"layer {layer} {kind} ({count})" for layer, counts in found.items() for kind, count in counts.items()]
+    if named:
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        others = [str(layer) for layer in layers if not found.get(layer)]
+        advice = f"leave them out with 'layers=[{','.join(others)}]'" if others else "capture it in another model.dtype"
+        raise RunError(f"{run.folder} holds vectors that are not finite: {', '.join(named[:SHOWN])}{more}: {advice}")

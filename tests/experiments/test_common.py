@@ -21,6 +21,7 @@ from sniffer.manifest import Manifest
 from sniffer.sampler import LogUniform
 from tests.experiments.planted import HEADS, noise, planted_run
 
+OF_Q_AND_K = ("attention_plasticity", "key_rank", "position_geometry", "quantisation", "query_key_gap")
 NAMES = sorted(file.stem for file in (conf_folder() / "analysis").glob("*.yaml"))
 
 
@@ -106,6 +107,24 @@ def test_too_few_rows_and_broken_numbers_are_one_line(tmp_path: Path):
 
     with pytest.raises(RunError, match="infinite or undefined"):
         load(planted_run(tmp_path / "nan", broken), 0, "q")
+
+
+@pytest.mark.parametrize("name", OF_Q_AND_K)
+def test_analyses_name_what_is_not_finite_before_they_begin(tmp_path: Path, name: str, capsys):
+    """And so in one line, with what to do, however far into the run it is."""
+
+    def broken(layer: int, kind: str, *args):
+        vectors = noise(layer, kind, *args)
+        if layer == 1 and kind == "k":
+            vectors[3, 0, 0], vectors[4:6, 1, 2] = np.nan, np.inf
+        return vectors
+
+    run = planted_run(tmp_path / "run", broken, layers=(0, 1, 2))
+    assert entry.main(name, [f"run={run.folder}"]) == 1
+    told = capsys.readouterr().err.strip()
+    assert "layer 1 k (1 with NaN, 2 with infinity): leave them out with 'layers=[0,2]'" in told and "\n" not in told
+    assert not (run.folder / "experiments").exists()
+    assert chosen_layers(run, [0, 2], "k") == [0, 2] and chosen_layers(run, None, "q") == [0, 1, 2]
 
 
 def test_a_part_that_cannot_be_read_is_one_line(tmp_path: Path):
