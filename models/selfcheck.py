@@ -122,7 +122,8 @@ def check_causal(first: Any, forward: Forward, ids: Int[Tensor, "batch seq"], se
     """Refuses a backbone in which a token changes the vectors of earlier positions.
 
     Raises:
-        UnsupportedModelError: it does, so that right padding would need a mask.
+        UnsupportedModelError: it does, so that right padding would need a mask; or a layer gives no finite number,
+            of which nothing can be shown.
     """
     other = ids.clone()
     other[:, -1] = ids[:, 0]
@@ -130,13 +131,28 @@ def check_causal(first: Any, forward: Forward, ids: Int[Tensor, "batch seq"], se
     pairs = [(a.q, b.q, a.module) for a, b in zip(seen, again, strict=True)]
     if isinstance(first, Tensor) and first.dim() == 3:
         pairs.append((first, second, seen[-1].module))
+    for number, event in enumerate(seen, 1):
+        if not event.q.isfinite().any():
+            raise UnsupportedModelError(
+                f"{type(event.module).__name__}, attention {number} of {len(seen)}, is given nothing but NaN and "
+                "infinity by a short probe, of which nothing can be shown: see that the checkpoint is whole, or load "
+                "it in another model.dtype"
+            )
     for before, after, module in pairs:
-        kept, new = before[..., : PROBE_SEQ - 1, :].float(), after[..., : PROBE_SEQ - 1, :].float()
-        if (kept - new).abs().max() > TOLERANCE * kept.abs().max():
+        if _differ(before[..., : PROBE_SEQ - 1, :].float(), after[..., : PROBE_SEQ - 1, :].float()):
             name = type(module).__name__
             raise UnsupportedModelError(
                 f"this backbone is not causal: a later token changes {name} at earlier positions, and padding would too"
             )
+
+
+def _differ(kept: Tensor, new: Tensor) -> bool:
+    """Whether two of the same are more than rounding apart; a number that is not finite is to stay so."""
+    finite = kept.isfinite()
+    if not finite.equal(new.isfinite()):
+        return True
+    kept, new = kept.where(finite, 0), new.where(finite, 0)
+    return bool((kept - new).abs().max() > TOLERANCE * kept.abs().max())
 
 
 def geometry_of(event: Seen, layer: int, module: str, window: int | None) -> LayerGeometry:

@@ -132,6 +132,32 @@ def test_a_bidirectional_backbone_is_refused():
         LoadedBackbone(find_backbone(tiny_model(override(config, {"is_decoder": False}))))
 
 
+def with_nan(name: str, *rows: int, causal: bool = True) -> LoadedBackbone:
+    """A tiny Llama with NaN in some rows of a parameter; it may attend to later tokens."""
+    model = tiny_model(tiny_config("llama"))
+    with torch.no_grad():
+        model.get_parameter(name)[list(rows)] = torch.nan
+    model.config.is_causal = causal
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = causal
+    return LoadedBackbone(find_backbone(model))
+
+
+def test_of_nothing_but_nan_nothing_is_shown():
+    """Neither that a model is causal, nor that it is not; so it is refused, and by name."""
+    for causal in (True, False):
+        with pytest.raises(UnsupportedModelError, match="LlamaAttention, attention 3 of 4, is given nothing but NaN"):
+            with_nan("model.layers.1.mlp.down_proj.weight", 0, causal=causal)
+
+
+def test_nan_of_some_tokens_neither_hides_that_a_model_is_not_causal_nor_makes_it_so():
+    some = selfcheck.probe_ids(99, torch.device("cpu"))[0, 4].item()
+    with pytest.raises(UnsupportedModelError, match="not causal"):
+        with_nan("model.embed_tokens.weight", some, causal=False)
+    assert len(with_nan("model.embed_tokens.weight", some).geometry) == 4
+    assert len(with_nan("model.layers.3.mlp.down_proj.weight", 0).geometry) == 4  # no layer attends after it
+
+
 def test_a_model_without_attention_is_refused():
     with pytest.raises(UnsupportedModelError, match="no attention of Mamba"):
         LoadedBackbone(find_backbone(tiny_model(tiny_config("mamba"), attn_implementation="eager")))
