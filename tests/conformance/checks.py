@@ -19,7 +19,7 @@ import torch
 import transformers
 from sniffer.models import finder, selfcheck
 from sniffer.models.loaded import LoadedBackbone, find_backbone
-from sniffer.models.shadow import ROTARY
+from sniffer.models.syntax import ROTARY
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
