@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from sniffer.errors import CaptureError
 from sniffer.schema import Columns
 from sniffer.selection import Selection
 from sniffer.types import DRAW_OF_KIND, Picks, TokenBatch
@@ -49,8 +50,15 @@ class Accumulator:
         """Takes one batch's picks by (layer, draw) and vectors (picks, heads * dim) by (layer, kind).
 
         `done` are example ids by (layer, kind) whose rows are on disk already, and are left out.
+
+        Raises:
+            CaptureError: some layer has shown nothing in this batch.
         """
-        assert vectors.keys() == self.selection.heads.keys(), "a layer was not seen"
+        if silent := sorted({layer for layer, _ in self.selection.heads.keys() - vectors.keys()}):
+            raise CaptureError(
+                f"layers {silent} have shown nothing in a text of {batch.seq_len} tokens: their code does not come "
+                "to its tap there; correct the local copy, or leave these layers out of capture.layers"
+            )
         places = {pair: _Places.of(batch, drawn) for pair, drawn in picks.items()}
         new = {pair: _without(done.get(pair, ()), places[_draw_of(pair)], chunk) for pair, chunk in vectors.items()}
         for (layer, kind), (here, chunk) in new.items():

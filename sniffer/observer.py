@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sniffer.errors import CaptureError
 from sniffer.gather import gather
 from sniffer.sampler import Picker
 from sniffer.selection import Selection
@@ -23,6 +24,9 @@ class Observer:
     Before the forward it draws all picks and sends their indices to the device in one piece. It is then
     called with each layer's inputs; after the last wanted layer it ends the forward, unless `stops` is
     set to False. `seconds` is the time spent in those calls.
+
+    What was proven at start-up over a short text must hold for each batch: a layer that shows something a second
+    time, or other than one vector per token, raises CaptureError.
     """
 
     def __init__(
@@ -51,12 +55,26 @@ class Observer:
             raise StopForward
 
     def _keep(self, layer: int, kind: str, states: Tensor) -> None:
+        self._check(layer, kind, states)
         # A model spread over several devices needs the indices on each of them.
         if states.device not in self._indices:
             self._indices[states.device] = self._upload(states.device)
         flat = self._indices[states.device][layer, DRAW_OF_KIND[kind]]
         rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
         self.vectors[layer, kind] = self._plan.transfer.download(rows)
+
+    def _check(self, layer: int, kind: str, states: Tensor) -> None:
+        ended = self.stops and layer == self._plan.last_layer
+        if (layer, kind) in self.vectors and not ended:
+            raise CaptureError(
+                f"layer {layer} shows its {kind} twice in one forward: only one tap may stand in its way"
+            )
+        wanted = (len(self.batch.documents), self.batch.seq_len)
+        if (states.shape[0], states.shape[2]) != wanted:
+            raise CaptureError(
+                f"layer {layer} shows its {kind} as {tuple(states.shape)}, wanted ({wanted[0]}, heads, {wanted[1]}, "
+                "dim): one vector per token"
+            )
 
     def _upload(self, device: torch.device) -> dict[tuple[int, str], Tensor]:
         """One index tensor for the whole batch, cut into views by (layer, draw)."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from threading import Thread
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
 from sniffer.accumulator import Accumulator
+from sniffer.errors import CaptureError
 from sniffer.observer import GatherPlan, Observer, draw
 from sniffer.sampler import All, LogUniform, Picker, Sampler
 from sniffer.selection import Selection
@@ -110,7 +112,7 @@ def test_a_batch_that_was_not_seen_whole_is_not_added():
     _, observer = observed(All(), batch)
     del observer.vectors[2, "v"]
     accumulator = Accumulator(SELECTION)
-    with pytest.raises(AssertionError):
+    with pytest.raises(CaptureError, match=r"layers \[2\] have shown nothing in a text of 10 tokens"):
         accumulator.add(batch, observer.picks, observer.vectors)
     assert accumulator.nbytes == 0 and len(accumulator.columns(0, "q", DIM)) == 0
 
@@ -213,3 +215,21 @@ def test_each_device_of_a_spread_out_model_gets_the_indices_once_a_batch_and_the
                 TAP.observe(module, **states(batch))
         assert transfer.asked == [(first, indices), (other, indices), *more]
         assert observer.vectors.keys() == SELECTION.heads.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda shown: [*shown, shown[0]], "layer 0 shows its q twice"),
+        (lambda shown: [{**shown[0], "k": shown[0]["k"][:, :, :-1]}, *shown[1:]], "layer 0 shows its k as .* wanted"),
+        (lambda shown: [{**shown[0], "q": shown[0]["q"][:1]}, *shown[1:]], "layer 0 shows its q as .* wanted"),
+    ],
+)
+def test_what_was_proven_at_start_up_must_hold_for_each_batch(change: Callable[[list], list], complaint: str):
+    batch = batch_of(12, 9)
+    plan = GatherPlan(SELECTION, geometry(), {MODULES[0]: 0}, HostTransfer(), torch.device("cpu"))
+    observer = Observer(batch, draw(Picker(All(), 0), SELECTION, batch), plan)
+    observer.stops = False
+    with pytest.raises(CaptureError, match=complaint), tap(observer):
+        for layer_states in change([states(batch)]):
+            TAP.observe(MODULES[0], **layer_states)
