@@ -10,13 +10,14 @@ No .pyc is read or written: a cached upstream one would be untapped, and ours mu
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from importlib.util import decode_source, spec_from_file_location
+from importlib.util import decode_source, find_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -29,6 +30,8 @@ DERIVED_NAME = "__sniffer_derived__"
 """Where a derived module keeps its Derived record; None in a local copy."""
 TAPPED_CLASSES = "__sniffer_classes__"
 """Where a module keeps the names of its classes that carry a tap."""
+SOURCE = "__sniffer_source__"
+"""Where a module keeps the SHA-256 of the text that it was compiled from."""
 
 
 class TappedLoader(SourceFileLoader):
@@ -39,9 +42,12 @@ class TappedLoader(SourceFileLoader):
         self.local_copy = local_copy
         self.derived: Derived | None = None
         self.classes: frozenset[str] = frozenset()
+        self.source = ""
 
     def get_code(self, fullname: str) -> CodeType:
-        source = decode_source(self.get_data(self.path))
+        text = self.get_data(self.path)
+        self.source = hashlib.sha256(text).hexdigest()
+        source = decode_source(text)
         if self.local_copy:
             self.classes = observing_classes(source, self.path)
             return compile(source, self.path, "exec", dont_inherit=True)
@@ -54,6 +60,7 @@ class TappedLoader(SourceFileLoader):
         super().exec_module(module)
         setattr(module, DERIVED_NAME, self.derived)
         setattr(module, TAPPED_CLASSES, self.classes)
+        setattr(module, SOURCE, self.source)
 
 
 class TappedFinder(MetaPathFinder):
@@ -82,14 +89,18 @@ def _spec(fullname: str, path: str, *, local_copy: bool) -> ModuleSpec | None:
     return spec_from_file_location(fullname, path, loader=loader)
 
 
+COPIES = Path(__file__).parent
+"""Where hand-edited local copies lie: this package's own folder."""
+
+
 def install(copies: Path | None = None) -> None:
     """Taps the modelling modules imported from now on; a second call changes nothing.
 
     Args:
-        copies: the folder of hand-edited local copies; this package's own folder by default.
+        copies: the folder of hand-edited local copies; COPIES by default.
     """
     if not any(isinstance(finder, TappedFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, TappedFinder(copies or Path(__file__).parent))
+        sys.meta_path.insert(0, TappedFinder(copies or COPIES))
 
 
 def uninstall() -> None:
@@ -116,3 +127,25 @@ def is_modelling_module(name: str) -> bool:
 def is_tapped(name: str) -> bool:
     """Whether an imported module came through the hook."""
     return hasattr(sys.modules.get(name), TAP_NAME)
+
+
+def is_local_copy(name: str) -> bool:
+    """Whether an imported module is a hand-edited copy in the upstream one's place."""
+    return bool(getattr(getattr(sys.modules.get(name), "__loader__", None), "local_copy", False))
+
+
+def source_told(digest: str, *, copied: bool) -> str:
+    """How a manifest names the text of a module."""
+    return f"{'local copy, ' if copied else ''}sha256:{digest}"
+
+
+def source_of(name: str) -> str | None:
+    """What a modelling module would be made from now, as `source_told`; None where there is no such file."""
+    match, package = MODELLING_MODULE.fullmatch(name), find_spec("transformers")
+    if match is None or package is None or package.origin is None:
+        return None
+    copy, upstream = (place / match[1] / f"{match[2]}.py" for place in (COPIES, Path(package.origin).parent / "models"))
+    path = copy if copy.is_file() else upstream
+    if not path.is_file():
+        return None
+    return source_told(hashlib.sha256(path.read_bytes()).hexdigest(), copied=path is copy)

@@ -22,7 +22,10 @@ from sniffer.types import LayerGeometry
 
 from . import selfcheck
 from .architecture import value_of
+from .coverage import check_alone, check_lengths, check_silent
 from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
+from .provenance import code_of, packages_in_use
+from .unrotated import inputs_of, why_unproven
 
 
 class LoadedBackbone:
@@ -36,6 +39,8 @@ class LoadedBackbone:
             own. Its k, v and k_pre are that layer's.
         pre_missing: why q_pre and k_pre cannot be had; empty where they can. They are then absent from
             the geometry too.
+        code, packages: what the vectors depend on besides the weights (provenance.py), as it was when this
+            was made.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
@@ -44,17 +49,29 @@ class LoadedBackbone:
         Raises:
             UnsupportedModelError: it cannot be tapped soundly, and why.
         """
-        self.module = module.eval().requires_grad_(False)
+        self.module = module.eval()
         self.dtype: torch.dtype = module.dtype
         self.device: torch.device = input_device(module)
         self._takes_use_cache = _accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
         embeddings: Any = module.get_input_embeddings()
         ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device)
-        seen, received, hidden = selfcheck.observe_probe(self, ids, pre=False)
-        selfcheck.check_taps(seen, received, names)
-        selfcheck.check_causal(hidden, self, ids, seen)
-        self.pre_missing, seen = _with_pre(self, ids, seen, received, names)
+        with inputs_of(_tapped(module)) as called:
+            first = selfcheck.observe_probe(self, ids, names, pre=False)
+        selfcheck.check_taps(first, names)
+        check_silent(called, first, names)
+        selfcheck.check_causal(first, self, names)
+        self.pre_missing = why_no_pre({event.module for event in first.seen})
+        ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device, other_length(module))
+        with inputs_of([event.module for event in first.seen]) as inputs:
+            other = selfcheck.observe_probe(self, ids, names, pre=not self.pre_missing)
+        check_lengths(first, other, names)
+        selfcheck.check_taps(other, names)
+        check_alone(first, other, names)
+        self.pre_missing = (
+            self.pre_missing or silent(other.seen) or why_unproven(self, ids, other.seen, inputs, module, names)
+        )
+        seen = [event._replace(q_pre=None, k_pre=None) for event in other.seen] if self.pre_missing else other.seen
         numbers = number_layers({names[event.module]: event.module for event in seen}, module)
         self.layer_of: Mapping[nn.Module, int] = numbers
         windows = windows_of(module)
@@ -65,6 +82,7 @@ class LoadedBackbone:
         self.skipped_layers = skipped_layers(module, set(numbers))
         check_skipped(module, self.skipped_layers)
         self.shared_keys = selfcheck.shared_keys(seen, numbers)
+        self.code, self.packages = code_of(module), packages_in_use()
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records beyond the geometry, as plain values."""
@@ -72,6 +90,8 @@ class LoadedBackbone:
             "attn_implementation": self.module.config._attn_implementation,
             "skipped_layers": list(self.skipped_layers),
             "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
+            "code": self.code,
+            "packages": self.packages,
         }
 
     def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
@@ -188,21 +208,18 @@ def check_skipped(backbone: nn.Module, skipped: Sequence[str]) -> None:
             )
 
 
-def _with_pre(
-    backbone: LoadedBackbone,
-    ids: Int[Tensor, "batch seq"],
-    seen: list[selfcheck.Seen],
-    received: list[selfcheck.Received],
-    names: Mapping[nn.Module, str],
-) -> tuple[str, list[selfcheck.Seen]]:
-    """Probes once more with the pre kinds: why they are missing, and the events to read the geometry from."""
-    missing = why_no_pre({event.module for event in seen})
-    if missing:
-        return missing, seen
-    with_pre, again, _ = selfcheck.observe_probe(backbone, ids, pre=True)
-    selfcheck.check_taps(with_pre, again, names)
-    silent = [event.module for event in with_pre if event.q_pre is None or event.k_pre is None]
-    return (f"{type(silent[0]).__name__} hands over no q_pre and k_pre" if silent else ""), with_pre
+def other_length(module: PreTrainedModel) -> int:
+    """Of a second probe: longer than the first where the model has positions enough, else shorter."""
+    known = [value_of(module.config, key) for key in POSITIONS]
+    # Some families leave a few of their positions unused.
+    room = min((number for number in known if isinstance(number, int)), default=1 << 30) - 4
+    return next(seq for seq in selfcheck.OTHER_SEQS if seq <= room or seq < selfcheck.PROBE_SEQ)
+
+
+def silent(seen: Sequence[selfcheck.Seen]) -> str:
+    """Why there are no pre kinds, though they could be had: a tap that leaves them out."""
+    lacking = [type(event.module).__name__ for event in seen if event.q_pre is None or event.k_pre is None]
+    return f"{lacking[0]} hands over no q_pre and k_pre" if lacking else ""
 
 
 def why_no_pre(attention: set[nn.Module]) -> str:
@@ -247,6 +264,9 @@ def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:
     starred = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return name in parameters or (starred and not only_named)
 
+
+POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
+"""Keys by which configs say how many positions there are."""
 
 WINDOW_KEYS = {
     "sliding_attention": "sliding_window",

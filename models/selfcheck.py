@@ -1,17 +1,19 @@
 """Proof at start-up that what is tapped is what attention receives.
 
-A short probe goes through the whole backbone while transformers' own attention functions are wrapped, so
-that each call is seen twice: by our tap and, independently, by the wrapper. The q, k and v of both must be
-the same objects, once per attention layer. A second probe, with another last token, shows that the
-backbone is causal: then right padding needs no mask. The wrappers are taken away again, whatever happens.
+A short probe goes through the whole backbone while all that attends is watched (attending.py), so that each
+attention is seen twice: by our tap and, independently, from outside. The q, k and v of both must be the same
+objects with the same values, once per attention layer, and nothing may attend that shows nothing. A second probe, with
+another last token, shows that the backbone is causal: then right padding needs no mask. A third one has another length,
+since code may do otherwise with longer texts. The wrappers are taken away again, whatever happens.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,41 +26,55 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, tap
 from sniffer.types import KINDS, LayerGeometry
 
+from .attending import Attended, Received, Witness
+
 PROBE_BATCH, PROBE_SEQ = 2, 11
+OTHER_SEQS = (29, 7)
+"""Of the probe of another length: the longer one where the model has room for it."""
 TOLERANCE = 1e-2
 """Relative difference that a changed last token may make to earlier positions; experts are batched anew."""
 
+Forward = Callable[[Int[Tensor, "batch seq"]], Any]
+Modules = Mapping[nn.Module, str]
+"""The parts of a backbone and their paths in it."""
+
 
 @dataclass(frozen=True)
-class Received:
-    """The arguments of one call of an attention function."""
+class Probe:
+    """What one forward has shown.
 
-    module: nn.Module
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    Attributes:
+        ids: the tokens, (batch, seq).
+        seen: the events of the taps, but those of attention within tokens.
+        received: what attention functions were given, likewise.
+        alone: computations of attention during which no module ran that has shown anything.
+        witness: all that was seen from outside.
+        output: of the forward.
+    """
+
+    ids: Int[Tensor, "batch seq"]
+    seen: list[Seen]
+    received: list[Received]
+    alone: list[Attended]
+    witness: Witness
+    output: Any
 
 
-Forward = Callable[[Int[Tensor, "batch seq"]], Any]
-
-
-def probe_ids(vocabulary: int, device: torch.device) -> Int[Tensor, "batch seq"]:
+def probe_ids(vocabulary: int, device: torch.device, seq: int = PROBE_SEQ) -> Int[Tensor, "batch seq"]:
     """A few different tokens, away from the special ones that most vocabularies begin with."""
     first = min(16, vocabulary // 2)
-    ids = torch.arange(PROBE_BATCH * PROBE_SEQ, device=device) * 7 % max(1, vocabulary - first) + first
-    return ids.view(PROBE_BATCH, PROBE_SEQ)
+    ids = torch.arange(PROBE_BATCH * seq, device=device) * 7 % max(1, vocabulary - first) + first
+    return ids.view(PROBE_BATCH, seq)
 
 
-def observe_probe(
-    forward: Forward, ids: Int[Tensor, "batch seq"], *, pre: bool
-) -> tuple[list[Seen], list[Received], Any]:
-    """One tapped forward, and what the attention functions themselves received during it.
+def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modules, *, pre: bool) -> Probe:
+    """One tapped and witnessed forward.
 
     Raises:
         UnsupportedModelError: the forward fails on token ids alone.
     """
-    seen: list[Seen] = []
-    with torch.inference_mode(), witnessed() as received, tap(seen.append, pre=pre):
+    witness = Witness(modules.keys())
+    with torch.inference_mode(), witnessed(witness), tap(witness.show, pre=pre), _uncompiled(), witness:
         try:
             output = forward(ids)
         except torch.OutOfMemoryError:
@@ -68,78 +84,113 @@ def observe_probe(
             raise UnsupportedModelError(
                 f"it cannot run on token ids alone: {type(error).__name__}: {reason}"
             ) from error
-    within = {event.module for event in seen if attends_within_tokens(event)}
-    return (
-        [event for event in seen if event.module not in within],
-        [call for call in received if call.module not in within],
-        output,
+    within = {event.module for event in witness.seen if attends_within_tokens(event, tuple(ids.shape))}
+    showing = {event.module for event in witness.seen}
+    return Probe(
+        ids=ids,
+        seen=[event for event in witness.seen if event.module not in within],
+        received=[call for call in witness.calls if call.module not in within],
+        alone=[one for one in witness.attended if not showing & set(one.running)],
+        witness=witness,
+        output=output,
     )
 
 
-def attends_within_tokens(event: Seen) -> bool:
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Compiled parts run as they were written, so that they can be watched."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def attends_within_tokens(event: Seen, shape: tuple[int, ...] = (PROBE_BATCH, PROBE_SEQ)) -> bool:
     """Whether each token attends to things of its own, such as earlier layers' states: no layer of attention.
 
-    Its sequence is then a batch axis: (batch, seq, queries, dim) with keys alike.
+    Its sequence is then a batch axis: (batch, seq, queries, dim) with keys alike. `shape` is that of the token ids.
     """
     shapes = [tuple(states.shape) for states in (event.q, event.k)]
-    return all(len(s) == 4 and s[:2] == (PROBE_BATCH, PROBE_SEQ) and s[2] != PROBE_SEQ for s in shapes)
+    return all(len(s) == 4 and s[:2] == shape and s[2] != shape[1] for s in shapes)
 
 
-def check_taps(seen: list[Seen], received: list[Received], names: Mapping[nn.Module, str]) -> None:
+def check_taps(probe: Probe, names: Modules) -> None:
     """Refuses a model whose taps and attention calls disagree.
-
-    Args:
-        seen: what the tap saw.
-        received: what the wrapped attention functions were given.
-        names: the backbone's modules and their paths in it.
 
     Raises:
         UnsupportedModelError: no tap fired, one fired more than once, tensors are not (batch, heads,
-            seq, dim), attention ran untapped, or it received other tensors.
+            seq, dim), attention ran untapped, or it received other tensors or numbers than were shown.
     """
-    if not seen:
+    if not probe.seen:
         raise UnsupportedModelError("no attention of this model is tapped: its modelling code fits no rule")
-    for module, count in Counter(event.module for event in seen).items():
+    for module, count in Counter(event.module for event in probe.seen).items():
         if count > 1:
             raise UnsupportedModelError(
-                f"{_named(module, names)} attends {count} times in one forward: looped models are not supported"
+                f"{named(module, names)} attends {count} times in one forward: looped models are not supported"
             )
-    for event in seen:
-        _check_layout(event, names)
+    for event in probe.seen:
+        _check_layout(event, names, tuple(probe.ids.shape))
     calls: dict[nn.Module, list[Received]] = {}
-    for call in received:
+    for call in probe.received:
         if call.module in names:
             calls.setdefault(call.module, []).append(call)
-    by_module = {event.module: event for event in seen}
+    by_module = {event.module: event for event in probe.seen}
     for module, own in calls.items():
         if module not in by_module:
-            raise UnsupportedModelError(f"{_named(module, names)} attends without a tap: its code fits no rule")
+            raise UnsupportedModelError(f"{named(module, names)} attends without a tap: its code fits no rule")
         if not any(_same(by_module[module], call) for call in own):
-            raise UnsupportedModelError(f"{_named(module, names)} attends with other tensors than its tap shows")
+            raise UnsupportedModelError(f"{named(module, names)} attends with other tensors than its tap shows")
+    _check_values(probe.witness, by_module, names)
+    for event in probe.seen:
+        _check_numbers(event, calls.get(event.module, []), probe.witness.scales.get(event.module), names)
 
 
-def check_causal(first: Any, forward: Forward, ids: Int[Tensor, "batch seq"], seen: list[Seen]) -> None:
+def _check_values(witness: Witness, shown: Mapping[nn.Module, Seen], names: Modules) -> None:
+    """Attention receives what the tap has shown, and it has not been altered in between."""
+    for event, kind in witness.changed:
+        if event.module in shown:
+            raise UnsupportedModelError(
+                f"{named(event.module, names)} changes {kind} in place between its tap and attention:"
+                " let its tap come last"
+            )
+    for event, kind in witness.unused:
+        if event.module in shown:
+            raise UnsupportedModelError(
+                f"{named(event.module, names)} attends with other tensors than its tap shows: "
+                f"its {kind} enters no attention"
+            )
+
+
+def _check_numbers(event: Seen, calls: list[Received], scale: Any, names: Modules) -> None:
+    """The numbers that a tap shows beside its tensors are those that attention was given."""
+    given = next((call for call in calls if _same(event, call)), None)
+    for name in ("scaling", "sliding_window"):
+        said = _number(getattr(event, name))
+        true = _number(getattr(given, name)) if given is not None else _number(scale) if name == "scaling" else None
+        if said != true:
+            raise UnsupportedModelError(
+                f"{named(event.module, names)} shows {name}={said}, but its attention is given {true}: correct its tap"
+            )
+
+
+def check_causal(first: Probe, forward: Forward, modules: Modules) -> None:
     """Refuses a backbone in which a token changes the vectors of earlier positions.
 
     Raises:
         UnsupportedModelError: it does, so that right padding would need a mask; or a layer gives no finite number,
             of which nothing can be shown.
     """
-    other = ids.clone()
-    other[:, -1] = ids[:, 0]
-    again, _, second = observe_probe(forward, other, pre=False)
-    pairs = [(a.q, b.q, a.module) for a, b in zip(seen, again, strict=True)]
-    if isinstance(first, Tensor) and first.dim() == 3:
-        pairs.append((first, second, seen[-1].module))
-    for number, event in enumerate(seen, 1):
+    ids, seq = first.ids.clone(), first.ids.shape[1]
+    ids[:, -1] = first.ids[:, 0]
+    again = observe_probe(forward, ids, modules, pre=False)
+    pairs = [(a.q, b.q, a.module) for a, b in zip(first.seen, again.seen, strict=True)]
+    if isinstance(first.output, Tensor) and first.output.dim() == 3:
+        pairs.append((first.output, again.output, first.seen[-1].module))
+    for number, event in enumerate(first.seen, 1):
         if not event.q.isfinite().any():
             raise UnsupportedModelError(
-                f"{type(event.module).__name__}, attention {number} of {len(seen)}, is given nothing but NaN and "
+                f"{type(event.module).__name__}, attention {number} of {len(first.seen)}, is given nothing but NaN and "
                 "infinity by a short probe, of which nothing can be shown: see that the checkpoint is whole, or load "
                 "it in another model.dtype"
             )
     for before, after, module in pairs:
-        if _differ(before[..., : PROBE_SEQ - 1, :].float(), after[..., : PROBE_SEQ - 1, :].float()):
+        if _differ(before[..., : seq - 1, :].float(), after[..., : seq - 1, :].float()):
             name = type(module).__name__
             raise UnsupportedModelError(
                 f"this backbone is not causal: a later token changes {name} at earlier positions, and padding would too"
@@ -180,30 +231,39 @@ def shared_keys(seen: list[Seen], numbers: Mapping[nn.Module, int]) -> dict[int,
 
 
 @contextmanager
-def witnessed() -> Iterator[list[Received]]:
-    """Wraps every attention function of transformers and of the imported families for a while."""
-    received: list[Received] = []
+def witnessed(witness: Witness | None = None) -> Iterator[list[Received]]:
+    """Wraps every attention function of transformers and of the imported families for a while; yields their calls."""
+    witness = witness or Witness(())
     undo: list[Callable[[], None]] = []
     try:
         for interface in _interfaces():
             for name in list(interface.keys()):
-                undo.append(_swap_entry(interface, name, _witness(interface[name], received)))
+                undo.append(_swap_entry(interface, name, _told(interface[name], witness)))
         for module in _modelling_modules():
             eager = getattr(module, "eager_attention_forward", None)
             if eager is not None:
-                undo.append(_swap_attribute(module, "eager_attention_forward", _witness(eager, received)))
-        yield received
+                undo.append(_swap_attribute(module, "eager_attention_forward", _told(eager, witness)))
+        yield witness.calls
     finally:
         for restore in reversed(undo):
             restore()
 
 
-def _witness(function: Callable[..., Any], received: list[Received]) -> Callable[..., Any]:
+def _told(function: Callable[..., Any], witness: Witness) -> Callable[..., Any]:
+    """An attention function that tells the witness what it is given."""
+
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        received.append(Received(module, query, key, value))
-        return function(module, query, key, value, *args, **kwargs)
+        named = {**dict(zip(_parameters(function)[4:], args, strict=False)), **kwargs}
+        scaling, window = named.get("scaling"), named.get("sliding_window")
+        witness.receive(Received(module, query, key, value, scaling, window))
+        with witness.aside():
+            return function(module, query, key, value, *args, **kwargs)
 
     return attention
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
 def _interfaces() -> list[AttentionInterface]:
@@ -239,26 +299,26 @@ def _swap_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
     return lambda: setattr(owner, name, before)
 
 
-def _check_layout(event: Seen, names: Mapping[nn.Module, str]) -> None:
+def _check_layout(event: Seen, names: Modules, shape: tuple[int, ...]) -> None:
     for kind in KINDS:
         states = getattr(event, kind)
         if states is None:
             continue
-        if states.dim() != 4 or (states.shape[0], states.shape[2]) != (PROBE_BATCH, PROBE_SEQ):
+        if states.dim() != 4 or (states.shape[0], states.shape[2]) != shape:
             raise UnsupportedModelError(
-                f"{_named(event.module, names)} shows {kind} as {tuple(states.shape)};"
-                f" expected ({PROBE_BATCH}, heads, {PROBE_SEQ}, dim): one vector per token"
+                f"{named(event.module, names)} shows {kind} as {tuple(states.shape)};"
+                f" expected ({shape[0]}, heads, {shape[1]}, dim): one vector per token"
             )
         if kind.endswith("_pre") and states.shape != getattr(event, kind.removesuffix("_pre")).shape:
-            raise UnsupportedModelError(f"{_named(event.module, names)} shows {kind} in another shape than its kind")
+            raise UnsupportedModelError(f"{named(event.module, names)} shows {kind} in another shape than its kind")
 
 
 def _same(event: Seen, call: Received) -> bool:
     return event.q is call.q and event.k is call.k and event.v is call.v
 
 
-def _named(module: nn.Module, names: Mapping[nn.Module, str]) -> str:
-    return f"{names.get(module, 'a module')} ({type(module).__name__})"
+def named(module: nn.Module | None, names: Modules) -> str:
+    return f"{names.get(module, 'a module') or 'the backbone'} ({type(module).__name__})" if module else "the backbone"
 
 
 def _number(value: Any) -> float | None:

@@ -204,7 +204,22 @@ def test_random_weights_follow_the_seed_and_leave_the_generator_alone():
     assert torch.equal(torch.rand(3), expected)
     weights = [backbone.module.layers[0].self_attn.q_proj.weight for backbone in (first, again, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-    assert not any(parameter.requires_grad for parameter in first.module.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["jamba", "llama"])
+def test_a_backbone_computes_what_its_model_computed_before(model_type: str):
+    """In float16 products are folded or not by whether a weight asks for gradients: so that is left as it is."""
+    model = tiny_model(tiny_config(model_type)).to(torch.float16)
+    module, flags = find_backbone(model), [parameter.requires_grad for parameter in model.parameters()]
+
+    def output() -> torch.Tensor:
+        with torch.inference_mode():
+            return module(tiny_ids(), use_cache=False).last_hidden_state
+
+    before = output()
+    LoadedBackbone(module)
+    assert torch.equal(output(), before)
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
