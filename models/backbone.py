@@ -13,19 +13,19 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Int
 
 from sniffer.errors import CheckpointError, ConfigError
 from sniffer.types import ModelLimits, Outline, Tokenize
 
 from . import locate
 from .embedded import WHEELS
-from .fingerprint import digests, snapshot_commit
+from .fingerprint import begin, digests, identities, snapshot_commit
+from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -130,12 +130,8 @@ class Checkpoint:
             raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
         if self.weights == "random":
             self._check_vocabulary(len(tokenizer), source)
-
-        def tokenize(text: str) -> Int[np.ndarray, " n_tokens"]:
-            return np.asarray(tokenizer(text, verbose=False)["input_ids"], dtype=np.int64)
-
         pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-        return tokenize, next(int(pad) for pad in pads if pad is not None)
+        return Tokenizer(tokenizer), next(int(pad) for pad in pads if pad is not None)
 
     def load(self) -> LoadedBackbone:
         """Reads or draws the weights, finds the backbone and proves its taps.
@@ -148,7 +144,8 @@ class Checkpoint:
         from . import finder
 
         finder.install()
-        backbone = self._proven()
+        with self._unchanged():
+            backbone = self._proven()
         if self.compile:
             from .compiled import compile_layers
 
@@ -167,6 +164,13 @@ class Checkpoint:
 
         finder.install()
         return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
+
+    def sources(self, names: Iterable[str]) -> dict[str, str]:
+        """What modelling modules of transformers would be made from now: a digest of each, and whether of a copy."""
+        from .finder import source_of
+
+        found = {name: source_of(name) for name in names}
+        return {name: told for name, told in found.items() if told is not None}
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records: architecture, revision, digests of the files on this machine."""
@@ -187,9 +191,28 @@ class Checkpoint:
             "attn_implementation": self.attn_implementation,
             "config_overrides": self.config_overrides,
             **({"compile": True} if self.compile else {}),
+            **({"adapter": locate.ADAPTER} if folder is not None and (folder / locate.ADAPTER).exists() else {}),
             "transformers": transformers.__version__,
             "files": digests(folder, self.gguf_file) if folder is not None else {},
         }
+
+    @contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Has the files of a checkpoint on this machine read for their digests meanwhile, and stay what they are.
+
+        Raises:
+            CheckpointError: one was changed while they were loaded.
+        """
+        folder = self._on_disk() if self.weights == "pretrained" else None
+        if folder is None:
+            yield
+            return
+        begin(folder, self.gguf_file)
+        before = identities(folder, self.gguf_file)
+        yield
+        after = identities(folder, self.gguf_file)
+        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+            raise CheckpointError(f"{folder} was changed while it was loaded ({', '.join(changed)}): start again")
 
     def _proven(self) -> LoadedBackbone:
         from . import weights

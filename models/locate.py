@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
@@ -20,6 +21,8 @@ from . import embedded
 EMBEDDED = "embedded:"
 PATIENCE_S = 2.0
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
+ADAPTER = "adapter_config.json"
+"""Transformers puts an adapter on the weights beside it, wherever the package peft is installed, and only there."""
 
 
 def locate(checkpoint: str, revision: str | None, gguf_file: str | None = None) -> str:
@@ -28,10 +31,12 @@ def locate(checkpoint: str, revision: str | None, gguf_file: str | None = None) 
     `gguf_file` names a file that holds weights, config and tokenizer in one, in place of all others.
 
     Raises:
-        CheckpointError: there is no such folder, it has no config, or the hub denies or does not answer.
+        CheckpointError: there is no such folder, it has no config, it has an adapter that would be left out, or the
+            hub denies or does not answer.
     """
     folder = on_disk(checkpoint, revision, gguf_file)
     if folder is not None and (gguf_file is not None or _has_weights(folder)):
+        _refuse_lost_adapter(folder)
         return str(folder)
     if folder is not None and not _is_hub_id(checkpoint):
         raise CheckpointError(f"{folder} has a config but not all its weights (looked for {', '.join(WEIGHTS)})")
@@ -53,12 +58,21 @@ def on_disk(checkpoint: str, revision: str | None, gguf_file: str | None = None)
     return _cached(checkpoint, revision, needed)
 
 
+def _refuse_lost_adapter(folder: Path) -> None:
+    """Refuses a checkpoint with an adapter that transformers would leave out without a word."""
+    if (folder / ADAPTER).exists() and find_spec("peft") is None:
+        raise CheckpointError(
+            f"{folder} has an adapter ({ADAPTER}), which is applied only where peft is installed: pip install peft, or "
+            f"point model.checkpoint at the model without it"
+        )
+
+
 @lru_cache
 def ask_hub(checkpoint: str, revision: str | None) -> None:
     """Asks the hub, within seconds, whether a model is there and may be read.
 
     Raises:
-        CheckpointError: it is gated, not found, or there is no network, and what to do about it.
+        CheckpointError: it is gated, not found, an adapter, or there is no network, and what to do about it.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import (
@@ -73,8 +87,11 @@ def ask_hub(checkpoint: str, revision: str | None) -> None:
     if constants.is_offline_mode():
         raise CheckpointError(f"{checkpoint} is not in the local cache and HF_HUB_OFFLINE is set: unset it, {instead}")
 
+    files: list[str] = []
+
     def question() -> None:
-        HfApi().model_info(checkpoint, revision=revision, timeout=PATIENCE_S)
+        found = HfApi().model_info(checkpoint, revision=revision, timeout=PATIENCE_S)
+        files.extend(one.rfilename for one in getattr(found, "siblings", None) or ())
         HfApi().auth_check(checkpoint)
 
     try:
@@ -100,6 +117,11 @@ def ask_hub(checkpoint: str, revision: str | None) -> None:
             f"no network: the hub could not be asked for {checkpoint} ({str(error).strip() or type(error).__name__}):"
             f" connect, {instead}"
         ) from error
+    if ADAPTER in files:
+        raise CheckpointError(
+            f"{checkpoint} has an adapter ({ADAPTER}), which transformers would put on another checkpoint: download "
+            f"both into one folder, or point model.checkpoint at a model without it"
+        )
 
 
 def _within(seconds: float, question: Callable[[], None]) -> None:

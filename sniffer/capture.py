@@ -31,7 +31,7 @@ from sniffer.stop import Stop, Stopped
 from sniffer.store import Store
 from sniffer.terminal import estimate_line, resume_line, show_summary, waiting_for
 from sniffer.told import one_line
-from sniffer.types import ModelFacts, ModelLimits
+from sniffer.types import ModelFacts, ModelLimits, Tokenize
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +54,15 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
-            feed = Feed(config.dataset, *config.model.tokenizer(), max_tokens=token_limit(config, limits))
+            tokenize, pad_id = config.model.tokenizer()
+            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=token_limit(config, limits))
             try:
                 model = engine.open(config, folder)
                 plan = make_plan(config, model, feed)
                 log.info("%s", estimate_line(plan.expected))
                 room = engine.room(config.output.memory_limit)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
-                manifest = earlier.continued(first_manifest(config, plan, folder, model, engine))
+                manifest = earlier.continued(first_manifest(config, plan, folder, model, engine, tokenize))
             except BaseException:
                 feed.close()
                 raise
@@ -187,13 +188,17 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
     return Plan(geometry, selection, picker, expected, batch, dtype, compression)
 
 
-def first_manifest(config: Config, plan: Plan, folder: Path, model: ModelFacts, engine: Engine) -> Manifest:
+def first_manifest(
+    config: Config, plan: Plan, folder: Path, model: ModelFacts, engine: Engine, tokenize: Tokenize
+) -> Manifest:
     """The manifest of a run that is about to start."""
     heads = plan.selection.heads
+    # A checkpoint class of a user's own may give a plain function, which says nothing.
+    tokenizer: dict[str, str] = getattr(tokenize, "describe", dict)()
     return Manifest(
         status="running",
         seed=config.seed,
-        model=config.model.describe(),
+        model={**config.model.describe(), **({"tokenizer": tokenizer} if tokenizer else {})},
         dataset=config.dataset.describe(),
         sampler=describe(config.sampler),
         geometry=tuple(plan.geometry.values()),

@@ -6,7 +6,8 @@ computes. Whatever differs is named and refused, or, when forced, recorded in th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +15,18 @@ from sniffer.errors import RunError
 from sniffer.kept import Kept
 from sniffer.manifest import Manifest
 
-MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "versions")
+MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "backbone", "versions")
 """Parts of the manifest that rows depend on."""
+
+UNKNOWN_EARLIER = (
+    "model.tokenizer",
+    "dataset.files",
+    "dataset.bytes",
+    "dataset.sha256",
+    "backbone.code",
+    "backbone.packages",
+)
+"""What early releases did not record, or not always: where one side lacks it, nothing is known to differ."""
 
 VERSIONS = ("torch", "transformers", "tokenizers", "qk-sniffer")
 """Whose versions rows may depend on."""
@@ -75,10 +86,16 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in (key for key in MATTERS if then.get(key) and key in now):
         before, after = (dict(_flat(key, _that_matters(key, values[key]))) for values in (then, now))
+        unknown = [name for name in UNKNOWN_EARLIER if not (_has(before, name) and _has(after, name))]
         for name in dict.fromkeys([*before, *after]):
-            if before.get(name) != after.get(name):
+            if not _within(name, unknown) and not _equal(before.get(name), after.get(name)):
                 lines.append(f"{name}: {_shown(before, name)} then, {_shown(after, name)} now")
     return lines
+
+
+def as_plain(values: Any) -> Any:
+    """Values as they come back from a manifest."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def refusal(found: list[str]) -> RunError:
@@ -87,6 +104,23 @@ def refusal(found: list[str]) -> RunError:
         f"the run cannot go on as it began: {'; '.join(found[:SHOWN])}{more}; put it back as it was, "
         "or --force to go on all the same, which the manifest will record (--restore puts config.yaml back)"
     )
+
+
+def _has(values: Mapping[str, Any], section: str) -> bool:
+    """Whether something is known of a section; null says that nothing is."""
+    return any(_within(name, [section]) and value is not None for name, value in values.items())
+
+
+def _within(name: str, sections: Iterable[str]) -> bool:
+    return any(name == section or name.startswith(f"{section}.") for section in sections)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Early releases knew a large file by the beginning of what is known of it now: they agree as far as it tells."""
+    if one == other or not (isinstance(one, str) and isinstance(other, str)):
+        return bool(one == other)
+    short, long = sorted((one, other), key=len)
+    return "first MiB" in short and long.startswith(f"{short}, sha256:")
 
 
 def _that_matters(key: str, values: Any) -> Any:

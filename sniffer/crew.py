@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from sniffer.batching import Feed
 from sniffer.clock import Clock
-from sniffer.continuation import VERSIONS
+from sniffer.continuation import VERSIONS, differences
 from sniffer.engine import Plan
 from sniffer.environment import versions
 from sniffer.errors import CaptureError
@@ -272,6 +272,8 @@ class Crew:
                 )
         if self.model is not None and (facts.geometry, facts.dtype) != (self.model.geometry, self.model.dtype):
             raise CaptureError("two workers have different models: let model.checkpoint be the same on all nodes")
+        if self.model is not None and (found := differences(_of_model(self.model), _of_model(facts))):
+            raise CaptureError(f"two workers have different models: {'; '.join(found)}; let all nodes have the same")
         hand.facts = facts
         self.model = self.model or facts
         ready = sum(other.facts is not None for other in self.hands)
@@ -346,3 +348,8 @@ def _name(batch: TokenBatch) -> str:
     first = batch.documents[0]
     more = f" and {len(batch.documents) - 1} more" if len(batch.documents) > 1 else ""
     return f"document {first.source_id!r}{more} ({batch.padded_tokens:,} tokens)"
+
+
+def _of_model(facts: Facts) -> dict[str, Any]:
+    """What a worker's vectors depend on besides its device and versions, as a manifest has it."""
+    return {"model": facts.model, "backbone": facts.backbone}

@@ -9,8 +9,10 @@ from sniffer.accumulator import Accumulator
 from sniffer.batching import Feed
 from sniffer.clock import Clock
 from sniffer.config import Config
+from sniffer.continuation import differences
 from sniffer.crew import Crew, Pool
 from sniffer.engine import Plan
+from sniffer.errors import CaptureError
 from sniffer.estimate import Room
 from sniffer.stop import Stop
 from sniffer.store import Store
@@ -34,9 +36,16 @@ class CrewEngine(ABC):
         """Of workers that load the configured model, and write into the run folder."""
 
     def open(self, config: Config, folder: Path) -> Facts:
-        """Has workers load the model; the first one to have it tells what it is."""
+        """Has workers load the model; the first one to have it tells what it is.
+
+        Raises:
+            CaptureError: its checkpoint is not the one that this process sees; or as `Crew.open`.
+        """
         self._crew = Crew(self.pool(config, folder), self.size, self.start_timeout)
-        return self._crew.open()
+        facts = self._crew.open()
+        if found := differences({"model": config.model.describe()}, {"model": facts.model}):
+            raise CaptureError(f"a worker has another checkpoint than this process: {'; '.join(found)}")
+        return facts
 
     def room(self, wanted: int | None) -> Room:
         """Of one worker: an equal share of what its machine has left when all have their models."""

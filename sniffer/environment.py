@@ -18,6 +18,18 @@ PACKAGES = (
     "polars",
     "hydra-core",
     "qk-sniffer",
+    "accelerate",
+    "safetensors",
+    "peft",
+    "kernels",
+    "bitsandbytes",
+    "torchao",
+    "compressed-tensors",
+    "flash-attn",
+    "flash-linear-attention",
+    "causal-conv1d",
+    "mamba-ssm",
+    "triton",
 )
 """Whose versions a run records."""
 

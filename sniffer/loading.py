@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 from sniffer.types import Backbone, Checkpoint
 
@@ -25,14 +26,15 @@ class LastModel:
 
     def __init__(self) -> None:
         self._of: Checkpoint | None = None
+        self._described: dict[str, Any] = {}
         self._backbone: Backbone | None = None
 
     def load(self, checkpoint: Checkpoint) -> Backbone:
-        """The checkpoint's model, loaded unless it is the last one."""
-        if self._backbone is None or checkpoint != self._of:
+        """The checkpoint's model, loaded unless it is the last one, from files that are still what they were."""
+        if self._backbone is None or checkpoint != self._of or checkpoint.describe() != self._described:
             self.clear()
             self._backbone = checkpoint.load()
-            self._of = checkpoint
+            self._of, self._described = checkpoint, checkpoint.describe()
         return self._backbone
 
     def clear(self) -> None:

@@ -21,13 +21,15 @@ import rich.box
 from omegaconf import DictConfig
 from rich.table import Table
 
-from sniffer.config import ONCE, plain_values, resolve, saved_config
-from sniffer.continuation import differences
+from sniffer.config import ONCE, Config, plain_values, resolve, saved_config
+from sniffer.continuation import as_plain, differences
+from sniffer.environment import versions
 from sniffer.errors import RunError, SnifferError
 from sniffer.estimate import size
 from sniffer.jobs import INDEX_PATH, read_jobs, swept, update
 from sniffer.loading import LastModel
 from sniffer.manifest import Manifest
+from sniffer.runs.code import COPY, changed_code
 from sniffer.runs.resume import resume
 from sniffer.runs.saved import Trust
 from sniffer.sweep_figure import draw_sweep
@@ -58,10 +60,10 @@ def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
     """A job whose folder already holds results: nothing to do if they are complete, else the rest of it.
 
     Raises:
-        RunError: they are results of another configuration.
+        RunError: they are results of another configuration or model.
         SnifferError: as a fresh run.
     """
-    resolve(cfg, overrides)
+    config = resolve(cfg, overrides)
     then, now = saved_config(folder), plain_values(cfg)
     trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")))
     if found := differences({"config": then}, {"config": {key: now[key] for key in now if key not in ONCE}}):
@@ -71,6 +73,24 @@ def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         )
     if not is_whole(folder):
         resume(folder, trust, load=MODEL.load)
+    elif found := _another_model(Manifest.load(folder), config):
+        raise RunError(
+            f"{folder} holds results of another model ({'; '.join(found[:3])}): "
+            "put it back as it was, choose another hydra.sweep.dir, or remove the folder"
+        )
+
+
+def _another_model(manifest: Manifest, config: Config) -> list[str]:
+    """What differs between the model of a complete job and that of its configuration now, without loading it.
+
+    Another release of a package is told, and not held against a job that is complete.
+    """
+    then = manifest.as_json()
+    if newer := differences({"versions": then["versions"]}, {"versions": versions()}):
+        log.warning("a complete job was made with other versions: %s", "; ".join(newer))
+    before, now = ({**model, "transformers": None} for model in (then["model"], as_plain(config.model.describe())))
+    copies = [line for line in changed_code(manifest, config.model) if COPY in line]
+    return [*differences({"model": before}, {"model": now}), *copies]
 
 
 def is_whole(folder: Path) -> bool:

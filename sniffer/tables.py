@@ -164,7 +164,29 @@ class Hub(Source):
         return (row[self.text_column] for row in chosen)
 
     def facts(self) -> dict[str, Any]:
-        return {"commit": self._commit}
+        """The commit; of a local folder, and of a cached copy that names none, what its files hold."""
+        commit = self._commit or self._cached_commit
+        return {"commit": commit, **({} if commit else file_facts(self._files))}
+
+    @property
+    def _cached_commit(self) -> str | None:
+        """The commit that `datasets` has in the path of its own copy; a local folder has none."""
+        homes = {Path(file["filename"]).parent.name for file in self._table.cache_files}
+        commits = [home for home in homes if re.fullmatch(r"[0-9a-f]{40}", home)]
+        return commits[0] if len(commits) == 1 == len(homes) else None
+
+    @property
+    def _files(self) -> list[Path]:
+        """A local folder's data files and what it says of them; else those of the cached copy."""
+        folder = Path(self.name).expanduser()
+        if not folder.is_dir():
+            return sorted(Path(file["filename"]) for file in self._table.cache_files)
+        import datasets
+
+        named = datasets.load_dataset_builder(self.name, self.config).config.data_files or {}
+        files = {Path(file) for listed in named.values() for file in listed}
+        about = {folder / name for name in ("README.md", "dataset_infos.json")}
+        return sorted(file for file in files | about if file.is_file())
 
     @cached_property
     def _table(self) -> Any:

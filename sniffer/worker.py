@@ -33,6 +33,7 @@ from sniffer.types import Checkpoint, LayerGeometry, TokenBatch
 class Facts:
     """What a worker's model is, and where: `sniffer.types.ModelFacts`, and what the driver plans with.
 
+    `model` is what the checkpoint says of itself where the worker is, `described` is its device.
     `available` and `resident` are bytes of memory: what its machine has left, and what the process holds.
     """
 
@@ -42,6 +43,7 @@ class Facts:
     pre_missing: str
     backbone: Mapping[str, Any]
     described: Mapping[str, str]
+    model: Mapping[str, Any]
     threads: int
     versions: Mapping[str, str]
     process: int
@@ -113,6 +115,7 @@ class Worker:
             pre_missing=self.backbone.pre_missing,
             backbone=self.backbone.describe(),
             described=describe_device(self.backbone),
+            model=self.checkpoint.describe(),
             threads=torch.get_num_threads(),
             versions=versions(),
             process=os.getpid(),

@@ -49,6 +49,9 @@ class _Loaded:
     def load(self):
         return MODEL.load(self.checkpoint)
 
+    def describe(self):
+        return self.checkpoint.describe()
+
 
 @dataclass
 class OnePool:
@@ -326,3 +329,29 @@ def test_documents_go_to_whoever_is_free(by_crew, runs: Runs, whole: Path):
     engine = OneEngine(well, size=3)
     must_be_whole(by_crew(engine), whole)
     assert engine.made.calls.count("flush") == 3  # all three had something to write
+
+
+@pytest.mark.parametrize(
+    ("number", "place", "change", "named"),
+    [
+        (1, "model", {"files": {"model.safetensors": "sha256:0"}}, "model.files.model.safetensors"),
+        (2, "model", {"files": {"model.safetensors": "sha256:0"}}, "model.files.model.safetensors"),
+        (2, "backbone", {"code": {"modeling_llama": "local copy, sha256:0"}}, "backbone.code.modeling_llama"),
+        (2, "backbone", {"packages": {"flash-attn": "2.8"}}, "backbone.packages.flash-attn"),
+    ],
+)
+def test_a_worker_with_another_model_at_the_same_place_is_refused(
+    by_crew, monkeypatch: pytest.MonkeyPatch, number: int, place: str, change: dict, named: str
+):
+    """The first one is compared with this process, the others with the first."""
+    honest, opened = Quick.open, []
+
+    def open_another(self):
+        facts = honest(self)
+        opened.append(facts)
+        return replace(facts, **{place: {**getattr(facts, place), **change}}) if len(opened) == number else facts
+
+    monkeypatch.setattr(Quick, "open", open_another)
+    with pytest.raises(CaptureError, match="another checkpoint" if number == 1 else "different models") as caught:
+        by_crew(OneEngine(well, size=2))
+    assert named in str(caught.value)

@@ -30,6 +30,13 @@ class Wanted:
         assert not Weights.alive, "another model is still in memory"
         return Weights()
 
+    def describe(self) -> dict[str, Any]:
+        return {"files": FILES.get(self.name)}
+
+
+FILES: dict[str, str] = {}
+"""What stands in the files of each checkpoint."""
+
 
 def test_the_same_value_is_loaded_once():
     last = LastModel()
@@ -62,4 +69,13 @@ def test_a_model_that_fails_to_load_leaves_none_behind():
         except OSError:
             assert not Weights.alive
     assert isinstance(last.load(Wanted("a")), Weights)
+    last.clear()
+
+
+def test_files_that_have_changed_are_another_model(monkeypatch):
+    last = LastModel()
+    seen = [id(last.load(Wanted("a")))]
+    monkeypatch.setitem(FILES, "a", "other weights")
+    seen += [id(last.load(Wanted("a"))), id(last.load(Wanted("a")))]
+    assert seen[0] != seen[1] == seen[2]
     last.clear()

@@ -21,6 +21,7 @@ from sniffer.manifest import Manifest
 from sniffer.runs.verify import verify
 from tests.helpers_runs import TEXTS, Runs, counting_forwards, must_be_whole, rows, stopping_after, take_up
 from tests.helpers_store import repeat
+from tests.tiny_copies import LLAMA, imported, llama_source, write_copy
 from tests.tiny_run import save_checkpoint, save_texts
 
 
@@ -352,3 +353,61 @@ def test_the_largest_pairs_leave_memory_first(runs: Runs, whole: Path, monkeypat
     parts = Manifest.load(folder).parts
     numbers = {kind: sum(part.kind == kind for part in parts) for kind in ("q", "k")}
     assert numbers["q"] > numbers["k"]  # twice as many query heads
+
+
+def forget_or_change(folder: Path, section: str, change) -> None:
+    """Has the manifest say something else of what the run was made with."""
+    text = json.loads((folder / "manifest.json").read_text())
+    text.pop("checksum", None)
+    *path, last = section.split(".")
+    place = text
+    for name in path:
+        place = place[name]
+    change(place, last)
+    for name in ("manifest.json", ".manifest.json"):
+        (folder / name).write_text(json.dumps(text))
+
+
+MADE_WITH = {
+    "model.tokenizer": {"class": "PreTrainedTokenizerFast", "sha256": "0"},
+    "backbone.code": {"transformers.models.llama.modeling_llama": "local copy, sha256:0"},
+    "backbone.packages": {"peft": "0.1"},
+    "backbone.attn_implementation": "eager",
+}
+
+
+@pytest.mark.parametrize("section", list(MADE_WITH))
+def test_what_a_run_was_made_with_is_compared(runs: Runs, whole: Path, section: str):
+    folder = runs.start("run", stop_after=2)
+    forget_or_change(folder, section, lambda place, name: place.__setitem__(name, MADE_WITH[section]))
+    with pytest.raises(RunError, match=f"the run cannot go on as it began: {section}"):
+        take_up(folder)
+    take_up(folder, force=True)
+    assert any(line.startswith(section) for line in Manifest.load(folder).resumes[-1]["differences"])
+
+
+def test_what_early_releases_did_not_record_is_no_difference(runs: Runs, whole: Path):
+    folder = runs.start("run", stop_after=2)
+    for section in ("model.tokenizer", "backbone.code", "backbone.packages"):
+        assert Manifest.load(folder).as_json()[section.partition(".")[0]][section.partition(".")[2]] is not None
+        forget_or_change(folder, section, lambda place, name: place.pop(name))
+    take_up(folder)
+    must_be_whole(folder, whole)
+
+
+def test_an_edited_copy_is_named(runs: Runs, whole: Path, tmp_path: Path):
+    """Runs of one copy and of another, or of none, are not one run."""
+    write_copy(tmp_path, llama_source())
+    with imported(tmp_path):
+        folder = runs.start("run", stop_after=2)
+    copied = Manifest.load(folder).backbone["code"][LLAMA]
+    assert copied.startswith("local copy, sha256:")
+    with pytest.raises(RunError, match=r"backbone.code.transformers.models.llama.modeling_llama: local copy, .* then"):
+        take_up(folder)
+    write_copy(tmp_path, llama_source() + "\n")
+    with imported(tmp_path), pytest.raises(RunError, match="local copy, .* then, local copy, .* now"):
+        take_up(folder)
+    write_copy(tmp_path, llama_source())
+    with imported(tmp_path):
+        take_up(folder)
+    assert Manifest.load(folder).digest == Manifest.load(whole).digest

@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from sniffer.models import finder
 
 from sniffer.durable import HashedFile
 from sniffer.errors import RunError
@@ -22,16 +23,18 @@ from sniffer.manifest import Manifest
 from sniffer.reader import Run, open_run
 from sniffer.runs import __main__ as command
 from sniffer.runs import saved
+from sniffer.runs.code import code_of
 from sniffer.runs.export import export
 from sniffer.runs.folders import run_folders, state
 from sniffer.runs.listing import age
 from sniffer.runs.reproduce import compare, reproduce
 from sniffer.runs.saved import Trust, same_threads
-from sniffer.runs.verify import missing_shards, verify
+from sniffer.runs.verify import missing_shards, verify, verify_all
 from sniffer.schema import Columns, Footer, row_schema
 from sniffer.writer import parquet_options, write_part
 from tests.helpers_runs import TEXTS, Runs, rows
 from tests.helpers_storage import make_run
+from tests.tiny_copies import LLAMA, imported, llama_source, write_copy
 from tests.tiny_run import save_checkpoint, save_texts
 
 
@@ -212,6 +215,23 @@ def test_what_differs_is_told(runs: Runs, whole: Path):
     assert distance.largest < 1e-4
     same = compare(first, first)
     assert (same.rows, same.differing, same.largest) == (first.manifest.rows, 0, 0.0)
+
+
+def test_a_copy_that_a_run_was_made_with_is_named(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """By verify and reproduce, with whether it is the one that is here."""
+    copy = write_copy(tmp_path / "copies", llama_source())
+    with imported(tmp_path / "copies"):
+        folder = runs.start("by-a-copy")
+    named = f"made with a hand-edited copy of {LLAMA} ({code_of(Manifest.load(folder))[LLAMA].split(', ')[1]})"
+    monkeypatch.setattr(finder, "COPIES", tmp_path / "copies")
+    for told_state in ("here too", "here is another one", "not here"):
+        assert verify_all(folder) == 0
+        assert f"{named}, {told_state}" in capsys.readouterr().out
+        copy.write_text("other") if told_state == "here too" else copy.unlink(missing_ok=True)
+    identical, lines = reproduce(folder, tmp_path / "again", Trust())
+    assert identical and f"{named}, not here" in lines[1] and "local copy" in lines[2]
 
 
 def test_an_unfinished_run_is_not_reproduced(runs: Runs, tmp_path: Path):

@@ -299,3 +299,53 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     """All files but the index of the sweep and its figure."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent != folder)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_again_with_other_weights_is_refused(invoke: Invoke, place: Path, tmp_path: Path, capsys, checkpoint: Path):
+    mine = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
+    assert invoke("sampler.base_rate=5,10", f"model.checkpoint={mine}") == 0
+    digests = [Manifest.load(place / job).digest for job in ("0", "1")]
+    weights = mine / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert invoke("sampler.base_rate=5,10", f"model.checkpoint={mine}") == 1
+    assert "holds results of another model (model.files.model.safetensors" in index(place)["error"][0]
+    assert [Manifest.load(place / job).digest for job in ("0", "1")] == digests
+
+
+def test_a_model_in_memory_whose_files_have_changed_is_loaded_anew(
+    invoke: Invoke, place: Path, tmp_path: Path, checkpoint: Path
+):
+    """Between two jobs of one process: what the manifest says of the weights is what they were."""
+    mine = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
+    honest = capture.run
+
+    def run(*arguments, **named):
+        honest(*arguments, **named)
+        weights = mine / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+
+    seen, noting = loads()
+    with noting, patch.object(capture, "run", run):
+        assert invoke("sampler.base_rate=5,5", f"model.checkpoint={mine}") == 0
+    first, second = (Manifest.load(place / job) for job in ("0", "1"))
+    assert len(seen) == 2 and first.model["files"] != second.model["files"]
+
+
+def test_a_complete_job_made_with_another_copy_is_refused(invoke: Invoke, place: Path):
+    assert invoke("sampler.base_rate=5,10") == 0
+    manifest = Manifest.load(place / "0")
+    code = dict.fromkeys(manifest.backbone["code"], "local copy, sha256:0")
+    replace(manifest, backbone={**manifest.backbone, "code": code}).save(place / "0")
+    assert invoke("sampler.base_rate=5,10") == 1
+    assert "modeling_llama: local copy, sha256:0 then" in index(place)["error"][0]
+
+
+def test_shards_of_another_model_are_told(invoke: Invoke, place: Path, capsys: pytest.CaptureFixture):
+    assert invoke("dataset.shard.count=2", "dataset.shard.index=0,1") == 0
+    assert verify_all(place) == 0
+    manifest = Manifest.load(place / "1")
+    files = {**manifest.model["files"], "model.safetensors": "sha256:0"}
+    replace(manifest, model={**manifest.model, "files": files}).save(place / "1")
+    capsys.readouterr()
+    assert verify_all(place) == 1
+    assert "shards 0 and 1 are not of the same model: model.files.model.safetensors" in capsys.readouterr().out

@@ -191,6 +191,31 @@ def test_the_cause_that_datasets_hides_is_shown(local_hub: Path) -> None:
         Hub(name=str(local_hub), split="nope").check()
 
 
+def test_a_local_folder_is_known_by_what_its_files_hold(local_hub: Path) -> None:
+    first = Hub(name=str(local_hub)).describe()
+    assert first["commit"] is None and first["files"] == 1 and len(first["sha256"]) == 64
+    assert Hub(name=str(local_hub)).describe() == first
+    write_jsonl(local_hub / "train.jsonl", [{**row, "n": 9} for row in ROWS])
+    changed = Hub(name=str(local_hub)).describe()
+    assert changed["bytes"] == first["bytes"] and changed["sha256"] != first["sha256"]
+    (local_hub / "README.md").write_text("---\npretty_name: mine\n---\n")
+    assert Hub(name=str(local_hub)).describe()["files"] == 2
+
+
+def test_a_cached_copy_is_known_by_its_commit_or_by_what_it_holds(
+    local_hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline the hub cannot say which commit it is."""
+    table = Hub(name=str(local_hub))._table
+    monkeypatch.setattr("sniffer.tables.hub_commit", lambda *_: None)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: table)
+    told = Hub(name="owner/name").facts()
+    assert told["commit"] is None and told["files"] == 1 and len(told["sha256"]) == 64
+    commit = "0123456789" * 4
+    monkeypatch.setattr(type(table), "cache_files", [{"filename": str(tmp_path / commit / "name-train.arrow")}])
+    assert Hub(name="owner/name").facts() == {"commit": commit}
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sniffer.estimate import size
 from sniffer.manifest import Manifest
+from sniffer.runs.code import code_of
 from sniffer.runs.folders import state
 from sniffer.runs.listing import age, sampler_of
 from sniffer.terminal import not_finite_line, rows_by_bucket
@@ -46,7 +47,8 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "created": f"{manifest.created} ({age(manifest.created)} ago)",
         "model": _pairs(manifest.model, ("checkpoint", "architecture", "weights", "revision", "commit")),
         "device": _pairs(manifest.device) + f", threads {manifest.threads}",
-        "backbone": _pairs(manifest.backbone),
+        "backbone": _pairs({name: value for name, value in manifest.backbone.items() if name != "code"}),
+        "code": _pairs({name.rpartition(".")[2]: told for name, told in code_of(manifest).items()}),
         "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package")),
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),

@@ -15,6 +15,7 @@ from sniffer.errors import RunError
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
+from sniffer.runs.code import told_copies
 from sniffer.runs.saved import Trust, build, needed_config, same_threads
 
 KEY = ("head", "example_id", "position")
@@ -71,9 +72,11 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
         save_plain(target, plain)
         run(config, target)
     second = Manifest.load(target)
+    copies = list(told_copies(first, trust.prefixes))
     if first.digest == second.digest:
-        return True, [f"identical: {first.rows:,} rows, digest {first.digest}"]
-    return False, list(_told(compare(Run(folder, first), Run(target, second)), first, second))
+        told, differing = f"identical: {first.rows:,} rows, digest {first.digest}", _elsewhere(first, second)
+        return True, [told, *copies, *([f"although these differ: {'; '.join(differing)}"] if differing else [])]
+    return False, [*_told(compare(Run(folder, first), Run(target, second)), first, second), *copies]
 
 
 def compare(first: Run, second: Run) -> Distance:
@@ -123,7 +126,13 @@ def _told(distance: Distance, first: Manifest, second: Manifest) -> Iterator[str
     )
     if distance.only_first or distance.only_second:
         yield f"{distance.only_first:,} rows are in the first run only, {distance.only_second:,} in the second only"
-    elsewhere = differences(first.as_json(), second.as_json())
-    if first.threads != second.threads:
-        elsewhere.append(f"threads: {first.threads} then, {second.threads} now")
-    yield "what differs: " + ("; ".join(elsewhere) or "nothing that the manifests record")
+    yield "what differs: " + ("; ".join(_elsewhere(first, second)) or "nothing that the manifests record")
+
+
+def _elsewhere(first: Manifest, second: Manifest) -> list[str]:
+    """What rows may depend on and is not the same in both runs."""
+    found = differences(first.as_json(), second.as_json())
+    return [
+        *found,
+        *([] if first.threads == second.threads else [f"threads: {first.threads} then, {second.threads} now"]),
+    ]

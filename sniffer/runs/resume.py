@@ -6,7 +6,6 @@ on disk. So the rows in the end are those of a run that was never stopped.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sniffer.config import save_plain
-from sniffer.continuation import Earlier, differences, refusal
+from sniffer.continuation import Earlier, as_plain, differences, refusal
 from sniffer.environment import versions
 from sniffer.errors import RunError
 from sniffer.integrity import leftovers, refuse_links
@@ -93,7 +92,7 @@ def _run(
     if earlier.manifest is not None:
         # What can be told before the model loads; the rest is compared when it has.
         now = {"seed": config.seed, "model": config.model.describe(), "dataset": config.dataset.describe()}
-        _refuse(differences(earlier.manifest.as_json(), json.loads(json.dumps(now, default=str))), earlier.forced)
+        _refuse(differences(earlier.manifest.as_json(), as_plain(now)), earlier.forced)
 
     from sniffer.capture import run
 

@@ -18,12 +18,14 @@ import yaml
 
 from sniffer.build import TRUSTED, build
 from sniffer.config import saved_config
+from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
 from sniffer.integrity import damage, foreign, leftovers
 from sniffer.jobs import jobs_without_results
 from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.runs.code import told_copies
 from sniffer.runs.folders import run_folders
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import Places, check_part
@@ -165,8 +167,10 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         wrong += len(problems)
         for problem in problems:
             print(f"{folder.name}: {problem}" if len(runs) > 1 else problem)
+        for note in told_copies(manifest, trusted):
+            print(f"{folder.name}: {note}")
         print(_verdict(folder, manifest, len(problems)))
-    for missing in (*lost, *missing_shards(manifests)):
+    for missing in (*lost, *missing_shards(manifests), *unequal_shards(manifests)):
         wrong += 1
         print(missing)
     return 1 if wrong else 0
@@ -189,6 +193,25 @@ def missing_shards(manifests: Sequence[Manifest]) -> list[str]:
         for count, there in counts.items()
         for index in sorted(set(range(count)) - there)
     ]
+
+
+ALIKE = {"model": ("files", "adapter", "tokenizer"), "backbone": ("code", "packages")}
+"""What shards of one dataset must have in common to be of one model."""
+
+
+def unequal_shards(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """Shards of one dataset that were not made by the same model."""
+    first: dict[str, Manifest] = {}
+    for manifest in (one for one in manifests if one.dataset.get("shard", {}).get("count", 1) > 1):
+        other = first.setdefault(json.dumps(_but_shard(manifest), sort_keys=True, default=str), manifest)
+        if found := differences(_made_by(other), _made_by(manifest)):
+            numbers = [one.dataset["shard"].get("index", 0) for one in (other, manifest)]
+            yield f"shards {numbers[0]} and {numbers[1]} are not of the same model: {'; '.join(found)}"
+
+
+def _made_by(manifest: Manifest) -> dict[str, Any]:
+    whole = manifest.as_json()
+    return {key: {name: whole[key][name] for name in names if name in whole[key]} for key, names in ALIKE.items()}
 
 
 def _but_shard(manifest: Manifest) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""A checkpoint's tokenizer: text to token ids, and what stands for all that it does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+
+class Tokenizer:
+    """Tokenises as the checkpoint's tokenizer does, special tokens included; `made_by` is one of transformers."""
+
+    def __init__(self, made_by: Any) -> None:
+        self._made_by = made_by
+
+    def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]:
+        return np.asarray(self._made_by(text, verbose=False)["input_ids"], dtype=np.int64)
+
+    def describe(self) -> dict[str, str]:
+        """For the manifest: its class, and a digest of all that it does, wherever it came from."""
+        return {"class": type(self._made_by).__name__, "sha256": _digest(self._made_by)}
+
+
+def _digest(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    found = hashlib.sha256(_whole(backend) if backend is not None else _parts(tokenizer))
+    found.update(repr(getattr(tokenizer, "split_special_tokens", None)).encode())
+    return found.hexdigest()
+
+
+def _whole(backend: Any) -> bytes:
+    """Normaliser, splitting, model with its vocabulary, post-processor and added tokens, as one JSON text."""
+    # What each call of the tokenizer does first.
+    backend.no_truncation()
+    backend.no_padding()
+    return str(backend.to_str()).encode()
+
+
+def _parts(tokenizer: Any) -> bytes:
+    """Of a tokenizer written in Python: its vocabulary, its settings, and the files that it was read from."""
+    vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+    settings = {key: value for key, value in getattr(tokenizer, "init_kwargs", {}).items() if not _is_place(value)}
+    files = [getattr(tokenizer, name, None) for name in getattr(tokenizer, "vocab_files_names", {})]
+    contents = [hashlib.sha256(Path(str(file)).read_bytes()).hexdigest() for file in files if _is_place(file)]
+    told = [sorted(vocabulary.items()), settings, contents, type(tokenizer).__qualname__]
+    return json.dumps(told, sort_keys=True, default=str).encode()
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, (str, Path)) and Path(value).exists()
