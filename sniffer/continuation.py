@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from os.path import commonprefix
 from typing import Any
 
 from sniffer.errors import RunError
@@ -35,6 +36,8 @@ STOPPED_BY = {"running": "a kill", "complete": "damage", "interrupted": "an inte
 """What stopped a run that cannot say so itself, by its status."""
 
 SHOWN = 4
+LONG = 60
+"""Of differences that one line names, and of characters of each value."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         unknown = [name for name in UNKNOWN_EARLIER if not (_has(before, name) and _has(after, name))]
         for name in dict.fromkeys([*before, *after]):
             if not _within(name, unknown) and not _equal(before.get(name), after.get(name)):
-                lines.append(f"{name}: {_shown(before, name)} then, {_shown(after, name)} now")
+                first, second = _shown(before, after, name), _shown(after, before, name)
+                lines.append(f"{name}: {first} then, {second} now")
     return lines
 
 
@@ -142,6 +146,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    text = str(values[name]) if name in values else "absent"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _shown(values: Mapping[str, Any], beside: Mapping[str, Any], name: str) -> str:
+    """A value as a short text, from where it begins to differ from the one beside it, should that be far behind."""
+    text, other = (str(one[name]) if name in one else "absent" for one in (values, beside))
+    same = len(commonprefix([text, other]))
+    text = f"...{text[same:]}" if same > LONG // 2 else text
+    return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
