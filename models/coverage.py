@@ -1,4 +1,4 @@
-"""Nothing attends that shows nothing: neither a part of the model, nor in a text of another length."""
+"""Nothing attends that shows nothing: no part of the model, in no text of another length, and none that comes later."""
 
 from __future__ import annotations
 
@@ -61,3 +61,19 @@ def _keys_of(probe: Probe) -> dict[tuple[nn.Module | None, str], list[tuple[int,
     for one in probe.alone:
         found.setdefault((next(iter(one.running), None), one.what), []).append(one.keys)
     return found
+
+
+def check_parts(backbone: nn.Module, names: Modules) -> None:
+    """Refuses a model that puts other parts in the place of its own while it runs.
+
+    Raises:
+        UnsupportedModelError: naming one: what was proven of it would not hold, and the texts before would have a say.
+    """
+    before = {name: part for part, name in names.items()}
+    for name, part in backbone.named_modules():
+        if before.get(name) is not part:
+            was = type(before[name]).__name__ if name in before else "nothing"
+            raise UnsupportedModelError(
+                f"a forward puts {type(part).__name__} in the place of {was} at {name}: short texts change how long "
+                "ones are computed; choose one of the two in model.config_overrides"
+            )

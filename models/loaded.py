@@ -22,7 +22,7 @@ from sniffer.types import LayerGeometry
 
 from . import selfcheck
 from .architecture import value_of
-from .coverage import check_alone, check_lengths, check_silent
+from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 from .provenance import code_of, packages_in_use
 from .unrotated import inputs_of, why_unproven
@@ -54,15 +54,16 @@ class LoadedBackbone:
         self.device: torch.device = input_device(module)
         self._takes_use_cache = _accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
-        embeddings: Any = module.get_input_embeddings()
-        ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device)
+        vocabulary = vocabulary_of(module)
+        ids = selfcheck.probe_ids(vocabulary, self.device)
         with inputs_of(_tapped(module)) as called:
             first = selfcheck.observe_probe(self, ids, names, pre=False)
+        check_parts(module, names)
         selfcheck.check_taps(first, names)
         check_silent(called, first, names)
         selfcheck.check_causal(first, self, names)
         self.pre_missing = why_no_pre({event.module for event in first.seen})
-        ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device, other_length(module))
+        ids = selfcheck.probe_ids(vocabulary, self.device, other_length(module))
         with inputs_of([event.module for event in first.seen]) as inputs:
             other = selfcheck.observe_probe(self, ids, names, pre=not self.pre_missing)
         check_lengths(first, other, names)
@@ -206,6 +207,25 @@ def check_skipped(backbone: nn.Module, skipped: Sequence[str]) -> None:
                 f"{path} attends by code that fits no rule: {'; '.join(reasons)}; a local copy"
                 " models/<family>/modeling_<family>.py with tap lines can serve it"
             )
+
+
+def vocabulary_of(module: PreTrainedModel) -> int:
+    """How many tokens a backbone has an embedding for.
+
+    Raises:
+        UnsupportedModelError: it does not say.
+    """
+    try:
+        embeddings: Any = module.get_input_embeddings()
+        return int(embeddings.num_embeddings)
+    except (NotImplementedError, AttributeError) as error:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not say how many tokens it knows (get_input_embeddings): {one_line(error)}"
+        ) from error
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def other_length(module: PreTrainedModel) -> int:

@@ -156,6 +156,29 @@ def test_a_layer_without_attention_is_listed_and_not_refused():
     assert [layer.layer for layer in backbone.geometry] == [0, 2] and backbone.skipped_layers == ("layers.1",)
 
 
+class Adapting(nn.Module):
+    """Takes another way for short texts, for good, as some attentions over blocks do."""
+
+    def __init__(self, long: nn.Module, short: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.short = long, [short]
+
+    def forward(self, hidden_states: Tensor, **more: Any) -> Any:
+        if hidden_states.shape[1] < 100:
+            self.inner = self.short[0]
+        return self.inner(hidden_states, **more)
+
+
+def test_a_model_that_changes_itself_is_refused():
+    """What is proven of the parts that short texts leave behind says nothing of those that it was loaded with."""
+    model = llama()
+    layer, other = model.model.layers[1], llama().model.layers[1].self_attn
+    layer.self_attn = Adapting(layer.self_attn, other)
+    module = find_backbone(model)
+    with pytest.raises(UnsupportedModelError, match=r"puts LlamaAttention in the place of .* at layers\.1"):
+        LoadedBackbone(module)
+
+
 def show_later(line: str) -> str:
     """The tap after attention, where its tensors are the same still."""
     source = llama_source().replace(f"        {GUARD}\n            {line}\n", "")

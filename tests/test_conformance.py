@@ -113,6 +113,32 @@ def test_the_page_names_what_is_tapped_and_what_is_not():
     )
 
 
+def test_the_page_names_further_types_and_the_settings_they_need():
+    families = [
+        result_of("fine", path="model.decoder", only={"is_decoder": [True]}),
+        result_of("speaks", only={"attention_type": ["original_full"]}),
+    ]
+    page = render({"transformers": "5.1", "expected": {}, "further": ["speaks"], "families": families})
+    main, further = page.split("## Further types")
+    assert "1 of 1 are tapped" in main and "[1 more" in main
+    assert "| fine |" in main and "| model.decoder | `is_decoder: true` |" in main and "speaks" not in main
+    assert "| speaks |" in further and "`attention_type: original_full`" in further
+
+
+@pytest.mark.parametrize(
+    ("model_type", "only"),
+    [("bert", {"is_decoder": [True]}), ("llama", {}), ("gemma3_text", {"use_bidirectional_attention": [False]})],
+)
+def test_settings_that_decide_are_found(model_type: str, only: dict[str, Any]):
+    assert suite.conditions(model_type) == only
+
+
+def test_further_types_are_in_no_other_list():
+    assert not set(suite.further_types()) & set(suite.model_types())
+    assert {"t5", "voxtral", "qwen2_audio"} <= set(suite.further_types())
+    assert not set(suite.unlisted_types()) & {*suite.further_types(), *suite.model_types()}
+
+
 def busy() -> dict[str, Any]:
     while True:
         pass

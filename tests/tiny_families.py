@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PretrainedConfig,
@@ -179,7 +180,7 @@ def text_of(config: PretrainedConfig) -> PretrainedConfig | None:
 
 def tiny_model(config: PretrainedConfig, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:
     """A seeded random model of that config, in evaluation mode."""
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModel):
         if type(config) in auto._model_mapping:
             _check_size(auto, config)
             torch.manual_seed(seed)

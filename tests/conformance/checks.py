@@ -7,6 +7,7 @@ computes attention, and the pre kinds are compared with a model whose rotary fun
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import sys
@@ -22,6 +23,7 @@ from sniffer.models.loaded import LoadedBackbone, find_backbone
 from sniffer.models.syntax import ROTARY
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import PretrainedConfig
 
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, StopForward, tap
@@ -72,13 +74,17 @@ def run_untapped(model_type: str, path: str) -> dict[str, Any]:
 
 
 def build(model_type: str) -> Any:
+    return built(tiny.tiny_config(model_type))
+
+
+def built(config: PretrainedConfig) -> Any:
     """With sdpa where the family has it: only then does attention go without a mask of its own."""
     try:
-        return tiny.tiny_model(tiny.tiny_config(model_type))
+        return tiny.tiny_model(copy.deepcopy(config))
     except ValueError as error:
         if "does not support an attention implementation" not in str(error):
             raise
-        return tiny.tiny_model(tiny.tiny_config(model_type), attn_implementation="eager")
+        return tiny.tiny_model(config, attn_implementation="eager")
 
 
 def forward(module: torch.nn.Module, ids: Tensor, **more: Tensor) -> Any:

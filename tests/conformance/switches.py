@@ -1,0 +1,57 @@
+"""Settings of a config that may decide whether a family is covered, each tried with its other values.
+
+A decoder can be configured as an encoder, which is not causal, or with attention over blocks, which no rule knows. What
+is found here is said in docs/families.md; nothing else depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+from sniffer.models import finder
+from sniffer.models.architecture import override
+from sniffer.models.loaded import LoadedBackbone, find_backbone
+from transformers import PretrainedConfig
+
+from tests import tiny_families as tiny
+from tests.conformance.checks import built, one_line
+
+SWITCHES: dict[str, tuple[Hashable, ...]] = {
+    "is_decoder": (True, False),
+    "is_causal": (True, False),
+    "add_cross_attention": (False, True),
+    "use_bidirectional_attention": (False, True),
+    "attention_type": ("original_full", "block_sparse"),
+    "alibi": (False, True),
+}
+"""Keys of configs, and the values that mean something."""
+
+
+def switches_of(model_type: str) -> dict[str, Any]:
+    """The keys among them that a family's config has, those of an inner config by a dotted name."""
+    return {"switches": {key: SWITCHES[key.rpartition(".")[2]] for key in _keys(tiny.tiny_config(model_type))}}
+
+
+def _keys(config: PretrainedConfig) -> Iterator[str]:
+    text = tiny.text_of(config) or config
+    for key in SWITCHES:
+        if key in text.to_dict():
+            yield key
+        else:
+            inner = {name: part for name, part in vars(config).items() if isinstance(part, PretrainedConfig)}
+            yield from (f"{name}.{key}" for name, part in inner.items() if name == "decoder" and key in part.to_dict())
+
+
+def run_switched(model_type: str, key: str, value: Any) -> dict[str, Any]:
+    """Whether a family is tapped with this value of a key."""
+    finder.install()
+    *path, last = key.split(".")
+    change: dict[str, Any] = {last: value}
+    for name in reversed(path):
+        change = {name: change}
+    try:
+        backbone = LoadedBackbone(find_backbone(built(override(tiny.tiny_config(model_type), change))))
+    except Exception as error:  # of configs and of upstream code: any
+        return {"outcome": "refused", "reason": one_line(error)}
+    return {"outcome": "tapped" if backbone.geometry else "refused"}
