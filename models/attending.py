@@ -17,6 +17,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
@@ -87,6 +88,7 @@ class Witness(TorchFunctionMode):
         self.changed: list[tuple[Seen, str]] = []
         self.scales: dict[nn.Module, Any] = {}
         self._modules = modules
+        self._thread = get_ident()
         self._held: dict[nn.Module, _Held] = {}
         self._early: dict[nn.Module, tuple[Received, dict[str, Tensor]]] = {}
 
@@ -97,6 +99,8 @@ class Witness(TorchFunctionMode):
 
     def show(self, event: Seen) -> None:
         """What the tap is given as its observer."""
+        if get_ident() != self._thread:  # somebody else's forward
+            return
         self.seen.append(event)
         # A tap may also stand after the call.
         call, copies = self._early.pop(event.module, (None, {}))
@@ -106,6 +110,8 @@ class Witness(TorchFunctionMode):
 
     def receive(self, call: Received) -> None:
         """What the wrapped attention functions tell, before they do their work."""
+        if get_ident() != self._thread:
+            return
         self.calls.append(call)
         self.attended.append(Attended(self._running(), "an attention function", (call.k.shape[-2],)))
         if call.module in self._held:

@@ -203,8 +203,8 @@ class Checkpoint:
         Raises:
             CheckpointError: one was changed while they were loaded.
         """
-        folder = self._on_disk() if self.weights == "pretrained" else None
-        if folder is None:
+        source = self._source() if self.weights == "pretrained" else None
+        if source is None or not (folder := Path(source)).is_dir():  # drawn, or yet to be downloaded
             yield
             return
         begin(folder, self.gguf_file)

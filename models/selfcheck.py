@@ -29,7 +29,7 @@ from sniffer.types import KINDS, LayerGeometry
 from .attending import Attended, Received, Witness
 
 PROBE_BATCH, PROBE_SEQ = 2, 11
-OTHER_SEQS = (29, 7)
+OTHER_SEQS = (19, 7)
 """Of the probe of another length: the longer one where the model has room for it."""
 TOLERANCE = 1e-2
 """Relative difference that a changed last token may make to earlier positions; experts are batched anew."""

@@ -7,6 +7,8 @@ first time, so that what comes out at its tap differs by its own RoPE alone, lay
     first time       hidden -> q, k -> RoPE -> tap shows q, k, and q_pre, k_pre by the replayed statements
     second time      hidden -> q, k         -> tap shows q, k: these must be the q_pre, k_pre of the first time
 
+Other threads may be running the same code meanwhile: for them everything stays as it is.
+
 A layer whose pre kinds equal the others says that it has no RoPE at all. Then all its tokens are given one and the same
 hidden state, and its vectors must all have one direction: RoPE under a name that we do not know would turn them.
 """
@@ -20,6 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from threading import RLock, get_ident
 from types import ModuleType
 from typing import Any
 
@@ -27,9 +30,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sniffer.tap import Seen, tap
+from sniffer.tap import Seen, StopForward, tap
 
-from .shadow import ROTARY
+from .syntax import ROTARY
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +47,22 @@ BEGINNING = 8
 TURNED = 0.05
 """In a vector of length 1, a difference that no rounding makes."""
 
+_ONE_PROOF = RLock()
+"""Two threads that replace one function could not both put it back."""
+
 Inputs = dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]
 Forward = Callable[[Int[Tensor, "batch seq"]], Any]
+
+
+def _in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """A hook that does nothing when another thread comes by."""
+    here = get_ident()
+
+    @wraps(hook)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if get_ident() == here else None
+
+    return guarded
 
 
 @contextmanager
@@ -53,6 +70,7 @@ def inputs_of(modules: Iterable[nn.Module]) -> Iterator[Inputs]:
     """Keeps what some modules are called with."""
     found: Inputs = {}
 
+    @_in_this_thread
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found[module] = args, kwargs
 
@@ -98,7 +116,7 @@ def _first_wrong(
     forward: Forward, ids: Int[Tensor, "batch seq"], seen: Sequence[Seen], inputs: Inputs, backbone: nn.Module
 ) -> tuple[nn.Module, str] | None:
     with without_rope(backbone), _given(inputs):
-        straight = _shown(forward, ids)
+        straight = _shown(forward, ids, {event.module for event in seen})
     for event in seen:
         for kind in ("q", "k"):
             if not _alike(getattr(event, f"{kind}_pre"), getattr(straight.get(event.module), kind, None)):
@@ -107,17 +125,19 @@ def _first_wrong(
     if not unturned:
         return None
     with _given({module: inputs[module] for module in unturned if module in inputs}, levelled=True):
-        level = _shown(forward, ids)
+        level = _shown(forward, ids, set(unturned))
     found = ((module, kind) for module in unturned for kind in ("q", "k") if not _one_way(getattr(level[module], kind)))
     return next(((module, f"{kind}_pre") for module, kind in found), None)
 
 
-def _shown(forward: Forward, ids: Int[Tensor, "batch seq"]) -> dict[nn.Module, Seen]:
-    """What the taps show of each module."""
+def _shown(forward: Forward, ids: Int[Tensor, "batch seq"], wanted: set[nn.Module]) -> dict[nn.Module, Seen]:
+    """What the taps show of some modules; nothing after them is computed."""
     found: dict[nn.Module, Seen] = {}
 
     def keep(event: Seen) -> None:
         found[event.module] = event
+        if wanted <= found.keys():
+            raise StopForward
 
     with torch.inference_mode(), tap(keep):
         forward(ids)
@@ -127,7 +147,7 @@ def _shown(forward: Forward, ids: Int[Tensor, "batch seq"]) -> dict[nn.Module, S
 @contextmanager
 def without_rope(backbone: nn.Module) -> Iterator[None]:
     """RoPE is the identity in all of a backbone's code."""
-    with ExitStack() as undo:
+    with _ONE_PROOF, ExitStack() as undo:
         for owner, name, value in list(_rotary_functions(backbone)):
             function = getattr(value, "__func__", value)
             straight = _identity(function)
@@ -135,7 +155,7 @@ def without_rope(backbone: nn.Module) -> Iterator[None]:
             undo.callback(setattr, owner, name, value)
         for part in backbone.modules():
             if EMBEDDING.search(type(part).__name__):
-                undo.callback(part.register_forward_hook(_no_angles).remove)
+                undo.callback(part.register_forward_hook(_in_this_thread(_no_angles)).remove)
         yield
 
 
@@ -158,9 +178,12 @@ def _is_library(name: str) -> bool:
 
 def _identity(function: Callable[..., Any]) -> Callable[..., Any]:
     """Returns, for each tensor that the function would return, the first one of that shape that it was given."""
+    here = get_ident()
 
     @wraps(function)
     def straight(*args: Any, **kwargs: Any) -> Any:
+        if get_ident() != here:
+            return function(*args, **kwargs)
         given = [value.clone() for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         rotated = function(*args, **kwargs)
         kept = []
@@ -192,6 +215,7 @@ def _given(inputs: Inputs, *, levelled: bool = False) -> Iterator[None]:
     `levelled`: every token with the states of the first one.
     """
 
+    @_in_this_thread
     def give(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -36,6 +36,8 @@ from sniffer.runs.saved import check_rerun
 from sniffer.told import one_line
 from sniffer.watch import Watch
 
+log = logging.getLogger(__name__)
+
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
 def job(cfg: DictConfig) -> None:
@@ -49,6 +51,15 @@ def job(cfg: DictConfig) -> None:
     else:
         with hold(folder):
             capture(cfg, folder, overrides)
+        tell_rerun(folder)
+
+
+def tell_rerun(folder: Path) -> None:
+    """Of a run that ran another one's configuration again: what is not as it was then."""
+    from sniffer.runs.code import made_of_other
+
+    if (first := _rerun_of()) is not None and (found := made_of_other(first, folder)):
+        log.warning("%s was made with something else: %s", first, "; ".join(found))
 
 
 def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence[str]) -> None:
@@ -137,9 +148,15 @@ def run_all() -> int:
 
 def _check_saved() -> None:
     """Reads the rerun.yaml of a run folder before Hydra does, which would do as it is told there."""
+    if (folder := _rerun_of()) is not None:
+        check_rerun(folder, get_args_parser().parse_known_args()[0].overrides)
+
+
+def _rerun_of() -> Path | None:
+    """The run folder whose rerun.yaml the command line names."""
     arguments, _ = get_args_parser().parse_known_args()
-    if arguments.config_dir and str(arguments.config_name).removesuffix(".yaml") == "rerun":
-        check_rerun(Path(arguments.config_dir), arguments.overrides)
+    named = arguments.config_dir and str(arguments.config_name).removesuffix(".yaml") == "rerun"
+    return Path(arguments.config_dir) if named else None
 
 
 def raised_in_launcher(error: BaseException) -> bool:

@@ -69,7 +69,7 @@ class Observer:
             raise CaptureError(
                 f"layer {layer} shows its {kind} twice in one forward: only one tap may stand in its way"
             )
-        wanted = (len(self.batch.documents), self.batch.seq_len)
+        wanted = (self.batch.n_rows, self.batch.seq_len)
         if (states.shape[0], states.shape[2]) != wanted:
             raise CaptureError(
                 f"layer {layer} shows its {kind} as {tuple(states.shape)}, wanted ({wanted[0]}, heads, {wanted[1]}, "

@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -200,7 +201,7 @@ WRONG_COPIES = {
     "another scaling": (edited(LINE, LINE.replace("scaling=self.scaling", "scaling=123.0")), "shows scaling=123"),
     "no scaling": (edited(LINE, LINE.replace(", scaling=self.scaling", "")), "shows scaling=None"),
     "a window": (edited(LINE, LINE.replace("scaling=", "sliding_window=8, scaling=")), "shows sliding_window=8"),
-    "short texts": (edited(GUARD, GUARD.replace(":", " and query_states.shape[2] < 12:")), "none in one of 29"),
+    "short texts": (edited(GUARD, GUARD.replace(":", " and query_states.shape[2] < 12:")), "none in one of 19"),
     "long texts": (edited(GUARD, GUARD.replace(":", " and query_states.shape[2] > 12:")), "no attention of this model"),
     "copies": (edited(LINE, LINE.replace("query_states,", "query_states.clone(),", 1)), "other tensors"),
     "k and v": (edited(LINE, LINE.replace("key_states, value_states", "value_states, key_states", 1)), "other tensors"),
@@ -250,7 +251,7 @@ def test_what_is_widened_before_its_product_is_what_was_shown(dtype: torch.dtype
 
 def test_a_model_with_few_positions_is_probed_with_a_shorter_text():
     roomy = llama().model
-    assert other_length(roomy) == 29
+    assert other_length(roomy) == 19
     roomy.config.max_position_embeddings = 16
     assert other_length(roomy) == 7
 
@@ -265,3 +266,15 @@ def test_the_witness_is_gone_after_an_error():
     with pytest.raises(KeyError), Witness(()):
         raise KeyError
     assert not torch.overrides._is_torch_function_mode_enabled()
+
+
+def test_what_another_thread_computes_is_not_watched():
+    witness, model = Witness(()), llama().model
+    seen = Thread(target=witness.show, args=(selfcheck.Seen(model, *[torch.zeros(1)] * 3, None, None, None, None),))
+    with witness:
+        seen.start()
+        seen.join()
+        softmax = Thread(target=lambda: torch.zeros(2, 3).softmax(-1))
+        softmax.start()
+        softmax.join()
+    assert not witness.seen and not witness.attended

@@ -135,6 +135,7 @@ def test_settings_that_decide_are_found(model_type: str, only: dict[str, Any]):
 
 def test_further_types_are_in_no_other_list():
     assert not set(suite.further_types()) & set(suite.model_types())
+    assert len(suite.further_types()) == len(set(suite.further_types()))
     assert {"t5", "voxtral", "qwen2_audio"} <= set(suite.further_types())
     assert not set(suite.unlisted_types()) & {*suite.further_types(), *suite.model_types()}
 

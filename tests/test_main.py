@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,18 @@ def test_a_run_can_be_run_again_from_elsewhere(
     assert ran[1][0] == ran[0][0]
     assert ran[1][1].parent == tmp_path / "elsewhere" / "outputs"
     assert (ran[1][1] / "config.yaml").read_bytes() == (ran[0][1] / "config.yaml").read_bytes()
+
+
+def test_what_a_rerun_is_made_of_is_compared_with_the_run(invoke: Invoke, ran: list) -> None:
+    assert invoke(*CHEAP, "hydra.run.dir=first") == 0
+    code = {"transformers.models.llama.modeling_llama": "local copy, sha256:0"}
+    first = Manifest.load(Path("first"))
+    replace(first, model={"files": {"a": "sha256:1"}}, backbone={"code": code}).save(Path("first"))
+    assert invoke("-cd", "first", "-cn", "rerun", "hydra.run.dir=again") == 0
+    assert "first was made with something else: model.files.a: sha256:1 then" in Path("again/sniffer.log").read_text()
+    Manifest.load(Path("again")).save(Path("first"))
+    assert invoke("-cd", "first", "-cn", "rerun", "hydra.run.dir=third") == 0
+    assert "something else" not in Path("third/sniffer.log").read_text()
 
 
 def test_results_are_never_overwritten(invoke: Invoke, ran: list, capsys: pytest.CaptureFixture) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from threading import Thread
 from collections.abc import Callable
+from threading import Thread
 
 import numpy as np
 import pytest

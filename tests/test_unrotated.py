@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 import torch
 from sniffer.models import finder
 from sniffer.models.loaded import LoadedBackbone, find_backbone
-from sniffer.models.unrotated import without_rope
+from sniffer.models.unrotated import inputs_of, without_rope
 
 from sniffer.tap import Seen, tap
 from tests.tiny_copies import ROTATE, edited, imported, llama_source, model_of, tap_line, write_copy
@@ -107,3 +110,33 @@ def test_rope_is_given_back_after_an_error():
         raise KeyError
     assert llama.apply_rotary_pos_emb is before
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in model.modules())
+
+
+def test_for_other_threads_rope_stays_as_it_is():
+    """A notebook that serves a model of the family while another one is proven."""
+    model, ids = tiny_model(tiny_config("llama", num_hidden_layers=2)).model, tiny_ids()
+
+    def output() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(ids, use_cache=False).last_hidden_state
+
+    before = output()
+    with ThreadPoolExecutor(1) as elsewhere, without_rope(model), inputs_of(model.layers) as inputs:
+        assert torch.equal(elsewhere.submit(output).result(), before) and not inputs
+        assert not torch.equal(output(), before) and len(inputs) == 2
+
+
+def test_two_threads_may_prove_models_of_one_family_at_once():
+    models = [tiny_model(tiny_config("llama", num_hidden_layers=1)).model for _ in range(2)]
+    llama = sys.modules[type(models[0]).__module__]
+    before, ready = llama.apply_rotary_pos_emb, Barrier(2)
+
+    def prove(model: Any) -> None:
+        ready.wait()
+        for _ in range(20):
+            with without_rope(model):
+                pass
+
+    with ThreadPoolExecutor(2) as both:
+        list(both.map(prove, models))
+    assert llama.apply_rotary_pos_emb is before

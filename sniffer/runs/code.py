@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sniffer.build import TRUSTED, build
-from sniffer.errors import SnifferError
+from sniffer.continuation import differences
+from sniffer.errors import RunError, SnifferError
 from sniffer.manifest import Manifest
 
 COPY = "local copy, "
+
+MADE_OF = ("model", "dataset", "device", "backbone", "versions")
+"""Parts of a manifest that no key of the configuration tells in full."""
 
 
 def code_of(manifest: Manifest) -> dict[str, str]:
@@ -41,3 +46,12 @@ def told_copies(manifest: Manifest, trusted: Sequence[str] = ()) -> Iterator[str
         here = sources([name]).get(name, "") if sources is not None else ""
         state = "here too" if here == told else "here is another one" if here.startswith(COPY) else "not here"
         yield f"made with a hand-edited copy of {name} ({told.removeprefix(COPY)}), {state}"
+
+
+def made_of_other(first: Path, second: Path) -> list[str]:
+    """What a run that is run again was made of, and is not any more; nothing where the first is no run folder."""
+    try:
+        then, now = (Manifest.load(folder, parts_must_exist=False).as_json() for folder in (first, second))
+    except RunError:
+        return []
+    return differences({key: then[key] for key in MADE_OF}, now)

@@ -78,8 +78,11 @@ def conditions(model_type: str) -> dict[str, list[Any]]:
     found = {}
     for key, values in in_process(switches_of, model_type)["switches"].items():
         outcomes = {value: in_process(run_switched, model_type, key, value)["outcome"] for value in values}
-        covered = [value for value, outcome in outcomes.items() if outcome == "tapped"]
-        if covered != list(values):
+        possible, covered = (
+            [value for value, outcome in outcomes.items() if outcome in wanted]
+            for wanted in (("tapped", "refused", "failed"), ("tapped",))
+        )
+        if covered != possible:
             found[key] = covered
     return found
 

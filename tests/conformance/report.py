@@ -82,7 +82,8 @@ def _row(family: dict[str, Any], expected: dict[str, str]) -> str:
 
 def _or(values: list[Any]) -> str:
     """Values as YAML has them; none where none was covered."""
-    return " or ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values) or "none"
+    shown = ["null" if value is None else str(value).lower() for value in values]
+    return " or ".join(shown) or "none"
 
 
 def _cell(text: str) -> str:
