@@ -241,9 +241,11 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     """Equal up to the rounding of a device that computes the same twice."""
     if one is None or other is None or one.shape != other.shape:
         return False
-    room = ROUNDING * torch.finfo(one.dtype).eps * one.float().abs().nan_to_num().max()
-    apart = (one.float() - other.float()).abs()
-    return bool(((apart <= room) | (one.isnan() & other.isnan())).all())
+    dtype = one.dtype
+    one, other = one.float(), other.float()
+    room = ROUNDING * torch.finfo(dtype).eps * one.nan_to_num(posinf=0, neginf=0).abs().max()
+    same = ((one - other).abs() <= room) | (one == other) | (one.isnan() & other.isnan())
+    return bool(same.all())
 
 
 def _one_way(states: Float[Tensor, "batch heads seq dim"]) -> bool:

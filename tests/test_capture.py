@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,15 @@ def test_the_manifest_counts_what_is_there(run):
     manifest = captured.manifest
     tokens = sum(len(text.encode()) for text in TEXTS.values())
     assert manifest.status == "complete" and manifest.reason is None
-    assert manifest.backbone == {"attn_implementation": "sdpa", "skipped_layers": [], "shared_keys": {}}
+    llama = "transformers.models.llama.modeling_llama"
+    code = {llama: f"sha256:{sha256(Path(str(sys.modules[llama].__file__)).read_bytes()).hexdigest()}"}
+    assert manifest.backbone == {
+        "attn_implementation": "sdpa",
+        "skipped_layers": [],
+        "shared_keys": {},
+        "code": code,
+        "packages": {},
+    }
     assert manifest.counts == {"examples": 3, "skipped_empty": 0, "truncated": 0, "tokens": tokens}
     assert manifest.rows_by_kind == {
         "q": tokens * 2 * 4,
