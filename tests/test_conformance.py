@@ -127,7 +127,7 @@ def test_the_page_names_further_types_and_the_settings_they_need():
 
 @pytest.mark.parametrize(
     ("model_type", "only"),
-    [("bert", {"is_decoder": [True]}), ("llama", {}), ("gemma3_text", {"use_bidirectional_attention": [False]})],
+    [("bert", {"is_decoder": [True]}), ("llama", {}), ("gemma3_text", {"use_bidirectional_attention": [False, None]})],
 )
 def test_settings_that_decide_are_found(model_type: str, only: dict[str, Any]):
     assert suite.conditions(model_type) == only
