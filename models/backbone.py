@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniffer.errors import CheckpointError, ConfigError
+from sniffer.errors import first_line, CheckpointError, ConfigError
+import numpy as np
+from jaxtyping import Int
+
 from sniffer.types import ModelLimits, Outline, Tokenize
 
 from . import locate
@@ -127,7 +130,7 @@ class Checkpoint:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
         except Exception as error:  # tokenizers raises bare ones
-            raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {_first_line(error)}") from error
+            raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}") from error
         if self.weights == "random":
             self._check_vocabulary(len(tokenizer), source)
         pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
@@ -292,8 +295,3 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _integer(value: Any) -> int | None:
     return value if isinstance(value, int) else None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sniffer.errors import ConfigError
+from sniffer.errors import ConfigError, first_line
 from sniffer.tap import TAP, Seen, tap
 from sniffer.types import KINDS
 
@@ -53,8 +53,7 @@ def compile_layers(backbone: LoadedBackbone) -> None:
     try:
         after = [_shown(backbone, ids, pre) for pre in probes]
     except Exception as error:  # of the compiler: any
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ConfigError(f"model.compile=true fails for this model: {reason}; {ADVICE}") from error
+        raise ConfigError(f"model.compile=true fails for this model: {first_line(error)}; {ADVICE}") from error
     for plain, compiled in zip(before, after, strict=True):
         check_alike(plain, compiled)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from zipfile import BadZipFile, ZipFile
 
-from sniffer.errors import CheckpointError, SnifferError
+from sniffer.errors import CheckpointError, SnifferError, first_line
 
 
 @dataclass(frozen=True)
@@ -132,9 +132,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     except (ImportError, ValueError, RuntimeError) as error:
         # transformers raises ValueError, not ImportError, when gguf or accelerate are missing.
-        reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"cannot convert {gguf.name}: {reason} (the converter is in `pip install 'qk-sniffer[demo]'`)"
+            f"cannot convert {gguf.name}: {first_line(error)} (the converter is in `pip install 'qk-sniffer[demo]'`)"
         ) from error
 
 

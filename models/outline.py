@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sniffer.errors import SnifferError, UnsupportedModelError
+from sniffer.errors import SnifferError, UnsupportedModelError, first_line
 from sniffer.tap import Seen, tap
 from sniffer.types import Outline
 
@@ -50,9 +50,8 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
     except SnifferError:
         raise
     except Exception as error:  # of upstream code: any
-        reason = str(error).strip().split("\n")[0]
         raise UnsupportedModelError(
-            f"{title} cannot be planned for without its weights: {type(error).__name__}: {reason}"
+            f"{title} cannot be planned for without its weights: {type(error).__name__}: {first_line(error)}"
         ) from error
     names = {part: name for name, part in backbone.named_modules()}
     numbers = number_layers({names[event.module]: event.module for event in seen}, backbone)

@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
-from sniffer.errors import UnsupportedModelError
+from sniffer.errors import UnsupportedModelError, first_line
 from sniffer.tap import Seen, tap
 from sniffer.types import KINDS, LayerGeometry
 
@@ -80,9 +80,8 @@ def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modu
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of upstream code: any
-            reason = str(error).strip().split("\n")[0]
             raise UnsupportedModelError(
-                f"it cannot run on token ids alone: {type(error).__name__}: {reason}"
+                f"it cannot run on token ids alone: {type(error).__name__}: {first_line(error)}"
             ) from error
     within = {event.module for event in witness.seen if attends_within_tokens(event, tuple(ids.shape))}
     showing = {event.module for event in witness.seen}

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from sniffer.errors import ConfigError, SnifferError
+from sniffer.errors import ConfigError, SnifferError, first_line
 
 TRUSTED = ("sniffer.", "models.", "experiments.")
 """Prefixes of `_target_` that need no opting in."""
@@ -74,7 +74,7 @@ def _import(target: str, what: str, trusted: Sequence[str]) -> Any:
         # A folder of the same name where the user stands would hide ours: say which one was found.
         found = getattr(sys.modules.get(target.split(".")[0]), "__file__", None)
         where = f" (looked in {found})" if found else ""
-        raise ConfigError(f"{what}._target_={target} cannot be imported: {_first_line(error)}{where}") from error
+        raise ConfigError(f"{what}._target_={target} cannot be imported: {first_line(error)}{where}") from error
 
 
 def _has(module: str, name: str) -> bool:
@@ -96,14 +96,14 @@ def checked(made: Any, arguments: dict[str, Any], what: str) -> Any:
     except OmegaConfBaseException as error:
         raise config_error(error, what, made) from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be built: {_first_line(error)}") from error
+        raise ConfigError(f"{what} cannot be built: {first_line(error)}") from error
 
 
 def _called(made: Any, arguments: dict[str, Any], what: str) -> Any:
     try:
         return made(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be built: {_first_line(error)}") from error
+        raise ConfigError(f"{what} cannot be built: {first_line(error)}") from error
 
 
 def _unlock(node: DictConfig) -> None:
@@ -117,7 +117,7 @@ def _unlock(node: DictConfig) -> None:
 def config_error(error: OmegaConfBaseException, what: str, root: Any) -> ConfigError:
     """One line with the full key; OmegaConf's own message for the rest."""
     parts = [part for part in (what, error.full_key or "") if part]
-    key, reason = ".".join(parts), _first_line(error)
+    key, reason = ".".join(parts), first_line(error)
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{key} has no value: add {key}=... to the command line")
     if isinstance(error, ConfigKeyError):
@@ -130,8 +130,3 @@ def _suggestion(error: OmegaConfBaseException, root: Any) -> str:
     known = [f.name for f in dataclasses.fields(owner)]
     close = get_close_matches(str(error.key), known, n=1)
     return f": did you mean {close[0]}?" if close else f": choose from {', '.join(known)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

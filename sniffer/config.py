@@ -22,8 +22,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
-from sniffer.durable import durable_file
-from sniffer.errors import ConfigError, RunError
+from sniffer.durable import could_not_write, durable_file
+from sniffer.errors import first_line, CaptureError, ConfigError, RunError
 from sniffer.lock import is_held
 from sniffer.types import COMPRESSIONS, KINDS
 
@@ -253,7 +253,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"could not read {path}: {str(error).splitlines()[0]}; {RESTORE}") from error
+        raise RunError(f"could not read {path}: {first_line(error)}; {RESTORE}") from error
     if not isinstance(values, dict):
         raise RunError(f"{path} is not a mapping of keys to values: {RESTORE}")
     return values

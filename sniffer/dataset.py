@@ -27,6 +27,7 @@ from sniffer.errors import ConfigError, DatasetError
 from sniffer.hashing import stable_id
 
 LARGEST_ID = (1 << 63) - 1
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,13 @@ class Source(ABC):
         Raises:
             DatasetError: as `check`, or a text is not a string.
         """
-        for row, text in zip(self._rows, self.row_texts(self._rows), strict=True):
+        texts = iter(self.row_texts(self._rows))
+        for row in self._rows:
+            text = next(texts, MISSING)
+            if text is MISSING:
+                raise DatasetError(
+                    f"{self.title} ends before row {row}: it is damaged, or has changed since it was read"
+                )
             require_string(text, row, self.title)
             yield example_id(self._ids[row]), str(self._ids[row]), text
 

@@ -41,3 +41,14 @@ class CaptureError(SnifferError):
 
 class RunError(SnifferError):
     """A run folder is broken, foreign, or already holds results."""
+
+
+def first_line(error: BaseException, lines: int = 1) -> str:
+    """What an error of someone else's code says first, in one line; its class where it says nothing."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(said[:lines]) or type(error).__name__
+
+
+def reason(error: OSError) -> str:
+    """Why the system refused; libraries raise such errors with words of their own as well."""
+    return error.strerror or first_line(error)

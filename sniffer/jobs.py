@@ -17,7 +17,7 @@ import polars as pl
 import yaml
 
 from sniffer.durable import durable_file
-from sniffer.errors import RunError
+from sniffer.errors import RunError, first_line
 from sniffer.lock import hold, is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.runs.folders import state
@@ -122,8 +122,7 @@ def errors(sweep: Path) -> dict[str, str | None]:
     try:
         index = pl.read_parquet(path, columns=["path", "error"], hive_partitioning=False, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"could not read {path}: {reason}; remove it: the next job makes it again") from error
+        raise RunError(f"could not read {path}: {first_line(error)}; remove it: the next job makes it again") from error
     return dict(index.iter_rows())
 
 
@@ -152,7 +151,7 @@ def overrides_of(job: Path) -> dict[str, str]:
     try:
         entries = [str(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8")) or ()]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise RunError(f"could not read {path}: {str(error).splitlines()[0]}; restore the file") from error
+        raise RunError(f"could not read {path}: {first_line(error)}; restore the file") from error
     split = (entry.lstrip("+~").partition("=") for entry in entries)
     return {key: value for key, _, value in split}
 

@@ -23,7 +23,7 @@ from typing import Any
 from sniffer.config import Config, EngineConfig
 from sniffer.crew import WorkerLost
 from sniffer.crew_engine import CrewEngine
-from sniffer.errors import ConfigError
+from sniffer.errors import ConfigError, first_line
 from sniffer.stop import SIGNALS
 from sniffer.types import Checkpoint
 from sniffer.worker import Worker
@@ -108,7 +108,7 @@ class RayPool:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            raise WorkerLost(_first_line(error)) from error
+            raise WorkerLost(first_line(error).rstrip(".")) from error
 
     def dismiss(self, worker: Any) -> None:
         with suppress(Exception):
@@ -143,7 +143,7 @@ def connect(address: str | None) -> None:
                 if address is None
                 else (f"engine.address={address}: no Ray cluster could be joined there")
             )
-            raise ConfigError(f"{where} ({_first_line(error)}); `ray start --head` starts one") from error
+            raise ConfigError(f"{where} ({first_line(error).rstrip('.')}); `ray start --head` starts one") from error
 
 
 def _answers(address: str) -> bool:
@@ -210,8 +210,3 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

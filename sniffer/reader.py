@@ -19,7 +19,7 @@ import polars as pl
 import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, first_line
 from sniffer.jobs import INDEX_PATH, in_order, overrides_of
 from sniffer.manifest import MANIFEST_PATH, Manifest
 from sniffer.scan import PLACES, join, read_rows, scan_parts
@@ -111,8 +111,7 @@ class Run:
         try:
             return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            reason = str(error).splitlines()[0]
-            raise RunError(f"could not read {path}: {reason}; restore the file, or capture again") from error
+            raise RunError(f"could not read {path}: {first_line(error)}; restore the file, or capture again") from error
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, first_line
 from sniffer.schema import Part
 from sniffer.schema import row_schema as arrow_schema
 from sniffer.types import KINDS
@@ -90,9 +90,8 @@ def read_rows(
         tables = [_read_part(folder / part.path, limits, wanted) for part in parts]
         table = pa.concat_tables([arrow_schema(dim).empty_table().drop_columns("head"), *tables])
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
         raise RunError(
-            f"could not read {folder}: {reason}; python -m sniffer.runs verify {folder} tells more"
+            f"could not read {folder}: {first_line(error)}; python -m sniffer.runs verify {folder} tells more"
         ) from error
     rows = {name: table[name].to_numpy() for name in PLACES}
     rows["vector"] = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sniffer.dataset import Source, file_facts, find_files, require_string
-from sniffer.errors import DatasetError
+from sniffer.errors import DatasetError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ class JsonLines(Table):
                 if line.strip():
                     place = f"{file} line {number}"
                     record = _parsed(line, place)
-                    _require_columns(place, columns, record)
+                    _require_columns(place, columns, [*record, *getattr(record, "twice", ())])
                     yield tuple(record[column] for column in columns)
 
 
@@ -92,12 +93,14 @@ class Csv(Table):
 
         for file in self.files:
             try:
+                # Of columns of one name, polars would rename all but the first.
+                header = polars.read_csv(file, has_header=False, n_rows=1, infer_schema=False, glob=False)
+                _require_columns(str(file), columns, [name or "" for name in header.row(0)])
                 table = polars.scan_csv(file, infer_schema=False, glob=False)
-                _require_columns(str(file), columns, table.collect_schema().names())
                 for batch in table.select(columns).fill_null("").collect_batches(maintain_order=True):
                     yield from batch.iter_rows()
             except (polars.exceptions.PolarsError, OSError) as error:
-                raise DatasetError(f"{file} cannot be read as CSV: {_first_line(error)}") from error
+                raise DatasetError(f"{file} cannot be read as CSV: {first_line(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ class Parquet(Table):
                 # Documents are long: a few rows at a time are plenty.
                 with _readable(file):
                     for batch in table.iter_batches(batch_size=64, columns=list(columns)):
+                        batch.validate()
                         yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
 
     def _row_count(self, file: Path) -> int:
@@ -196,7 +200,7 @@ class Hub(Source):
         try:
             return datasets.load_dataset(self.name, self.config, split=self.split, revision=commit or self.revision)
         except Exception as error:
-            reason = _first_line(_innermost(error))
+            reason = first_line(_innermost(error))
             raise DatasetError(f"{self.title} cannot be loaded: {reason}") from error
 
     @cached_property
@@ -235,7 +239,7 @@ def hub_commit(name: str, revision: str | None) -> str | None:
         problem = "is not on the hub, or private: check dataset.name, or run `hf auth login`"
         raise DatasetError(f"the dataset {name} {problem}") from error
     except Exception as error:  # whichever HTTP library the hub's client is built on
-        problem = f"no network to the hub ({_first_line(error)})"
+        problem = f"no network to the hub ({first_line(error)})"
         raise DatasetError(
             f"{problem}: connect, set HF_HUB_OFFLINE=1 to use a cached copy of {name}, or choose local text"
         ) from error
@@ -248,8 +252,8 @@ def _lines(file: Path) -> Iterator[str]:
             yield from lines
     except UnicodeDecodeError as error:
         raise DatasetError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
-    except (OSError, EOFError) as error:
-        raise DatasetError(f"{file} cannot be read: {_first_line(error)}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DatasetError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _open_parquet(file: Path) -> Any:
@@ -265,17 +269,24 @@ def _readable(file: Path) -> Iterator[None]:
 
     try:
         yield
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DatasetError(f"{file} cannot be read as Parquet: {_first_line(error)}") from error
+    except (
+        pyarrow.ArrowException,
+        OSError,
+        ValueError,
+        OverflowError,
+    ) as error:  # damaged values are of Python's kinds
+        raise DatasetError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 
 
-def _require_columns(place: str, wanted: Iterable[str], columns: Iterable[str]) -> None:
+def _require_columns(place: str, wanted: Iterable[str], columns: Sequence[str]) -> None:
     for column in wanted:
         if column not in columns:
             raise DatasetError(
                 f"{place} has no column {column!r}, only {', '.join(columns)}: "
                 f"set dataset.text_column or dataset.id_column"
             )
+        if (count := columns.count(column)) > 1:
+            raise DatasetError(f"{place} has {count} columns {column!r}, and which is meant is unknown: rename one")
 
 
 def _require_text(place: str, column: str, type_name: str) -> None:
@@ -283,9 +294,27 @@ def _require_text(place: str, column: str, type_name: str) -> None:
         raise DatasetError(f"{place}: the column {column!r} is of type {type_name}, not text: set dataset.text_column")
 
 
+class Ambiguous(dict[str, Any]):
+    """A JSON object that has some of its keys again: those in `twice`, of which a dict keeps the last value."""
+
+    twice: Sequence[str] = ()
+
+
+def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    ambiguous, keys = Ambiguous(record), [key for key, _ in pairs]
+    ambiguous.twice = [key for place, key in enumerate(keys) if key in keys[:place]]
+    return ambiguous
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _parsed(line: str, place: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{place} is not JSON: {error}") from error
     if not isinstance(record, dict):
@@ -304,8 +333,3 @@ def _innermost(error: BaseException) -> BaseException:
     while inner := error.__cause__ or error.__context__:
         error = inner
     return error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

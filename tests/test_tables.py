@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,35 @@ def test_gzipped_lines_are_read(tmp_path: Path) -> None:
     assert [text for *_, text in JsonLines(path=str(tmp_path)).texts()] == ["ü"]
 
 
+def test_gzipped_lines_that_are_damaged_are_the_same_lines_or_refused_in_one(tmp_path: Path) -> None:
+    """By gzip's check sum, or by what it unpacks them with, which says so in another way."""
+    rows = [{"text": f"{n} times {n} is {n * n}"} for n in range(300)]
+    whole = gzip.compress("".join(f"{json.dumps(row)}\n" for row in rows).encode(), mtime=0)
+    file, refused = tmp_path / "a.jsonl.gz", 0
+    flipped = [bytes([*whole[:at], whole[at] ^ 16, *whole[at + 1 :]]) for at in range(12, len(whole), 29)]
+    for damaged in (*flipped, whole[:6], whole[: len(whole) // 2], whole[:-1], whole + b"more"):
+        file.write_bytes(damaged)
+        try:
+            assert [text for *_, text in JsonLines(path=str(file)).texts()] == [row["text"] for row in rows]
+        except DatasetError as error:
+            assert "a.jsonl.gz" in str(error) and len(str(error).splitlines()) == 1
+            refused += 1
+    assert refused > len(flipped)
+
+
+@pytest.mark.parametrize("column", ["text", "id"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, column: str) -> None:
+    """Which of them is meant nobody knows; columns that are not asked for may be there as often as they like."""
+    names = [column, "id", "text", "n", "n"]
+    (tmp_path / "a.csv").write_text(",".join(names) + "\n1,2,3,4,5\n")
+    (tmp_path / "a.jsonl").write_text("{" + ", ".join(f'"{name}": "{n}"' for n, name in enumerate(names)) + "}\n")
+    pq.write_table(pa.Table.from_arrays([pa.array([f"{n}"]) for n in range(5)], names=names), tmp_path / "a.parquet")
+    for made in (Csv, JsonLines, Parquet):
+        with pytest.raises(DatasetError, match=f"has 2 columns '{column}'"):
+            made(path=str(tmp_path), id_column="id").check()
+        assert made(path=str(tmp_path), text_column="id" if column == "text" else "text")._ids == [0]
+
+
 @pytest.mark.parametrize(("made", "name"), [(Parquet, "a.parquet"), (JsonLines, "a.jsonl"), (JsonLines, "a.jsonl.gz")])
 def test_a_file_of_another_kind_is_one_line(tmp_path: Path, made: Any, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x00\xff\xfe not this")
@@ -159,6 +189,25 @@ def test_a_parquet_file_with_a_damaged_page_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(content[:4] + b"\xff" * 20 + content[24:])
     with pytest.raises(DatasetError, match=r"a\.parquet cannot be read as Parquet"):
         list(Parquet(path=str(tmp_path)).texts())
+
+
+def test_a_parquet_file_is_refused_in_one_line_wherever_it_is_damaged(tmp_path: Path) -> None:
+    """Texts that are no text any more, and rows that are no longer there, come as errors of Python's own."""
+    write_parquet(tmp_path / "whole.parquet", [{"text": "a"}, {"text": "b"}])
+    whole, file = (tmp_path / "whole.parquet").read_bytes(), tmp_path / "a.parquet"
+    for at in range(len(whole)):
+        file.write_bytes(bytes([*whole[:at], whole[at] ^ 0xFF, *whole[at + 1 :]]))
+        with suppress(DatasetError):  # of a header nobody needs, or a letter, no reader can know
+            list(Parquet(path=str(file)).texts())
+
+
+def test_a_table_that_becomes_shorter_while_it_is_read_is_named(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    source = JsonLines(path=str(tmp_path))
+    source.check()
+    write_jsonl(tmp_path / "a.jsonl", ROWS[:2])
+    with pytest.raises(DatasetError, match="ends before row 2"):
+        list(source.texts())
 
 
 @pytest.fixture

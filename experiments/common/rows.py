@@ -15,7 +15,7 @@ import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.config import numbers
-from sniffer.errors import ConfigError, RunError
+from sniffer.errors import first_line, ConfigError, RunError
 from sniffer.finite import count_not_finite
 from sniffer.reader import Run
 
@@ -81,8 +81,7 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
         rows = table.drop("layer", "kind", "token_id").collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         raise RunError(
-            f"{where} cannot be read ({str(error).splitlines()[0]}): `python -m sniffer.runs verify {run.folder}` names"
-            " the file"
+            f"{where} cannot be read ({first_line(error)}): `python -m sniffer.runs verify {run.folder}` names the file"
         ) from error
     n = len(rows) // len(heads)
     if n < MIN_ROWS:

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, first_line
 from sniffer.reader import Run
 
 from ..common.results import FINDINGS, PROVENANCE
@@ -203,5 +203,4 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return RunError(f"could not read {path}: {reason}; run that analysis again")
+    return RunError(f"could not read {path}: {first_line(error)}; run that analysis again")

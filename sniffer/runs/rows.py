@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
 from sniffer.digest import Digest, digest_rows, sum_places
-from sniffer.finite import NotFinite, count_not_finite
+from sniffer.finite import count_not_finite, NotFinite
+from sniffer.errors import first_line
 from sniffer.manifest import Manifest
 from sniffer.schema import Footer, Part, row_schema
 
@@ -62,7 +63,7 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, li
         problems += _footer(file.schema_arrow, manifest, part, dim)
         heads, digest, not_finite = _heads(file, part, dim)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        return Places.joined([]), [f"{part.path}: cannot be read ({str(error).splitlines()[0]})"]
+        return Places.joined([]), [f"{part.path}: cannot be read ({first_line(error)})"]
     wanted = manifest.selection[part.layer][part.kind]
     first = next(iter(heads.values()), Places.joined([]))
     if heads and tuple(heads) != tuple(wanted):

@@ -1,0 +1,88 @@
+"""What other people's code raises is told in one line, also where it says nothing."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from sniffer.experiments.common.rows import load
+from sniffer.models.embedded import _convert
+
+from sniffer import config, jobs
+from sniffer.errors import SnifferError, first_line, reason
+from sniffer.reader import Run, open_run
+from sniffer.runs.rows import check_part
+from tests.helpers_storage import make_run
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError(""), "ValueError"),
+        (ValueError("\n \n"), "ValueError"),
+        (ValueError("\n  first \nsecond"), "first"),
+        (gzip.BadGzipFile("no gzip"), "no gzip"),
+    ],
+)
+def test_the_first_line_of_an_error(error: Exception, said: str) -> None:
+    assert first_line(error) == said
+
+
+def test_why_the_system_refused() -> None:
+    assert reason(OSError(28, "No space left on device", "x")) == "No space left on device"
+    assert reason(OSError("words of a library")) == "words of a library"
+    assert reason(OSError()) == "OSError"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = open_run(make_run(tmp_path / "run").folder)
+    assert isinstance(made, Run)
+    (made.folder / ".hydra").mkdir()
+    (made.folder / ".hydra" / "overrides.yaml").write_text("[]")
+    (made.folder / "sweep.parquet").write_bytes(b"")
+    return made
+
+
+READERS: dict[str, tuple[Callable[[Run], Any], Any, str, Exception]] = {
+    "config.yaml": (lambda run: run.config, yaml, "safe_load", yaml.YAMLError()),
+    "config.yaml of a rerun": (lambda run: config.saved_config(run.folder), yaml, "safe_load", yaml.YAMLError()),
+    "overrides": (lambda run: jobs.overrides_of(run.folder), yaml, "safe_load", yaml.YAMLError()),
+    "an index": (lambda run: jobs.errors(run.folder), pl, "read_parquet", pl.exceptions.ComputeError("")),
+    "a head": (lambda run: run.vectors(layer=0, head=0), pq, "ParquetFile", pa.ArrowInvalid("")),
+    "a layer": (lambda run: load(run, 0, "q"), pl.LazyFrame, "collect", pl.exceptions.ComputeError("")),
+    "a model": (lambda run: _convert(run.folder, run.folder), pl, "nothing", ValueError()),
+}
+
+
+@pytest.mark.parametrize("what", READERS)
+def test_a_library_that_says_nothing_is_told_of_by_name(run: Run, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    read, owner, name, error = READERS[what]
+    if what == "a model":
+        import transformers
+
+        owner, name = transformers.AutoTokenizer, "from_pretrained"
+    monkeypatch.setattr(owner, name, raising(error))
+    with pytest.raises(SnifferError, match=type(error).__name__) as caught:
+        read(run)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_part_that_cannot_be_read_is_a_problem(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pq, "ParquetFile", raising(pa.ArrowInvalid("")))
+    part = run.manifest.parts[0]
+    assert check_part(run.folder, run.manifest, part)[1] == [f"{part.path}: cannot be read (ArrowInvalid)"]
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
