@@ -7,25 +7,31 @@ truncation, sharding, device or library version; rates nest (what is kept at bas
 and every row's decision can be recomputed from the manifest.
 
 To write one, subclass Sampler, name it in `sampler._target_`, and give the two methods. A probability
-must be the same throughout a bucket, since the bucket is what a row remembers of its rate.
+must be the same throughout a bucket, since the bucket is what a row remembers of its rate. Both must answer for each
+position alone, whatever else is asked with it; law.py checks what a sampler says.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt64
 
-from sniffer.errors import ConfigError
+from sniffer.errors import ConfigError, first_line
 from sniffer.hashing import GOLDEN, key_of, mix64
+from sniffer.law import NO_LAW, law_of
 from sniffer.types import Document, Picks, TokenBatch
 
 SEED_PARTS = ("example", "layer", "kind")
+LARGEST_SIZE = 1 << 62
+"""Of a bucket: far beyond any position, and within what arrays of positions can be divided by."""
 BLOCK = 1 << 14
 """Positions hashed at a time: the working arrays of one block stay in the processor's cache."""
 
@@ -70,8 +76,8 @@ class LogUniform(Sampler):
         super().__post_init__()
         _check_base_rate(self.base_rate)
         size = self.min_bucket_size
-        if size < 1:
-            raise ConfigError(f"sampler.min_bucket_size={size} must be a power of two, 1 or more")
+        if not 1 <= size <= LARGEST_SIZE:
+            raise ConfigError(f"sampler.min_bucket_size={size} must be a power of two, {_from_to(size)}")
         if size & (size - 1):
             below = 1 << (size.bit_length() - 1)
             raise ConfigError(f"sampler.min_bucket_size={size} is not a power of two: use {below} or {2 * below}")
@@ -125,11 +131,17 @@ class All(Sampler):
 
 
 class Picker:
-    """Draws the picks of a sampler, with the sampler's law tabulated once per position."""
+    """Draws the picks of a sampler, with the sampler's law tabulated once per position.
+
+    Raises:
+        ConfigError: here, or when longer documents come, where the sampler has no law (law.py).
+    """
 
     def __init__(self, sampler: Sampler, seed: int) -> None:
+        _check_sampler(sampler)
         self.sampler = sampler
         self.seed = seed
+        self._law = NO_LAW
         self._tabulate(1 << 10)
 
     def pick(self, batch: TokenBatch, layer: int, draw: str) -> Picks:
@@ -183,12 +195,11 @@ class Picker:
 
     def _tabulate(self, n: int) -> None:
         """Extends the tables to `n` positions, in powers of two so that it happens rarely."""
-        if n <= len(getattr(self, "buckets", ())):
+        if n <= len(self._law):
             return
-        positions = np.arange(1 << (n - 1).bit_length(), dtype=np.int64)
-        self.buckets = self.sampler.bucket(positions).astype(np.int32)
-        self.probabilities = self.sampler.probability(positions).astype(np.float64)
-        _check_law(self.sampler, self.buckets, self.probabilities)
+        self._law = law_of(self.sampler, 1 << (n - 1).bit_length(), self._law)
+        self.buckets, self.probabilities = self._law.buckets, self._law.probabilities
+        positions = np.arange(len(self._law), dtype=np.int64)
         self.thresholds = _thresholds(self.probabilities)
         self.base_hashes = mix64((positions.astype(np.uint64) + np.uint64(1)) * np.uint64(GOLDEN))
         self.has_zero = bool((self.probabilities == 0).any())
@@ -204,20 +215,17 @@ def _thresholds(probabilities: Float64[np.ndarray, " n"]) -> UInt64[np.ndarray, 
     return np.where(certain, np.uint64(2**64 - 1), below)
 
 
-def _check_law(sampler: Sampler, buckets: Int32[np.ndarray, " n"], probabilities: Float64[np.ndarray, " n"]) -> None:
+def _check_sampler(sampler: Any) -> None:
     name = type(sampler).__name__
-    if buckets.shape != probabilities.shape or len(buckets) == 0:
-        raise ConfigError(f"sampler {name} must return one bucket and one probability per position")
-    if not (np.isfinite(probabilities) & (probabilities >= 0) & (probabilities <= 1)).all():
-        raise ConfigError(f"sampler {name} gives a probability outside [0, 1]: clip it in probability()")
-    if (buckets < 0).any():
-        raise ConfigError(f"sampler {name} gives a negative bucket: number buckets from 0")
-    order = np.lexsort((probabilities, buckets))
-    same_bucket = np.diff(buckets[order]) == 0
-    if (same_bucket & (np.diff(probabilities[order]) != 0)).any():
+    if not isinstance(sampler, Sampler):
+        raise ConfigError(f"{name} is no sampler: name a subclass of sniffer.sampler.Sampler, such as LogUniform")
+    try:
+        json.dumps(describe(sampler))
+    except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
-            f"sampler {name} gives different probabilities within one bucket: give each rate its own bucket"
-        )
+            f"sampler {name} has fields that cannot be recorded ({first_line(error)}): use numbers, text and lists of "
+            "them as fields, and make all else of them in its methods"
+        ) from error
 
 
 def _check_base_rate(base_rate: float) -> None:
@@ -226,8 +234,12 @@ def _check_base_rate(base_rate: float) -> None:
 
 
 def _check_bucket_size(bucket_size: int) -> None:
-    if bucket_size < 1:
-        raise ConfigError(f"sampler.bucket_size={bucket_size} must be 1 or more")
+    if not 1 <= bucket_size <= LARGEST_SIZE:
+        raise ConfigError(f"sampler.bucket_size={bucket_size} must be {_from_to(bucket_size)}")
+
+
+def _from_to(size: int) -> str:
+    return "1 or more" if size < 1 else f"at most {LARGEST_SIZE}"
 
 
 def describe(sampler: Sampler) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniffer.errors import ConfigError
-from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform, describe
+from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform, _check_sampler, describe
 from sniffer.types import Document, TokenBatch
 
 SAMPLERS = [
@@ -171,6 +171,9 @@ def test_probability_by_bucket_lists_every_bucket_in_reach():
         (lambda: LogUniform(min_bucket_size=0), "1 or more"),
         (lambda: Uniform(bucket_size=0), "bucket_size=0"),
         (lambda: All(bucket_size=-3), "bucket_size=-3"),
+        (lambda: LogUniform(min_bucket_size=2**70), "at most"),
+        (lambda: Uniform(bucket_size=2**70), "at most"),
+        (lambda: All(bucket_size=10**400), "at most"),
         (lambda: All(seed_by=["example", "head"]), "seed_by"),
         (lambda: All(seed_by=["kind", "kind"]), "at most once"),
     ],
@@ -208,3 +211,132 @@ def test_a_sampler_of_ones_own_needs_two_methods():
 def test_a_law_that_varies_within_a_bucket_is_refused():
     with pytest.raises(ConfigError, match="different probabilities within one bucket"):
         Picker(Lawless(), 0)
+
+
+@dataclass(frozen=True)
+class Answering(Sampler):
+    """A user's sampler that answers as it is told to."""
+
+    def bucket(self, positions):
+        return ANSWERS[0](positions)
+
+    def probability(self, positions):
+        return ANSWERS[1](positions)
+
+
+ANSWERS = [lambda p: p // 4, lambda p: np.full(len(p), 0.5)]
+NOT_A_NUMBER_EACH = {
+    "a scalar": lambda _: 0.5,
+    "a numpy scalar": lambda _: np.float64(1),
+    "None": lambda _: None,
+    "text": lambda _: "0.5",
+    "a list": lambda p: [0] * len(p),
+    "a generator": lambda p: (0 for _ in p),
+    "two dimensions": lambda p: np.zeros((len(p), 1)),
+    "none": lambda _: np.zeros(()),
+    "too few": lambda p: np.zeros(len(p) - 1),
+    "an array of text": lambda p: np.full(len(p), "1"),
+    "an array of objects": lambda p: np.full(len(p), 1, dtype=object),
+    "complex numbers": lambda p: np.full(len(p), 1j),
+    "dates": lambda p: p.astype("datetime64[s]"),
+    "masked numbers": lambda p: np.ma.masked_greater(p, 3) * 0,
+    "not a number": lambda p: np.where(p == 7, np.nan, 0.0),
+    "infinity": lambda p: np.where(p == 7, np.inf, 0.0),
+    "below zero": lambda p: np.where(p == 7, -1, 0),
+    "an exception": lambda p: 1 // 0,
+}
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, bucket=None, probability=None, n_tokens: int = 1) -> str:
+    """The one line that refuses a sampler with one of its methods changed."""
+    monkeypatch.setattr("tests.test_sampler.ANSWERS", [bucket or ANSWERS[0], probability or ANSWERS[1]])
+    with pytest.raises(ConfigError, match="sampler Answering") as caught:
+        Picker(Answering(), 0).positions(document(n_tokens), 0, "q")
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["bucket", "probability"])
+@pytest.mark.parametrize("what", NOT_A_NUMBER_EACH)
+def test_an_answer_that_is_not_a_number_each_is_refused_by_name(monkeypatch, method: str, what: str):
+    assert f"{method}()" in refusal(monkeypatch, **{method: NOT_A_NUMBER_EACH[what]})
+
+
+@pytest.mark.parametrize("beyond", [2**31, 2**32, 2**40 + 3, -1, -(2**32), 0.5, 1e12])
+def test_a_bucket_is_itself_or_refused(monkeypatch, beyond: float):
+    """In a column of 32 bits, 2^32 would be 0."""
+    assert str(beyond) in refusal(monkeypatch, bucket=lambda p: np.where(p == 900, beyond, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint64, np.int64, np.float32, bool])
+def test_whole_numbers_of_any_type_are_buckets(monkeypatch, dtype):
+    monkeypatch.setattr("tests.test_sampler.ANSWERS", [lambda p: (p > 5).astype(dtype), lambda p: p > 5])
+    assert kept(Answering(), 9) == [6, 7, 8]
+
+
+NO_LAWS = {
+    "chance": lambda p: np.random.default_rng().integers(0, 5, len(p)),
+    "the place in the array": lambda p: np.arange(len(p)) // 4,
+    "the length of the array": lambda p: p * 0 + len(p),
+    "the last position": lambda p: p * 4 // (p.max() + 1),
+    "the first position": lambda p: np.abs(p - p[0]),
+    "earlier calls": lambda p: p * 0 + len(CALLS.append(1) or CALLS),
+}
+CALLS: list[int] = []
+
+
+@pytest.mark.parametrize("what", NO_LAWS)
+def test_what_depends_on_more_than_the_position_is_no_law(monkeypatch, what: str):
+    """Documents of other lengths, other batches or another session would get other positions."""
+    for method, answer in (("bucket", NO_LAWS[what]), ("probability", lambda p: NO_LAWS[what](p) / 5000)):
+        each = {"bucket": lambda p: p} if method == "probability" else {}
+        told = refusal(monkeypatch, **each, **{method: answer})
+        assert f"{method}() gives" in told and "for one position" in told
+
+
+def test_a_longer_table_begins_with_the_shorter_one(monkeypatch):
+    asked: list[int] = []
+
+    def bucket(positions):
+        asked.append(len(positions))
+        return positions * 0 + (len(asked) > 2)
+
+    assert "bucket() gives 1 and 0 for one position" in refusal(monkeypatch, bucket=bucket, n_tokens=1500)
+
+
+def test_what_an_exception_was_and_where_is_told(monkeypatch):
+    told = refusal(monkeypatch, bucket=lambda p: np.linalg.inv(p))
+    assert "LinAlgError" in told and "test_sampler.py line" in told
+
+
+def test_a_sampler_may_write_into_its_argument(monkeypatch):
+    """What it does to the positions must not reach the draw."""
+
+    def bucket(positions):
+        positions //= 64
+        return positions
+
+    monkeypatch.setattr("tests.test_sampler.ANSWERS", [bucket, lambda p: np.full(len(p), 0.5)])
+    first, second = Picker(Answering(), 0), Picker(Uniform(base_rate=32.0, bucket_size=64), 0)
+    assert first.positions(document(700), 0, "q").tolist() == second.positions(document(700), 0, "q").tolist()
+
+
+@dataclass(frozen=True)
+class Unwritable(EvenPositions):
+    table: object = field(default_factory=lambda: np.arange(3))
+
+
+@pytest.mark.parametrize("sampler", [Unwritable(), object(), All])
+def test_what_cannot_be_recorded_or_is_no_sampler_is_refused(sampler):
+    with pytest.raises(ConfigError, match="cannot be recorded|is no sampler"):
+        _check_sampler(sampler)
+
+
+@given(st.integers(0, 62), st.floats(0, 1e300))
+def test_sizes_up_to_the_largest_have_a_law(power: int, base_rate: float):
+    for sampler in (
+        LogUniform(base_rate=base_rate, min_bucket_size=2**power),
+        Uniform(base_rate=base_rate, bucket_size=2**power),
+    ):
+        law = Picker(sampler, 0).probability_by_bucket(1000)
+        assert all(0 <= probability <= 1 for probability in law.values())
