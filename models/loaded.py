@@ -37,6 +37,7 @@ class LoadedBackbone:
         skipped_layers: paths of layers without softmax self-attention over the tokens.
         shared_keys: layer -> the earlier layer whose keys it attends with, for layers without keys of their
             own. Its k, v and k_pre are that layer's.
+        vocabulary: rows of its embedding.
         pre_missing: why q_pre and k_pre cannot be had; empty where they can. They are then absent from
             the geometry too.
         code, packages: what the vectors depend on besides the weights (provenance.py), as it was when this
@@ -54,8 +55,8 @@ class LoadedBackbone:
         self.device: torch.device = input_device(module)
         self._takes_use_cache = _accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
-        vocabulary = vocabulary_of(module)
-        ids = selfcheck.probe_ids(vocabulary, self.device)
+        self.vocabulary = vocabulary_of(module)
+        ids = selfcheck.probe_ids(self.vocabulary, self.device)
         with inputs_of(_tapped(module)) as called:
             first = selfcheck.observe_probe(self, ids, names, pre=False)
         check_parts(module, names)
@@ -63,7 +64,7 @@ class LoadedBackbone:
         check_silent(called, first, names)
         selfcheck.check_causal(first, self, names)
         self.pre_missing = why_no_pre({event.module for event in first.seen})
-        ids = selfcheck.probe_ids(vocabulary, self.device, other_length(module))
+        ids = selfcheck.probe_ids(self.vocabulary, self.device, other_length(module))
         with inputs_of([event.module for event in first.seen]) as inputs:
             other = selfcheck.observe_probe(self, ids, names, pre=not self.pre_missing)
         check_lengths(first, other, names)

@@ -7,6 +7,7 @@ budget and pads by no more than a twentieth. What is captured does not depend on
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from itertools import chain
 
 import numpy as np
 
-from sniffer.errors import DatasetError
+from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Dataset, Document, TokenBatch, Tokenize
 
 WINDOW_TOKENS = 1 << 23
@@ -120,6 +121,21 @@ class Feed:
         self._ahead = Ahead(windows(tokenizer.documents(dataset)))
         self._windows = iter(self._ahead)
         self._n_texts = len(dataset)
+        self._vocabulary: int | None = None
+
+    def fit(self, vocabulary: int) -> None:
+        """Makes batches for a model whose embedding has so many rows.
+
+        A tokenizer's pad token may have none of them. Any other serves: padding comes last, where causal attention
+        does not see it.
+
+        Raises:
+            CheckpointError: a token of the first window has no row either; of later ones, when their batches come.
+        """
+        self._vocabulary = vocabulary
+        if not 0 <= self.pad_id < vocabulary:
+            self.pad_id = 0
+        self._check(self.first)
 
     @cached_property
     def first(self) -> Window:
@@ -142,11 +158,22 @@ class Feed:
     def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
         """All documents in batches of at most `max_tokens` computed tokens; to be called once."""
         for window in chain([self.first], self._windows):
+            self._check(window)
             yield from batches(window.documents, max_tokens, self.pad_id)
 
     def close(self) -> None:
         """Stops reading; nothing more is needed."""
         self._ahead.close()
+
+    def _check(self, window: Window) -> None:
+        rows = math.inf if self._vocabulary is None else self._vocabulary
+        for document in window.documents:
+            place = int(document.token_ids.argmax())
+            if (token := int(document.token_ids[place])) >= rows:
+                raise CheckpointError(
+                    f"document {document.source_id!r} has token {token} at position {place}, but the model's embedding "
+                    f"has {rows} rows: the checkpoint needs the tokenizer that it was trained with"
+                )
 
 
 class Ahead:

@@ -58,6 +58,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             feed = Feed(config.dataset, tokenize, pad_id, max_tokens=token_limit(config, limits))
             try:
                 model = engine.open(config, folder)
+                feed.fit(model.vocabulary)
                 plan = make_plan(config, model, feed)
                 log.info("%s", estimate_line(plan.expected))
                 room = engine.room(config.output.memory_limit)

@@ -307,15 +307,14 @@ MOST = 1 << 20
 def _range(key: str, item: Any) -> Sequence[int]:
     if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
         return (item,)
-    if isinstance(item, str):
-        if match := re.fullmatch(r"(\d+)", item):
-            return (int(item),)
-        if match := re.fullmatch(r"(\d+)([-:])(\d+)", item):
-            first, last = int(match[1]), int(match[3])
-            if last > MOST:
-                raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
-            return range(first, last + 1 if match[2] == "-" else last)
-    raise ConfigError(f"{key} has {item!r}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
+    if isinstance(item, str) and (match := re.fullmatch(r"(\d{1,99})(?:([-:])(\d{1,99}))?", item)):
+        first, last = int(match[1]), int(match[3] or match[1]) + (match[2] != ":")
+        if last > MOST:
+            raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
+        if last <= first:
+            raise ConfigError(f"{key} has {item!r}, which names nothing: give the lower end first, as in 0-7 or 0:8")
+        return range(first, last)
+    raise ConfigError(f"{key} has {item!r:.60}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
 
 
 def _record_folder(output_dir: str, plan: Any = False) -> str | None:

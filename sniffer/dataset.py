@@ -99,7 +99,7 @@ class Source(ABC):
         """
         texts = iter(self.row_texts(self._rows))
         for row in self._rows:
-            text = next(texts, MISSING)
+            text: Any = next(texts, MISSING)
             if text is MISSING:
                 raise DatasetError(
                     f"{self.title} ends before row {row}: it is damaged, or has changed since it was read"

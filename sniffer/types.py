@@ -173,7 +173,8 @@ class Tokenize(Protocol):
 class ModelFacts(Protocol):
     """What is known of a loaded model, wherever it is.
 
-    `pre_missing` says why it shows no q_pre and k_pre; empty where it does.
+    `pre_missing` says why it shows no q_pre and k_pre; empty where it does. `vocabulary` counts the rows of its
+    embedding.
     """
 
     @property
@@ -187,6 +188,9 @@ class ModelFacts(Protocol):
 
     @property
     def pre_missing(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> int: ...
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of the loaded model beyond its geometry, such as layers left out."""

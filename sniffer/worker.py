@@ -41,6 +41,7 @@ class Facts:
     dtype: torch.dtype
     device: torch.device
     pre_missing: str
+    vocabulary: int
     backbone: Mapping[str, Any]
     described: Mapping[str, str]
     model: Mapping[str, Any]
@@ -113,6 +114,7 @@ class Worker:
             dtype=self.backbone.dtype,
             device=self.backbone.device,
             pre_missing=self.backbone.pre_missing,
+            vocabulary=self.backbone.vocabulary,
             backbone=self.backbone.describe(),
             described=describe_device(self.backbone),
             model=self.checkpoint.describe(),

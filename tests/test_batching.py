@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer import batching
-from sniffer.batching import MAX_PADDING, Ahead, Tokenizer, Window, batches, windows
-from sniffer.errors import DatasetError
+from sniffer.batching import MAX_PADDING, Ahead, Feed, Tokenizer, Window, batches, windows
+from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Document
 
 
@@ -124,6 +124,17 @@ def test_a_panic_while_reading_does_not_pass_by_those_who_save():
 
     with pytest.raises(DatasetError, match="PanicError: index out of bounds"):
         list(Ahead(source()))
+
+
+def test_a_token_beyond_the_embedding_is_named_whichever_window_it_is_in(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batching, "WINDOW_DOCUMENTS", 1)
+    for texts in (("abz", "ab"), ("ab", "abz")):
+        feed = Feed(Texts(*texts), by_letter, 0, max_tokens=None)
+        row = texts.index("abz")
+        with pytest.raises(CheckpointError, match=f"document 'row-{row}' has token 122 at position 2, .* 122 rows"):
+            feed.fit(ord("z"))
+            list(feed.batches(100))
+        feed.close()
 
 
 def test_closing_stops_the_reading():

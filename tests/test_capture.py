@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from sniffer.models.backbone import Checkpoint
 
 from sniffer import estimate, local, open_run, passes
-from sniffer.errors import CaptureError, ConfigError, DatasetError
+from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
 from sniffer.estimate import Estimate, Room
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
@@ -101,6 +102,35 @@ def test_batching_changes_no_position_and_vectors_only_by_rounding(run, change: 
     assert alone.select(keys).equals(together.select(keys))
     difference = alone["vector"].to_numpy() - together["vector"].to_numpy()
     assert np.abs(difference).max() < 1e-4
+
+
+@pytest.fixture
+def tokenizes(monkeypatch: pytest.MonkeyPatch):
+    """Gives the checkpoint another pad token, and adds something to all tokens."""
+    honest = Checkpoint.tokenizer
+
+    def change(pad: int, add: int = 0) -> None:
+        def tokenizer(self: Checkpoint):
+            tokenize, _ = honest(self)
+            return lambda text: tokenize(text) + add, pad
+
+        monkeypatch.setattr(Checkpoint, "tokenizer", tokenizer)
+
+    return change
+
+
+def test_any_pad_token_serves_also_one_without_a_row_in_the_embedding(run, texts: Path, tokenizes):
+    save_texts(texts, {"long": "a cat sat on the mat and looked at us", "short": "a cat sat on the mat and looked at"})
+    whole = table(run(*EVERYTHING))
+    for pad in (7, 256, 257, 10**6, -1):
+        tokenizes(pad)
+        assert table(run(*EVERYTHING)).equals(whole)
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named_with_its_document(run, tokenizes):
+    tokenizes(pad=0, add=1000)
+    with pytest.raises(CheckpointError, match=r"document 'first' has token 1\d{3} at position \d+, .* has 257 rows"):
+        run()
 
 
 def test_truncation_only_leaves_rows_out(run):

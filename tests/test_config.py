@@ -209,11 +209,19 @@ def test_ranges_mean_the_same_in_both_spellings(first: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["7-3", "4:4", [], -1, [0, -1], True, 1.5, "a", "1-", "1-2-3", [[1]], {"a": 1}, "0-99999999999"]
+    "value",
+    ["7-3", "4:4", [], -1, [0, -1], True, 1.5, "a", "1-", "1-2-3", [[1]], {"a": 1}, "0-99999999999", "9" * 5000, "²"],
 )
 def test_numbers_refuses_the_rest(value: Any) -> None:
     with pytest.raises(ConfigError, match=r"capture\.layers"):
         numbers("capture.layers", value)
+
+
+@pytest.mark.parametrize("empty", ["5-2", "4:4", "4:0"])
+def test_a_range_that_names_nothing_is_refused_beside_others_too(empty: str) -> None:
+    """It would be left out without a word."""
+    with pytest.raises(ConfigError, match=f"capture.layers has '{empty}', which names nothing"):
+        numbers("capture.layers", [empty, 0])
 
 
 @pytest.mark.parametrize(
