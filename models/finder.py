@@ -14,13 +14,15 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import decode_source, find_spec, spec_from_file_location
 from pathlib import Path
+from traceback import extract_tb
 from types import CodeType, ModuleType
 
+from sniffer.errors import SnifferError, UnsupportedModelError, first_line
 from sniffer.tap import TAP
 
 from .derive import TAP_NAME, Derived, derive, observing_classes
@@ -57,10 +59,32 @@ class TappedLoader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         setattr(module, TAP_NAME, TAP)
-        super().exec_module(module)
+        with _named(self.path) if self.local_copy else nullcontext():
+            super().exec_module(module)
         setattr(module, DERIVED_NAME, self.derived)
         setattr(module, TAPPED_CLASSES, self.classes)
         setattr(module, SOURCE, self.source)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Names a hand-edited copy whose code fails as it is imported: of transformers' own error the file cannot be told.
+
+    Raises:
+        UnsupportedModelError: the file, the line, and what is wrong there.
+    """
+    try:
+        yield
+    except SnifferError:
+        raise
+    except Exception as error:
+        here = [frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else here[-1] if here else None
+        what = error.msg if isinstance(error, SyntaxError) else first_line(error)
+        raise UnsupportedModelError(
+            f"{path}{f' line {line}' if line else ''}: {type(error).__name__}: {what}; mend this copy, or remove it to "
+            "use that of transformers"
+        ) from error
 
 
 class TappedFinder(MetaPathFinder):

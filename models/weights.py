@@ -141,6 +141,8 @@ def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title
 
 
 def _unloadable(error: Exception, attention: str, title: str) -> SnifferError:
+    if (ours := _ours(error)) is not None:
+        return ours
     if NO_SUCH_ATTENTION in str(error):
         return ConfigError(
             f"{title} has no attention of kind model.attn_implementation={attention}:"
@@ -148,6 +150,13 @@ def _unloadable(error: Exception, attention: str, title: str) -> SnifferError:
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return CheckpointError(f"{title} cannot be loaded: {lines[0] if lines else type(error).__name__}")
+
+
+def _ours(error: BaseException | None) -> SnifferError | None:
+    """What we raised ourselves while transformers imported a family, which it wraps in an error of its own."""
+    while error is not None and not isinstance(error, SnifferError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 @contextmanager

@@ -141,6 +141,47 @@ def test_a_local_copy_wins(tmp_path: Path):
     assert out == f"{copy} transformers.models.llama True 2 ['Mine']"
 
 
+BROKEN = {
+    "a line that is no Python": ("class A:\n    def f(self:\n", "line 2: SyntaxError"),
+    "a name that is not there": ("class A:\n    pass\n\nA.x = nothing\n", "line 4: NameError: name 'nothing'"),
+    "an import that fails": ("import no_such_package_at_all\n", "line 1: ModuleNotFoundError"),
+    "bytes that are no text": (b"a = '\xff'\n", "SyntaxError"),
+    "a zero byte": (b"a = 1\0\n", "source code string cannot contain null bytes"),
+    "an exception": ("raise RuntimeError\n", "line 1: RuntimeError"),
+}
+
+
+def test_a_copy_that_cannot_be_imported_is_named_with_its_line(tmp_path: Path):
+    """Whichever way transformers comes to import it, and whatever it makes of the error."""
+    copies = {}
+    for number, (content, _) in enumerate(BROKEN.values()):
+        copies[number] = tmp_path / str(number) / "llama" / "modeling_llama.py"
+        copies[number].parent.mkdir(parents=True)
+        copies[number].write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = fresh(f"""
+        from pathlib import Path
+        from transformers import LlamaConfig
+        from sniffer.errors import UnsupportedModelError
+        from sniffer.models import finder, outline, weights
+        for number in range({len(BROKEN)}):
+            finder.uninstall()
+            finder.install(Path({str(tmp_path)!r}) / str(number))
+            for load in (
+                lambda: weights.draw(LlamaConfig(), 0, weights.How(), "it"),
+                lambda: outline.outline(LlamaConfig(), "auto", False, "it"),
+            ):
+                try:
+                    load()
+                except UnsupportedModelError as error:
+                    print(error)
+    """)
+    told = out.splitlines()
+    assert len(told) == 2 * len(BROKEN)
+    for number, (_, wanted) in enumerate(BROKEN.values()):
+        for line in told[2 * number : 2 * number + 2]:
+            assert line.startswith(str(copies[number])) and wanted in line and "remove it" in line
+
+
 def test_a_family_imported_too_early_is_named():
     out = fresh(f"""
         import {LLAMA} as llama
