@@ -8,6 +8,8 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from sniffer.streams import standard_streams
+
 
 def analyses() -> dict[str, str]:
     """What there is, by name, each with the first sentence that its code says of it; nothing is imported."""
@@ -21,6 +23,7 @@ def usage() -> str:
     return f"python -m sniffer.experiments NAME run=RUN [out=FOLDER] [key=value ...], or NAME --help\n\n{lines}"
 
 
+@standard_streams()
 def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):

@@ -33,6 +33,7 @@ from sniffer.config import conf_folder, holds_results, refuse_results, register,
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.runs.saved import check_rerun
+from sniffer.streams import standard_streams
 from sniffer.told import one_line
 from sniffer.watch import Watch
 
@@ -100,6 +101,7 @@ def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str], load: Load 
     run(config, folder, load=load)
 
 
+@standard_streams()
 def main() -> int:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     register()

@@ -22,6 +22,7 @@ from sniffer.build import build
 from sniffer.config import conf_folder
 from sniffer.errors import ConfigError, RunError, SnifferError
 from sniffer.reader import Run
+from sniffer.streams import standard_streams
 
 from . import results
 from .results import Result
@@ -36,6 +37,7 @@ class Analysis(Protocol):
     def measure(self, run: Run) -> Result: ...
 
 
+@standard_streams()
 def main(
     name: str, arguments: Sequence[str] | None = None, act: Callable[[str, Sequence[str]], None] | None = None
 ) -> int:

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
 from sniffer.config import register
-from sniffer.logs import LogFile, console_handler
+from sniffer.logs import console_handler, LogFile
+from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
 
 WIDTH = 180
@@ -29,7 +30,15 @@ WIDTH = 180
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb."""
-    chosen = parser().parse_args(arguments)
+    with standard_streams() as output:
+        chosen = parser().parse_args(arguments)
+        code = run(chosen)
+    # These do nothing but tell.
+    return code or int(chosen.verb in ("list", "inspect", "verify") and is_lost(output))
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """The exit code of a verb, whose errors are told."""
     register()
     _log_to(chosen.run if chosen.verb == "resume" else None)
     try:
