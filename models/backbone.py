@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = ("pretrained", "random")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:\d+)?")
 STAND_IN = locate.EMBEDDED + next(iter(WHEELS))
 """Whose tokenizer serves a random model that has none on this machine."""
@@ -91,6 +92,10 @@ class Checkpoint:
             raise ConfigError(f"model.device={self.device!r} is no device: use auto, cpu, cuda, cuda:1 or mps")
         if self.device_map is not None and self.device != "auto":
             raise ConfigError("model.device and model.device_map are both set: leave one of them out")
+        if self.device_map is not None:
+            _check_device_map(self.device_map)
+        if self.weights == "random" and not -(1 << 63) <= self.seed < 1 << 64:
+            raise ConfigError(f"model.seed={self.seed} must be from -2^63 to 2^64 - 1")
         if self.gguf_file is None and self.checkpoint.endswith(".gguf"):
             folder, file = Path(self.checkpoint).parent, Path(self.checkpoint).name
             object.__setattr__(self, "checkpoint", str(folder.expanduser().absolute()))
@@ -291,6 +296,14 @@ class Checkpoint:
 def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{key}={value!r} is not one of {', '.join(choices)}")
+
+
+def _check_device_map(value: Any) -> None:
+    words = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else []
+    if not words or not all(type(word) is int or isinstance(word, str) and word.strip() for word in words):
+        raise ConfigError(
+            f"model.device_map={value} is no map: give {', '.join(DEVICE_MAPS)}, or a mapping from modules to devices"
+        )
 
 
 def _integer(value: Any) -> int | None:

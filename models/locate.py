@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 
-from sniffer.errors import CheckpointError
+from sniffer.errors import CheckpointError, first_line
 
 from . import embedded
 
@@ -175,4 +175,6 @@ def _cached(checkpoint: str, revision: str | None, needed: str) -> Path | None:
         found = try_to_load_from_cache(checkpoint, needed, revision=revision)
     except HFValidationError:
         return None
+    except ValueError as error:
+        raise CheckpointError(f"{needed!r} is no file of {checkpoint}: {first_line(error)}") from error
     return Path(found).parent if isinstance(found, str) else None

@@ -117,12 +117,12 @@ def main() -> int:
             raise
         print(one_line(error), file=sys.stderr)
         return 1
-    except (ValueError, OSError) as error:
-        # Hydra refuses a few overrides, such as sampler=null, with a bare ValueError; the disk names a file.
-        of_a_file = isinstance(error, OSError) and error.filename is not None
-        if show_traceback or not (of_a_file or raised_in_hydra(error)):
+    except Exception as error:
+        # The system refuses what a user names. Hydra refuses a few overrides, such as sampler=null, with any error.
+        if show_traceback or not (isinstance(error, OSError) or raised_in_hydra(error)):
             raise
-        print(one_line(error), file=sys.stderr)
+        kind = "" if isinstance(error, OSError | ValueError | OverflowError) else f"Hydra, {type(error).__name__}: "
+        print(f"{kind}{one_line(error)}", file=sys.stderr)
         return 1
 
 

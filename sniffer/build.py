@@ -70,7 +70,7 @@ def _import(target: str, what: str, trusted: Sequence[str]) -> Any:
         return getattr(importlib.import_module(module), name)
     except SnifferError:
         raise
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # of a user's module: any
         # A folder of the same name where the user stands would hide ours: say which one was found.
         found = getattr(sys.modules.get(target.split(".")[0]), "__file__", None)
         where = f" (looked in {found})" if found else ""
@@ -95,15 +95,24 @@ def checked(made: Any, arguments: dict[str, Any], what: str) -> Any:
         return OmegaConf.to_object(OmegaConf.merge(schema, arguments))
     except OmegaConfBaseException as error:
         raise config_error(error, what, made) from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be built: {first_line(error)}") from error
+    except SnifferError:
+        raise
+    except Exception as error:  # of a user's class: any
+        raise _unbuilt(error, what) from error
 
 
 def _called(made: Any, arguments: dict[str, Any], what: str) -> Any:
     try:
         return made(**arguments)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{what} cannot be built: {first_line(error)}") from error
+    except SnifferError:
+        raise
+    except Exception as error:  # of a user's class: any
+        raise _unbuilt(error, what) from error
+
+
+def _unbuilt(error: Exception, what: str) -> ConfigError:
+    kind = "" if isinstance(error, TypeError | ValueError) else f"{type(error).__name__}: "
+    return ConfigError(f"{what} cannot be built: {kind}{first_line(error)}")
 
 
 def _unlock(node: DictConfig) -> None:

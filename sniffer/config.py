@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.durable import could_not_write, durable_file
-from sniffer.errors import first_line, CaptureError, ConfigError, RunError
+from sniffer.errors import first_line, reason, CaptureError, ConfigError, RunError
 from sniffer.lock import is_held
 from sniffer.types import COMPRESSIONS, KINDS
 
@@ -209,6 +209,8 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise config_error(error, "", Config) from error
+    except OverflowError as error:  # of OmegaConf, which then does not name the key
+        raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)
     return _with_absolute_paths({str(key): value for key, value in plain.items()})
 
@@ -278,7 +280,7 @@ def n_bytes(key: str, value: Any) -> int:
     unit = {name.lower(): factor for name, factor in UNITS.items()}.get((match[2] or "B").lower()) if match else None
     try:
         found = int(float(match[1]) * unit) if match and unit else 0
-    except ValueError:
+    except (ValueError, OverflowError):
         found = 0
     if found < 1:
         raise ConfigError(f"{key}={value} is not a size: give bytes, or a number with one of {', '.join(UNITS)}")
@@ -336,12 +338,19 @@ def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
     for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
         node = plain[group]
+        # A folder such as 2024 is read as a number.
+        if isinstance(node, dict) and type(node.get(key)) is int:
+            node[key] = str(node[key])
         if isinstance(node, dict) and isinstance(node.get(key), str):
             # Such as from a shell variable that is not set; it would mean the folder one stands in.
             if not node[key].strip():
                 raise ConfigError(f"{group}.{key} is empty: give a path{'' if key == 'path' else ' or a hub id'}")
-            local = Path(node[key]).expanduser()
-            # A path is always one; a name may be a hub id too.
-            if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):
-                node[key] = str(local.absolute())
+            try:
+                local = Path(node[key]).expanduser()
+                # A path is always one; a name may be a hub id too.
+                if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):
+                    node[key] = str(local.absolute())
+            except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
+                why = reason(error) if isinstance(error, OSError) else first_line(error)
+                raise ConfigError(f"{group}.{key}={node[key]:.80} cannot be a path: {why}") from error
     return plain

@@ -14,6 +14,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import importlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -114,14 +115,17 @@ class Source(ABC):
 
     @cached_property
     def _ids(self) -> Sequence[int | str]:
-        ids = checked_ids(islice(self.row_ids(), self.max_examples), self.title)
+        most = None if self.max_examples is None else min(self.max_examples, sys.maxsize)
+        ids = checked_ids(islice(self.row_ids(), most), self.title)
         if not ids:
             raise DatasetError(f"{self.title} is empty: point the dataset at some text")
         return ids
 
     @property
     def _rows(self) -> range:
-        return range(self.shard.index, len(self._ids), self.shard.count)
+        n = len(self._ids)
+        # Numbers beyond the last row are as good as it, and those who count by these rows know only so large ones.
+        return range(min(self.shard.index, n), n, min(self.shard.count, n))
 
 
 def example_id(identity: int | str) -> int:

@@ -81,7 +81,9 @@ def estimate(
     draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
     ram += 20 * picks * len(draws)
     # A batch is one document, or several of about one length.
-    batch_picks = max(picker.expected([n] * max(1, batch_tokens // n)) for n in {max(lengths), min(lengths)})
+    batch_picks = max(
+        picker.expected([n]) * max(1, min(batch_tokens // n, n_documents)) for n in {max(lengths), min(lengths)}
+    )
     batch = ram * batch_picks / max(1e-9, picks)
     return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
 

@@ -26,6 +26,8 @@ INDEX_PATH = "sweep.parquet"
 OVERRIDES_PATH = ".hydra/overrides.yaml"
 FACTS = {"status": pl.String, "rows": pl.Int64, "bytes": pl.Int64, "seconds": pl.Float64, "error": pl.String}
 """Columns of the index between the overrides and `path`."""
+LARGEST_INTEGER = (1 << 63) - 1
+"""Of a column; seeds may be larger."""
 
 
 @dataclass(frozen=True)
@@ -170,19 +172,30 @@ def swept(jobs: pl.DataFrame) -> list[str]:
 
 
 def typed(texts: Sequence[str | None]) -> list[Any]:
-    """Values of one key over all jobs: integers, floats or booleans if all of them read so, else text."""
-    readers: tuple[Callable[[str], Any], ...] = (int, float, _boolean)
+    """Values of one key over all jobs: integers, floats or booleans if all of them read so, else text.
+
+    Text too, where an integer does not fit a column: as a float it would be another number.
+    """
+    readers: tuple[Callable[[str], Any], ...] = (_integer, float, _boolean)
     for read in readers:
         try:
             return [None if text is None else read(text) for text in texts]
         except ValueError:
             continue
+        except OverflowError:
+            break
     return list(texts)
 
 
 def in_order(jobs: set[str] | Mapping[str, Any]) -> list[str]:
     """Hydra numbers its jobs: 10 comes after 9."""
     return sorted(jobs, key=lambda job: (0, int(job), job) if job.isdecimal() else (1, 0, job))
+
+
+def _integer(text: str) -> int:
+    if abs(value := int(text)) > LARGEST_INTEGER:
+        raise OverflowError(text)
+    return value
 
 
 def _boolean(text: str) -> bool:

@@ -22,4 +22,7 @@ def one_line(error: BaseException) -> str:
     # Hydra says which key it could not set; only its cause says why.
     if not isinstance(error, SnifferError) and isinstance(error.__cause__, OmegaConfBaseException):
         lines.append(one_line(error.__cause__))
+    # OmegaConf adds the key to errors of Python's own as well.
+    if isinstance(error, OverflowError) and (key := re.search(r"\n\s*full_key: (\S+)", message)):
+        lines.insert(0, key[1])
     return ": ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__

@@ -93,6 +93,11 @@ def test_the_manifest_counts_what_is_there(run):
     assert manifest.rows == len(table(captured))
 
 
+def test_a_batch_may_have_any_size(run):
+    """Where it is larger than all text, all documents are one batch."""
+    assert table(run("batch.max_tokens=1000000")).equals(table(run(f"batch.max_tokens={10**400}")))
+
+
 @pytest.mark.parametrize("change", ["batch.max_tokens=100000", "batch.max_tokens=300", "dataset.max_tokens=2048"])
 def test_batching_changes_no_position_and_vectors_only_by_rounding(run, change: str):
     sampler = ("sampler.base_rate=40", "sampler.min_bucket_size=16")

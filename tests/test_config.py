@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sniffer import config as module
 from sniffer.build import TRUSTED, build
@@ -33,9 +34,10 @@ from sniffer.config import (
     resolve,
     save_config,
 )
-from sniffer.errors import CaptureError, ConfigError, RunError
+from sniffer.errors import CaptureError, ConfigError, RunError, SnifferError
 from sniffer.sampler import LogUniform
-from tests.helpers_disk import Disk, failing
+from tests.helpers_disk import failing, Disk
+from sniffer.told import one_line
 
 GROUPS = ("model", "dataset", "sampler", "engine", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_folder() / group).glob("*.yaml"))]
@@ -47,6 +49,16 @@ class Opened:
 
     size: int
     name: str = "x"
+
+
+@dataclass(frozen=True)
+class Failing:
+    """A user's own dataclass, with a mistake in it."""
+
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        print({}[1 // self.size])
 
 
 class Plain:
@@ -169,9 +181,23 @@ def test_a_users_own_classes_are_built_and_checked() -> None:
     trusted = (*TRUSTED, "tests.")
     assert build({"_target_": "tests.test_config.Opened", "size": 3}, "sampler", trusted) == Opened(3)
     assert build({"_target_": "tests.test_config.Plain", "size": 3}, "sampler", trusted).size == 3
-    for target, arguments in (("Opened", {}), ("Opened", {"size": "x"}), ("Plain", {"sise": 3})):
+    for target, arguments in (
+        ("Failing", {}),
+        ("Failing", {"size": 3}),
+        ("Opened", {}),
+        ("Opened", {"size": "x"}),
+        ("Plain", {"sise": 3}),
+    ):
         with pytest.raises(ConfigError, match="sampler"):
             build({"_target_": f"tests.test_config.{target}", **arguments}, "sampler", trusted)
+
+
+def test_a_users_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, code in enumerate(("def f(:\n", "1 / 0\n", "import nothing_of_the_kind\n", "raise RuntimeError\n")):
+        (tmp_path / f"theirs{number}.py").write_text(code)
+        with pytest.raises(ConfigError, match=rf"sampler._target_=theirs{number}\.Mine cannot be imported"):
+            build({"_target_": f"theirs{number}.Mine"}, "sampler", (*TRUSTED, "theirs"))
 
 
 def test_trust_comes_from_the_command_line_only(tmp_path: Path) -> None:
@@ -194,6 +220,37 @@ def test_engine_ray_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("prefix", ["['']", "[os.,'']"])
 def test_an_empty_trusted_prefix_is_refused(prefix: str) -> None:
     assert "trusted_targets" in refused(f"trusted_targets={prefix}")
+
+
+ODD: tuple[Any, ...] = (
+    *(0, -1, 1.5, 2**63, -(10**400), float("inf"), float("nan"), True, None),
+    *("", "null", "9" * 5000, "x" * 5000, "\ud800", "\0", "\n", "${x}", "/", "~nobody/x", "1-"),
+    *([], [None], {}, {"a": 1}, {"_target_": "os.system"}),
+)
+"""Values that somebody's shell, script or file may come to set."""
+
+
+def leaves(node: Any, name: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{name}{key}"
+        if isinstance(value, dict):
+            yield from leaves(value, f"{name}{key}.")
+
+
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line() -> None:
+    """A third of the values for each key, and the others for the next ones."""
+    plain = OmegaConf.to_container(composed("model=llama3", "model.weights=random", "dataset=jsonl", "dataset.path=a"))
+    for number, key in enumerate(leaves(plain)):
+        for value in ODD[number % 3 :: 3]:
+            cfg = OmegaConf.create(plain)
+            try:
+                OmegaConf.update(cfg, key, value, merge=False)
+            except OmegaConfBaseException:
+                continue  # as Hydra would refuse it
+            try:
+                assert isinstance(resolve(cfg), Config)
+            except SnifferError as error:
+                assert len(one_line(error).splitlines()) == 1
 
 
 @given(st.sets(st.integers(0, 200), min_size=1))

@@ -81,6 +81,12 @@ def test_a_model_whose_parameters_are_offloaded_runs_where_they_are_used(folder:
         assert torch.equal(mine.q, theirs.q)
 
 
+@pytest.mark.parametrize("device_map", [[], {}, True, 1.5, " ", {"": None}, {"": [0]}])
+def test_what_is_no_device_map_is_refused(device_map: Any):
+    with pytest.raises(ConfigError, match="model.device_map=.* is no map"):
+        Checkpoint("nobody/nothing", device_map=device_map)
+
+
 def test_device_and_device_map_exclude_each_other(folder: Path):
     with pytest.raises(ConfigError, match="both set"):
         Checkpoint(str(folder), device="cpu", device_map="auto")

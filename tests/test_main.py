@@ -144,6 +144,14 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
         ("capture.head_sampling.count=many", ["capture.head_sampling.count=many", "Integer"]),
         ("sampler.base_rate=fast", ["sampler.base_rate", "Float"]),
         ("seed", ["seed", "EQUAL"]),
+        ("model=[null]", ["Hydra, TypeError"]),
+        ("model=[[]]", ["Hydra, TypeError"]),
+        ("engine.start_timeout=1" + "0" * 400, ["engine.start_timeout: int too large"]),
+        ("sampler.base_rate=1" + "0" * 400, ["sampler cannot be built", "too large"]),
+        ("sampler.base_rate=1e400", ["sampler.base_rate=inf"]),
+        ("output.memory_limit=1e400", ["output.memory_limit=inf is not a size"]),
+        ("model.checkpoint=" + "x" * 5000, ["cannot be a path: File name too long"]),
+        ("model.checkpoint=1" + "0" * 400, ["cannot be a path: File name too long"]),
         ("seed=666", ["no room: free some"]),
         ("model.checkpoint=", ["model.checkpoint is empty"]),
         ("+dataset.path=' '", ["dataset.path is empty"]),
@@ -162,6 +170,17 @@ def test_a_folder_that_cannot_be_made_is_one_line(
     assert invoke(*CHEAP, "hydra.run.dir=file") == 1
     assert "file: File exists" in only_line(capsys)
     assert ran == []
+
+
+def test_what_the_system_refuses_is_one_line_wherever_it_does(
+    invoke: Invoke, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "/somewhere")
+
+    monkeypatch.setattr(sys.modules["sniffer.capture"], "run", denied)
+    assert invoke(*CHEAP) == 1
+    assert "/somewhere: Permission denied" in only_line(capsys)
 
 
 def test_a_full_disk_is_one_line(

@@ -93,6 +93,10 @@ def test_unreadable_overrides(tmp_path: Path):
         (["true", "False"], [True, False]),
         (["1", "x"], ["1", "x"]),
         (["[0]", "null"], ["[0]", "null"]),
+        ([str(2**63 - 1), str(1 - 2**63)], [2**63 - 1, 1 - 2**63]),
+        (["1", str(2**63)], ["1", str(2**63)]),
+        (["1", None, "9" * 400], ["1", None, "9" * 400]),
+        (["9" * 5000, "1e400"], [float("inf")] * 2),
     ],
 )
 def test_typed(texts: list[str | None], values: list[Any]):

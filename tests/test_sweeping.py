@@ -100,6 +100,14 @@ def test_the_index_has_a_row_per_job(invoke: Invoke, place: Path, capsys: pytest
     assert all((place / job / "config.yaml").exists() for job in jobs["job"])
 
 
+def test_a_seed_beyond_any_column_is_a_seed(invoke: Invoke, place: Path):
+    seeds = ["1", str(2**64), "9" * 30]
+    assert invoke(f"seed={','.join(seeds)}") == 0
+    assert index(place)["seed"].to_list() == seeds
+    assert opened(place).complete and opened(place).scan().collect()["seed"].unique().sort().to_list() == sorted(seeds)
+    assert verify_all(place) == 0
+
+
 def test_positions_nest_across_base_rates(invoke: Invoke, place: Path):
     assert invoke(RATES) == 0
     rows = opened(place).scan().select("sampler.base_rate", *ORDER).collect()

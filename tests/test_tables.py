@@ -86,6 +86,15 @@ def test_a_shard_has_the_ids_of_the_whole(table: Callable[..., Any]) -> None:
     assert list(table(ROWS, ROWS, shard=Shard(1, 2), max_examples=5).texts()) == whole[1:5:2]
 
 
+def test_numbers_beyond_the_rows_are_no_limit(table: Callable[..., Any]) -> None:
+    whole = list(table(ROWS).texts())
+    for most in (3, 2**63, 10**400):
+        assert list(table(ROWS, max_examples=most).texts()) == whole
+    for count in (3, 2**63, 10**400):
+        assert [list(table(ROWS, shard=Shard(n, count)).texts()) for n in range(3)] == [[row] for row in whole]
+        assert list(table(ROWS, shard=Shard(count - 1, count)).texts()) == (whole[2:] if count == 3 else [])
+
+
 def test_a_missing_column_names_those_that_exist(table: Callable[..., Any]) -> None:
     for keys in ({"text_column": "body"}, {"id_column": "key"}):
         with pytest.raises(DatasetError, match=f"no column '{next(iter(keys.values()))}', only id, text, n"):
