@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sniffer.errors import RunError
+from sniffer.job_folders import REPRODUCES_PATH
 from sniffer.lock import LOCK_PATH
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, FileRecord
@@ -21,6 +22,7 @@ OWN = (
     "config.yaml",
     "rerun.yaml",
     "sniffer.log",
+    REPRODUCES_PATH,
     "README.md",  # of a published run, as is the next
     ".gitattributes",
 )

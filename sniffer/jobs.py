@@ -18,12 +18,11 @@ import yaml
 
 from sniffer.durable import durable_file
 from sniffer.errors import RunError, first_line
+from sniffer.job_folders import INDEX_PATH, OVERRIDES_PATH, is_run, job_names
 from sniffer.lock import hold, is_held
-from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.manifest import Manifest
 from sniffer.runs.folders import state
 
-INDEX_PATH = "sweep.parquet"
-OVERRIDES_PATH = ".hydra/overrides.yaml"
 FACTS = {"status": pl.String, "rows": pl.Int64, "bytes": pl.Int64, "seconds": pl.Float64, "error": pl.String}
 """Columns of the index between the overrides and `path`."""
 LARGEST_INTEGER = (1 << 63) - 1
@@ -59,7 +58,7 @@ def read_job(sweep: Path, name: str, error: str | None = None) -> Job:
     """
     folder = sweep / name
     overrides = overrides_of(folder)
-    if not any((folder / path).exists() for path in (MANIFEST_PATH, TWIN_PATH)):
+    if not is_run(folder):
         unfinished = "running" if is_held(folder) else "killed"
         return Job(name, overrides, "failed" if error else unfinished, error=error)
     try:
@@ -80,10 +79,8 @@ def read_jobs(sweep: Path, news: Mapping[str, str | None] | None = None) -> list
         RunError: the index or a job's list of overrides cannot be read.
     """
     failed = errors(sweep) | dict(news or {})
-    below = {path for name in (MANIFEST_PATH, TWIN_PATH, OVERRIDES_PATH) for path in sweep.glob(f"*/{name}")}
-    begun = {path.relative_to(sweep).parts[0] for path in below}
-    known = {name for name in failed if (sweep / name).is_dir()}
-    return [read_job(sweep, name, failed.get(name)) for name in in_order(begun | known)]
+    names = job_names(sweep, lambda folder: failed if folder == sweep else errors(folder))
+    return [read_job(sweep, name, failed.get(name)) for name in names]
 
 
 def table(jobs: Sequence[Job]) -> pl.DataFrame:
@@ -185,11 +182,6 @@ def typed(texts: Sequence[str | None]) -> list[Any]:
         except OverflowError:
             break
     return list(texts)
-
-
-def in_order(jobs: set[str] | Mapping[str, Any]) -> list[str]:
-    """Hydra numbers its jobs: 10 comes after 9."""
-    return sorted(jobs, key=lambda job: (0, int(job), job) if job.isdecimal() else (1, 0, job))
 
 
 def _integer(text: str) -> int:

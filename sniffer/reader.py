@@ -20,7 +20,8 @@ import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.errors import RunError, first_line
-from sniffer.jobs import INDEX_PATH, in_order, overrides_of
+from sniffer.job_folders import INDEX_PATH, job_names
+from sniffer.jobs import errors, overrides_of
 from sniffer.manifest import MANIFEST_PATH, Manifest
 from sniffer.scan import PLACES, join, read_rows, scan_parts
 from sniffer.schema import Part
@@ -72,19 +73,20 @@ def open_run(path: str | Path) -> Run | Sweep:
     """Opens what a run wrote, or what a sweep of runs wrote.
 
     Args:
-        path: a run folder, or a sweep folder that holds one run folder per job.
+        path: a run folder, or a sweep's, or any other that holds run folders (job_folders.py says which count).
 
     Raises:
         RunError: neither, or broken, or written by a newer release.
     """
     folder = Path(path).expanduser().absolute()
     if not (folder / MANIFEST_PATH).exists():
-        jobs = {found.parent.name: found.parent for found in folder.glob(f"*/{MANIFEST_PATH}")}
+        names = job_names(folder, errors)
+        jobs = {name: folder / name for name in names if (folder / name / MANIFEST_PATH).exists()}
         if jobs or (folder / INDEX_PATH).exists():
             return Sweep(
                 folder=folder,
-                runs={job: Run(jobs[job], Manifest.load(jobs[job])) for job in in_order(jobs)},
-                overrides={job: overrides_of(jobs[job]) for job in in_order(jobs)},
+                runs={name: Run(job, Manifest.load(job)) for name, job in jobs.items()},
+                overrides={name: overrides_of(job) for name, job in jobs.items()},
             )
     return Run(folder, Manifest.load(folder))
 

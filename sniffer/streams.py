@@ -63,12 +63,12 @@ def standard_streams() -> Iterator[Stream]:
     _fill_closed()
     before = sys.stdout, sys.stderr
     out, err = Stream(sys.stdout), Stream(sys.stderr)
-    sys.stdout, sys.stderr = out, err  # type: ignore[assignment]
+    sys.stdout, sys.stderr = out, err
     try:
         yield out
     finally:
         out.flush()
-        if is_lost(out):
+        if out.lost is not None and is_lost(out):
             print(f"standard output could not be written: {reason(out.lost)}", file=err)
         err.flush()
         sys.stdout, sys.stderr = before

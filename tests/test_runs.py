@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sniffer.models import finder
 
 from sniffer.durable import HashedFile
 from sniffer.errors import RunError
+from sniffer.job_folders import run_folders
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
 from sniffer.reader import Run, open_run
@@ -25,7 +27,7 @@ from sniffer.runs import __main__ as command
 from sniffer.runs import saved
 from sniffer.runs.code import code_of
 from sniffer.runs.export import export
-from sniffer.runs.folders import run_folders, state
+from sniffer.runs.folders import state
 from sniffer.runs.listing import age
 from sniffer.runs.reproduce import compare, reproduce
 from sniffer.runs.saved import Trust, same_threads
@@ -311,6 +313,65 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture, tmp_path:
     (folder / "notes").write_text("")
     code, out, _ = told(capsys, "verify", folder)
     assert code == 1 and "notes" in out and "1 thing is wrong" in out
+
+
+def altered(folder: Path, change: Callable[[dict], object]) -> None:
+    """Changes a manifest as someone might who leaves its checksum out."""
+    values = json.loads((folder / "manifest.json").read_text())
+    del values["checksum"]
+    change(values)
+    (folder / "manifest.json").write_text(json.dumps(values))
+
+
+ODD_MANIFESTS = {
+    "no time zone": lambda values: values.update(created="2020-01-01T00:00:00"),
+    "a far future": lambda values: values.update(created="9999-12-31T23:59:59+00:00"),
+    "no time": lambda values: values.update(created="yesterday"),
+    "huge numbers": lambda values: [part.update(bytes=10**400, rows=10**400) for part in values["parts"]],
+    "negative numbers": lambda values: [part.update(bytes=-(10**30), rows=-5) for part in values["parts"]],
+    "a model of numbers": lambda values: values.update(model={"checkpoint": [10**400, None]}),
+    "a sampler of nothing": lambda values: values.update(sampler={"_target_": None, "x": float("nan")}),
+    "no counts": lambda values: values.update(counts={}, timings={"load": float("inf")}),
+    "no JSON": None,
+}
+
+
+def test_a_folder_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name, change in ODD_MANIFESTS.items():
+        folder = make_run(tmp_path / "odd" / name).folder
+        if change is None:
+            (folder / "manifest.json").write_text("[" * 100_000)
+        else:
+            altered(folder, change)
+    make_run(tmp_path / "odd" / "a good one")
+    (tmp_path / "odd" / "sweep").mkdir()
+    (tmp_path / "odd" / "sweep" / "sweep.parquet").write_text("no table")
+    code, out, _ = told(capsys, "list", tmp_path)
+    lines = [line for line in out.splitlines() if "odd/" in line]
+    assert code == 0 and len(lines) == len(ODD_MANIFESTS) + 2
+    assert sum("cannot be read" in line for line in lines) == 4  # huge numbers, no time, no JSON, no table
+    assert any("odd/a good" in line and "tiny" in line for line in lines)
+
+
+def test_the_list_counts_the_jobs_of_sweeps_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name in ("2024", "sweep/0", "sweep/a/1", "sweep/0_reproduced", "others/7"):
+        make_run(tmp_path / name)
+    for name in ("sweep/0", "sweep/a/1", "sweep/a/2", "sweep/a/10"):  # of which two have no results
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra" / "overrides.yaml").write_text("[]")
+    (tmp_path / "sweep" / "multirun.yaml").write_text("")
+    code, out, _ = told(capsys, "list", tmp_path)
+    assert code == 0
+    assert [line.split("  ")[0] for line in map(str.strip, out.splitlines()[3:]) if line] == [
+        "2024",
+        "others/7",
+        "sweep (sweep of 4, 2 without results)",
+        "0",
+        "a/1",
+        "a/2",
+        "a/10",
+        "sweep/0_reproduced",
+    ]
 
 
 def test_an_error_of_the_command_line_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):

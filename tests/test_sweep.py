@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import yaml
 
 from sniffer import open_run
 from sniffer.errors import RunError
+from sniffer.job_folders import in_order
 from sniffer.jobs import typed
+from sniffer.manifest import Manifest
 from sniffer.sweep import Sweep
 from tests.helpers_storage import make_run
 
@@ -76,6 +79,56 @@ def test_a_folder_named_for_its_overrides(tmp_path: Path):
     opened = open_run(tmp_path)
     assert opened.scan().collect().height == sum(run.manifest.rows for run in opened.runs.values())
     assert opened.complete
+
+
+def test_a_folder_of_plain_runs_opens_with_each_run_once(tmp_path: Path):
+    """Wherever they lie: shards by separate commands, copied from other machines; copies of them are the same runs."""
+    originals = {name: make_run(tmp_path / name).folder for name in ("b", "host/0", "host/10", "host/2", "a_published")}
+    rows = sum(Manifest.load(folder).rows for folder in originals.values())
+
+    def same() -> bool:
+        opened = open_run(tmp_path)
+        assert isinstance(opened, Sweep)
+        return list(opened.runs) == in_order(originals) and len(opened.scan().collect()) == rows
+
+    assert same()
+    shutil.copytree(tmp_path / "b", tmp_path / "copies" / "of_b")
+    shutil.copytree(tmp_path / "b", tmp_path / ".publishing-x")
+    make_run(tmp_path / "host" / "0_reproduced")
+    (make_run(tmp_path / "elsewhere").folder / ".reproduces").write_text(Manifest.load(tmp_path / "b").digest)
+    assert same()
+
+
+def test_a_reproduction_alone_is_a_run(tmp_path: Path):
+    (make_run(tmp_path / "x" / "here").folder / ".reproduces").write_text("the digest of a run that is elsewhere")
+    make_run(tmp_path / "x" / "run_reproduced")
+    assert sorted(open_run(tmp_path / "x").runs) == ["here", "run_reproduced"]
+
+
+def test_a_folder_of_sweeps_has_the_jobs_of_each(tmp_path: Path):
+    for name in ("one", "two"):
+        make_job(tmp_path / name, "0", ["seed=1"])
+        make_job(tmp_path / name, "1", ["seed=2"])
+        (tmp_path / name / "multirun.yaml").write_text("")
+        make_run(tmp_path / name / "0_again")
+    make_run(tmp_path / "alone")
+    assert list(open_run(tmp_path).runs) == ["alone", "one/0", "one/1", "two/0", "two/1"]
+
+
+def test_jobs_lie_in_order_of_their_numbers_at_every_level():
+    names = ["b/2", "10", "a/10/1", "9", "a/9/2", "b/10", "a/9/10"]
+    assert in_order(names) == ["9", "10", "a/9/2", "a/9/10", "a/10/1", "b/2", "b/10"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", ""])
+def test_an_index_that_leaves_the_sweep_is_refused(tmp_path: Path, name: str):
+    make_job(tmp_path / "sweep", "0", [])
+    make_run(tmp_path / "x")
+    pl.DataFrame({"path": [name], "error": [None]}, {"path": pl.String, "error": pl.String}).write_parquet(
+        tmp_path / "sweep" / "sweep.parquet"
+    )
+    with pytest.raises(RunError, match="outside the sweep"):
+        open_run(tmp_path / "sweep")
 
 
 def test_unreadable_overrides(tmp_path: Path):

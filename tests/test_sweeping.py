@@ -22,6 +22,7 @@ from sniffer.__main__ import main
 from sniffer.errors import RunError
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
+from sniffer.runs.__main__ import main as runs_main
 from sniffer.runs.verify import missing_shards, verify_all
 from sniffer.sweep import Sweep
 from tests.helpers_runs import ORDER, TEXTS, counting_forwards, stopping_after
@@ -106,6 +107,60 @@ def test_a_seed_beyond_any_column_is_a_seed(invoke: Invoke, place: Path):
     assert index(place)["seed"].to_list() == seeds
     assert opened(place).complete and opened(place).scan().collect()["seed"].unique().sort().to_list() == sorted(seeds)
     assert verify_all(place) == 0
+
+
+def rows_of(*folders: Path) -> int:
+    return sum(Manifest.load(folder).rows for folder in folders)
+
+
+SUBDIRS = ["${hydra.job.num}", "a/b", "rate=${sampler.base_rate}/${seed}", "one/two/three/four/five/${seed}"]
+
+
+@pytest.mark.parametrize("subdir", SUBDIRS)
+def test_the_rows_of_a_sweep_are_those_of_its_jobs_wherever_they_lie(invoke: Invoke, place: Path, subdir: str):
+    seeds = "seed=3" if subdir == "a/b" else "seed=3,4"
+    assert invoke(seeds, f"hydra.sweep.subdir='{subdir}'") == 0
+    jobs = sorted(file.parent for file in place.rglob("manifest.json"))
+    sweep = opened(place)
+    assert [place / name for name in sweep.runs] == jobs and len(jobs) == len(seeds.split(","))
+    assert len(sweep.scan().collect()) == rows_of(*jobs) > 0
+    assert sweep.scan().collect()["seed"].unique().sort().to_list() == [3, 4][: len(jobs)]
+    assert index(place)["path"].to_list() == sweep.jobs()["job"].to_list() == list(sweep.runs)
+    assert sweep.complete and verify_all(place) == 0
+    (place / "sweep.parquet").unlink()  # the records of the jobs tell as much, down to where folders are searched
+    if "five" not in subdir:
+        assert list(opened(place).runs) == list(sweep.runs)
+
+
+def test_what_verbs_put_beside_a_job_is_no_job(
+    invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    assert invoke("seed=3,4", "hydra.sweep.subdir='jobs/${seed}'") == 0
+    job = place / "jobs" / "3"
+    rows = rows_of(job, place / "jobs" / "4")
+    for verb in (
+        ["reproduce"],
+        ["reproduce", "--to", place / "again"],
+        ["publish", "some/one", "--dry-run"],
+        ["export"],
+    ):
+        assert runs_main([str(word) for word in [verb[0], job, *verb[1:]]]) == 0
+    monkeypatch.setattr(sys, "argv", ["sniffer", "-cd", str(job), "-cn", "rerun", f"hydra.run.dir={place / '7'}"])
+    assert main() == 0
+    beside = {"jobs/3_reproduced", "again", "jobs/3_published", "7"}
+    assert all((place / name / "manifest.json").exists() for name in beside)
+    for _ in range(2):
+        sweep = opened(place)
+        assert list(sweep.runs) == sweep.jobs()["job"].to_list() == ["jobs/3", "jobs/4"]
+        assert len(sweep.scan().collect()) == rows
+        assert verify_all(place) == 0
+        capsys.readouterr()
+        assert runs_main(["list", str(place)]) == 0
+        shown = capsys.readouterr().out
+        assert "sweep (sweep of 2)" in shown and all(name in shown for name in beside)
+        (place / "sweep.parquet").unlink(missing_ok=True)
+    assert invoke("seed=3,4", "hydra.sweep.subdir='jobs/${seed}'") == 0
+    assert capsys.readouterr().out.count("skipped") == 2
 
 
 def test_positions_nest_across_base_rates(invoke: Invoke, place: Path):

@@ -21,6 +21,7 @@ from rich.console import Console, RenderableType
 
 from sniffer.config import register
 from sniffer.logs import console_handler, LogFile
+from sniffer.job_folders import REPRODUCED
 from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
 
@@ -136,7 +137,7 @@ def _reproduce(chosen: argparse.Namespace) -> int:
     from sniffer.runs.saved import Trust
 
     trust = Trust(chosen.trust, chosen.trust_remote_code)
-    identical, lines = reproduce(chosen.run.absolute(), _target(chosen, "reproduced"), trust)
+    identical, lines = reproduce(chosen.run.absolute(), _target(chosen, REPRODUCED), trust)
     print(*lines, sep="\n")
     return 0 if identical else 1
 
@@ -144,7 +145,7 @@ def _reproduce(chosen: argparse.Namespace) -> int:
 def _export(chosen: argparse.Namespace) -> int:
     from sniffer.runs.export import export
 
-    target = _target(chosen, chosen.layout)
+    target = _target(chosen, f"_{chosen.layout}")
     print(f"{export(chosen.run.absolute(), target):,} files in {target}")
     return 0
 
@@ -153,7 +154,7 @@ def _publish(chosen: argparse.Namespace) -> int:
     from sniffer.runs.publish import assemble, push
 
     if chosen.dry_run:
-        target = _target(chosen, "published")
+        target = _target(chosen, "_published")
         assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence)
         print(f"what would be pushed to {chosen.repo} is in {target}")
     else:
@@ -176,7 +177,7 @@ def _target(chosen: argparse.Namespace, what: str) -> Path:
     """The folder to write to: the one named, or one beside the run."""
     run: Path = chosen.run.absolute()
     named: Path | None = chosen.to
-    return named.absolute() if named else run.with_name(f"{run.name}_{what}")
+    return named.absolute() if named else run.with_name(f"{run.name}{what}")
 
 
 def _print(*tables: RenderableType) -> None:

@@ -9,51 +9,83 @@ from pathlib import Path
 import rich.box
 from rich.table import Table
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, first_line
 from sniffer.estimate import size
+from sniffer.job_folders import in_order, run_folders, sweep_folders
+from sniffer.jobs import read_jobs
 from sniffer.manifest import Manifest
-from sniffer.runs.folders import run_folders, state
+from sniffer.runs.folders import state
 
+LONGEST = 40
+"""Characters of a cell, so that the names of folders have room; `inspect` tells all of it."""
 COLUMNS = ("run", "model", "sampler", "status", "documents", "vectors", "bytes", "age")
 
 
 def table(place: Path) -> Table:
     """One line per run; the jobs of a sweep below the line of their sweep.
 
+    What cannot be read has a line that says so, and hides nothing else.
+
     Raises:
         RunError: there is no run below `place`.
     """
-    runs = run_folders(place)
-    if not runs:
+    sweeps = {sweep: list(_sweep(sweep, place)) for sweep in sweep_folders(place)}
+    jobs = {folder for lines in sweeps.values() for folder, _ in lines}
+    lines = {run: [(run, _cells(run, _name(run, place)))] for run in run_folders(place) if run not in jobs} | sweeps
+    if not any(lines.values()):
         raise RunError(f"no run below {place}: name the folder that runs were written to")
     grid = Table(box=rich.box.SIMPLE)
     for name in COLUMNS:
         grid.add_column(name, justify="right" if name in COLUMNS[4:] else "left", no_wrap=True)
-    sweep = None
-    for folder in runs:
-        # A sweep numbers its jobs.
-        if folder.name.isdecimal() and folder != place:
-            if folder.parent != sweep:
-                sweep = folder.parent
-                jobs = sum(other.parent == sweep for other in runs)
-                grid.add_row(f"{_name(sweep, place)} (sweep of {jobs})")
-            grid.add_row(*_cells(folder, f"  {folder.name}"))
-        else:
-            grid.add_row(*_cells(folder, _name(folder, place)))
+    for folder in in_order(str(folder) for folder in lines):
+        for _, cells in lines[Path(folder)]:
+            grid.add_row(*cells)
     return grid
+
+
+Line = tuple[Path, list[str]]
+"""A folder and its cells."""
+
+
+def _sweep(sweep: Path, place: Path) -> Iterator[Line]:
+    """The line of a sweep and those of its jobs; nothing of a sweep that has begun no job."""
+    try:
+        jobs = read_jobs(sweep)
+    except RunError as error:
+        yield sweep, [_name(sweep, place), _unreadable(error, sweep)]
+        return
+    empty = sum(job.rows is None for job in jobs)
+    without = f", {empty} without results" if empty else ""
+    if jobs:
+        yield sweep, [f"{_name(sweep, place)} (sweep of {len(jobs)}{without})"]
+    for job in jobs:
+        folder, name = sweep / job.name, f"  {job.name}"
+        yield folder, [name, "", "", job.status] if job.rows is None else _cells(folder, name)
 
 
 def _name(folder: Path, place: Path) -> str:
     return folder.name if folder == place else folder.relative_to(place).as_posix()
 
 
-def _cells(folder: Path, name: str) -> Iterator[str]:
-    yield name
+def _cells(folder: Path, name: str) -> list[str]:
     try:
-        manifest = Manifest.load(folder, parts_must_exist=False)
-    except RunError as error:
-        yield f"cannot be read: {str(error).split(';')[0]}"
-        return
+        return [name, *map(_short, _facts(folder, Manifest.load(folder, parts_must_exist=False)))]
+    except Exception as error:  # a manifest may come from anywhere
+        return [name, _unreadable(error, folder)]
+
+
+def _unreadable(error: Exception, folder: Path) -> str:
+    """Why, as far as it fits beside the folder's name."""
+    kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
+    why = first_line(error).split(";")[0].replace(f"{folder}/", "")
+    return f"cannot be read: {_short(f'{kind}{why}', 60)}"
+
+
+def _short(text: str, most: int = LONGEST) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _facts(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield str(manifest.model.get("checkpoint", "?")).rstrip("/").rpartition("/")[2]
     yield sampler_of(manifest)
     yield state(folder, manifest)
@@ -72,7 +104,8 @@ def sampler_of(manifest: Manifest) -> str:
 
 def age(created: str) -> str:
     """How long ago, in the largest unit that fits."""
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    then = datetime.fromisoformat(created)
+    seconds = (datetime.now(UTC) - (then if then.tzinfo else then.replace(tzinfo=UTC))).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f}{unit}"

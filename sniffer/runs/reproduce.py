@@ -12,6 +12,7 @@ import polars as pl
 from sniffer.config import save_plain
 from sniffer.continuation import differences
 from sniffer.errors import RunError
+from sniffer.job_folders import REPRODUCES_PATH
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
@@ -69,6 +70,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
 
     target.mkdir(parents=True)
     with hold(target), same_threads(first.threads):
+        (target / REPRODUCES_PATH).write_text(f"{first.digest}\n", encoding="utf-8")
         save_plain(target, plain)
         run(config, target)
     second = Manifest.load(target)

@@ -21,7 +21,8 @@ from sniffer.config import saved_config
 from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
 from sniffer.integrity import damage, foreign, leftovers
-from sniffer.jobs import jobs_without_results
+from sniffer.job_folders import run_folders
+from sniffer.jobs import jobs_without_results, read_jobs
 from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
@@ -156,7 +157,7 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
     Raises:
         RunError: it is neither.
     """
-    runs, lost = run_folders(place), jobs_without_results(place)
+    runs, lost = _runs_at(place), jobs_without_results(place)
     if not runs and not lost:
         Manifest.recover(place)  # says why it is none
     wrong = 0
@@ -166,14 +167,22 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         manifests.append(manifest)
         wrong += len(problems)
         for problem in problems:
-            print(f"{folder.name}: {problem}" if len(runs) > 1 else problem)
+            print(f"{folder.relative_to(place)}: {problem}" if len(runs) > 1 else problem)
         for note in told_copies(manifest, trusted):
-            print(f"{folder.name}: {note}")
+            print(f"{folder.relative_to(place)}: {note}")
         print(_verdict(folder, manifest, len(problems)))
     for missing in (*lost, *missing_shards(manifests), *unequal_shards(manifests)):
         wrong += 1
         print(missing)
     return 1 if wrong else 0
+
+
+def _runs_at(place: Path) -> list[Path]:
+    """A run; or all runs below a folder, and those that a sweep has put too deep to be found by chance."""
+    found = run_folders(place)
+    if found == [place]:
+        return found
+    return list(dict.fromkeys([*found, *(place / job.name for job in read_jobs(place) if job.rows is not None)]))
 
 
 MODEL = ("checkpoint", "revision", "gguf_file", "weights", "seed", "dtype", "config_overrides")
