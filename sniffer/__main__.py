@@ -32,6 +32,7 @@ from yaml import YAMLError
 from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
+from sniffer.made_folder import forget, remove_empty
 from sniffer.runs.saved import check_rerun
 from sniffer.streams import standard_streams
 from sniffer.told import one_line
@@ -50,7 +51,7 @@ def job(cfg: DictConfig) -> None:
     elif hydra_config.mode is RunMode.MULTIRUN:
         job_of_sweep(cfg, Path(hydra_config.sweep.dir).absolute(), folder, overrides)
     else:
-        with hold(folder):
+        with hold(folder), forgotten_if_refused(folder):
             capture(cfg, folder, overrides)
         tell_rerun(folder)
 
@@ -61,6 +62,17 @@ def tell_rerun(folder: Path) -> None:
 
     if (first := _rerun_of()) is not None and (found := made_of_other(first, folder)):
         log.warning("%s was made with something else: %s", first, "; ".join(found))
+
+
+@contextmanager
+def forgotten_if_refused(folder: Path) -> Iterator[None]:
+    """Leaves no folder of a run that is refused; what stops it otherwise, such as a kill, leaves one to resume."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, OSError):
+        if Watch.root is not None and not holds_results(folder):
+            forget(folder, Watch.root)
+        raise
 
 
 def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence[str]) -> None:
@@ -84,7 +96,7 @@ def tell_plan(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
     for handler in [one for one in logging.root.handlers if isinstance(one, logging.FileHandler)]:
         logging.root.removeHandler(handler)
     if not any(folder.iterdir()):
-        folder.rmdir()
+        remove_empty(folder, Watch.root or folder.parent)
     tell(resolve(cfg, overrides))
 
 
@@ -128,7 +140,7 @@ def main() -> int:
 
 def run_all() -> int:
     """The run, or all jobs of the sweep, which is told of also when something stops it. Returns the exit code."""
-    Watch.sweep = None
+    Watch.sweep = Watch.root = None
     lost = ""
     code = 0
     try:

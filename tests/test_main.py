@@ -21,11 +21,14 @@ from sniffer.config import Config
 from sniffer.durable import HashedFile
 from sniffer.errors import CaptureError
 from sniffer.manifest import Manifest
-from tests.helpers_disk import Disk, failing
+from tests.helpers_disk import failing, Disk
+from sniffer.runs.resume import never_began
 
 REPOSITORY = Path(__file__).parents[1]
 # A model that needs no network, and no torch import until it loads, which it never does here.
 CHEAP = ["model=llama3", "model.weights=random", "dataset=pydoc"]
+
+BEFORE_ITS_MANIFEST = {668: CaptureError("no room"), 669: PermissionError(13, "no", "x"), 670: KeyboardInterrupt()}
 
 Invoke = Callable[..., int]
 
@@ -42,6 +45,8 @@ def invoke(ran: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.M
 
     def run(config: Config, folder: Path, **_: object) -> None:
         logging.getLogger("sniffer").info("captured")
+        if config.seed in BEFORE_ITS_MANIFEST:
+            raise BEFORE_ITS_MANIFEST[config.seed]
         ran.append((config, folder))
         Manifest("complete", config.seed, {}, {}, {}, geometry=(), selection={}).save(folder)
         if config.seed == 666:
@@ -111,6 +116,40 @@ def test_a_refused_run_leaves_its_folder_usable(invoke: Invoke, ran: list) -> No
     assert invoke(*CHEAP, "hydra.run.dir=out", "sampler.base_rate=-1") == 1
     assert invoke(*CHEAP, "hydra.run.dir=out") == 0
     assert len(ran) == 1
+
+
+REFUSALS = {
+    "its values": ["sampler.base_rate=-1"],
+    "its model": ["model=checkpoint", "model.checkpoint=./nowhere"],
+    "its capture": ["seed=668"],
+    "the system": ["seed=669"],
+    "its plan": ["plan=true", "sampler.base_rate=-1"],
+}
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+@pytest.mark.parametrize("place", [[], ["hydra.run.dir=a/b/c"]])
+def test_a_refused_run_leaves_no_folder(
+    invoke: Invoke, ran: list, tmp_path: Path, place: list[str], why: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert invoke(*CHEAP, *REFUSALS[why], *place) == 1
+    assert list(tmp_path.iterdir()) == [] and ran == []
+    only_line(capsys)
+
+
+def test_a_refused_run_takes_away_nothing_else(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "empty").mkdir(parents=True)
+    assert invoke(*CHEAP, "seed=668", "hydra.run.dir=mine/empty") == 1
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine", tmp_path / "mine" / "empty"]
+    (tmp_path / "mine" / "notes").write_text("mine")
+    (tmp_path / "mine" / "config.yaml").write_text("mine")
+    assert invoke(*CHEAP, "sampler.base_rate=-1", "hydra.run.dir=mine") == 1
+    assert {"notes", "config.yaml", "empty"} <= {path.name for path in (tmp_path / "mine").iterdir()}
+
+
+def test_a_run_that_is_stopped_while_its_model_loads_can_be_resumed(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke(*CHEAP, "seed=670", "hydra.run.dir=out") == 130
+    assert never_began(tmp_path / "out")
 
 
 def test_a_sweep_has_a_folder_per_job(invoke: Invoke, ran: list) -> None:

@@ -19,6 +19,7 @@ import yaml
 from sniffer.errors import RunError
 from sniffer.manifest import Manifest
 from sniffer.reader import Run, open_run
+from sniffer.runs import publish as publish_module
 from sniffer.runs.card import config_name
 from sniffer.runs.export import export
 from sniffer.runs.publish import assemble, without_paths
@@ -161,6 +162,21 @@ def test_rows_that_are_there_twice_are_not_handed_on(folder: Path, tmp_path: Pat
         assemble(folder, tmp_path / "published", "some/one")
     with pytest.raises(RunError, match=told):
         export(folder, tmp_path / "heads")
+
+
+def test_what_cannot_be_published_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for target in (tmp_path / "a" / "b", mine):
+        with monkeypatch.context() as broken:
+            broken.setattr(publish_module, "card", lambda *_: {}[0])
+            with pytest.raises(KeyError):
+                assemble(folder, target, "some/one")
+    assert sorted(tmp_path.iterdir()) == [mine, folder] and not list(mine.iterdir())
+    assemble(folder, tmp_path / "a" / "b", "some/one")
+    with pytest.raises(RunError, match="holds something already"):
+        assemble(folder, tmp_path / "a" / "b", "some/one")
+    assert verify(tmp_path / "a" / "b")[1] == []
 
 
 def test_load_dataset_reads_it(folder: Path, tmp_path: Path):

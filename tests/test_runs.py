@@ -16,7 +16,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from sniffer.models import finder
+from sniffer.models.backbone import Checkpoint
 
+from sniffer import local
 from sniffer.durable import HashedFile
 from sniffer.errors import RunError
 from sniffer.job_folders import run_folders
@@ -30,11 +32,12 @@ from sniffer.runs.export import export
 from sniffer.runs.folders import state
 from sniffer.runs.listing import age
 from sniffer.runs.reproduce import compare, reproduce
+from sniffer.runs.resume import resume
 from sniffer.runs.saved import Trust, same_threads
 from sniffer.runs.verify import missing_shards, verify, verify_all
 from sniffer.schema import Columns, Footer, row_schema
 from sniffer.writer import parquet_options, write_part
-from tests.helpers_runs import TEXTS, Runs, rows
+from tests.helpers_runs import TEXTS, Runs, rows, stopping_after
 from tests.helpers_storage import make_run
 from tests.tiny_copies import LLAMA, imported, llama_source, write_copy
 from tests.tiny_run import save_checkpoint, save_texts
@@ -206,6 +209,29 @@ def test_a_run_reproduces_itself(whole: Path, tmp_path: Path):
     assert problems(tmp_path / "again") == []
     with pytest.raises(RunError, match="exists already"):
         reproduce(whole, tmp_path / "again", Trust())
+
+
+def test_a_reproduction_that_fails_stands_in_no_ones_way(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = tmp_path / "a" / "b" / "again"
+    for failing in ("load", "draw"):
+        with monkeypatch.context() as broken:
+            if failing == "load":
+                broken.setattr(Checkpoint, "load", lambda self: {}[0])
+            else:
+                broken.setattr(local, "draw", lambda *_: {}[0])
+            with pytest.raises(KeyError):
+                reproduce(whole, target, Trust())
+        assert list(tmp_path.iterdir()) == []
+    assert reproduce(whole, target, Trust())[0]
+
+
+def test_a_reproduction_that_has_rows_is_kept_for_a_resume(whole: Path, tmp_path: Path):
+    target = tmp_path / "again"
+    with stopping_after(3):
+        reproduce(whole, target, Trust())
+    assert Manifest.load(target).rows > 0
+    resume(target, Trust())
+    assert Manifest.load(target).digest == Manifest.load(whole).digest and problems(target) == []
 
 
 def test_what_differs_is_told(runs: Runs, whole: Path):

@@ -18,13 +18,14 @@ from sniffer.config import save_plain
 from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
 from sniffer.integrity import damage
+from sniffer.made_folder import made
 from sniffer.manifest import Manifest
 from sniffer.runs.card import card
 from sniffer.schema import EXAMPLES_TWIN_PATH
 
 
 def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
-    """Writes the folder that would be pushed.
+    """Writes the folder that would be pushed; what fails leaves nothing of it.
 
     Raises:
         RunError: the repository cannot be named so, the target exists, or the run is not complete and whole.
@@ -35,6 +36,11 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
         raise RunError(f"{folder} is {manifest.status}: `python -m sniffer.runs resume {folder}` completes it first")
     if target.exists() and any(target.iterdir()):
         raise RunError(f"{target} holds something already: choose another folder with --to")
+    with made(target):
+        _fill(target, folder, manifest, repo, text_licence)
+
+
+def _fill(target: Path, folder: Path, manifest: Manifest, repo: str, text_licence: str | None) -> None:
     for record in manifest.files():
         if wrong := damage(folder, record):
             raise RunError(f"{record.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")

@@ -14,6 +14,7 @@ from sniffer.continuation import differences
 from sniffer.errors import RunError
 from sniffer.job_folders import REPRODUCES_PATH
 from sniffer.lock import hold
+from sniffer.made_folder import holds_rows, made
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 from sniffer.runs.code import told_copies
@@ -54,6 +55,8 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
     Returns:
         Whether all rows are identical, and what to tell, line by line.
 
+    What fails leaves no folder, unless rows were captured that a resume can go on with.
+
     Raises:
         RunError: the run is not complete, or the target exists.
         SnifferError: as a fresh run.
@@ -68,8 +71,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
 
     from sniffer.capture import run
 
-    target.mkdir(parents=True)
-    with hold(target), same_threads(first.threads):
+    with made(target, holds_rows), hold(target), same_threads(first.threads):
         (target / REPRODUCES_PATH).write_text(f"{first.digest}\n", encoding="utf-8")
         save_plain(target, plain)
         run(config, target)
