@@ -21,10 +21,10 @@ import rich.box
 from omegaconf import DictConfig
 from rich.table import Table
 
-from sniffer.config import ONCE, Config, plain_values, resolve, saved_config
+from sniffer.config import ONCE, plain_values, resolve, saved_config, Config
 from sniffer.continuation import as_plain, differences
 from sniffer.environment import versions
-from sniffer.errors import RunError, SnifferError
+from sniffer.errors import first_line, RunError, SnifferError
 from sniffer.estimate import size
 from sniffer.jobs import INDEX_PATH, read_jobs, swept, update
 from sniffer.loading import LastModel
@@ -119,7 +119,10 @@ def finish(sweep: Path, done_before: frozenset[str], lost: str = "") -> int:
         _leave_nothing(sweep)
         return int(bool(lost))
     jobs = update(sweep)
-    draw_sweep(jobs, sweep)
+    try:
+        draw_sweep(jobs, sweep)
+    except Exception as error:  # of a library that draws: any; the jobs are what they are
+        log.warning("no figure of the sweep: %s: %s", type(error).__name__, first_line(error))
     show_table(jobs_table(jobs, done_before))
     rich.get_console().print(str(sweep), style="bold", soft_wrap=True, highlight=False)
     unfinished = jobs.filter(pl.col("status") != "complete")

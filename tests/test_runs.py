@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -296,6 +297,24 @@ def test_exported_heads_hold_the_same_rows(whole: Path, tmp_path: Path):
     assert total == run.manifest.rows
     with pytest.raises(RunError, match="exists already"):
         export(whole, target)
+
+
+def test_an_export_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    """As on a full disk, of which polars speaks in words of its own."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        code, _, error = told(capsys, "export", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert code == 1 and len(error.splitlines()) == 1 and "File too large" in error
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_sliding_windows_are_exported(tmp_path: Path):

@@ -163,6 +163,17 @@ def test_what_verbs_put_beside_a_job_is_no_job(
     assert capsys.readouterr().out.count("skipped") == 2
 
 
+def test_a_figure_that_cannot_be_drawn_costs_no_job(
+    invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sniffer.sweeping.draw_sweep", full)
+    assert invoke("seed=3") == 0
+    assert "no figure of the sweep: OSError" in capsys.readouterr().out and opened(place).complete
+
+
 def test_positions_nest_across_base_rates(invoke: Invoke, place: Path):
     assert invoke(RATES) == 0
     rows = opened(place).scan().select("sampler.base_rate", *ORDER).collect()

@@ -7,6 +7,7 @@ are key heads. The folder appears when it is complete.
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import polars as pl
 from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
 from sniffer.integrity import damage
+from sniffer.made_folder import made
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 
@@ -27,6 +29,7 @@ def export(folder: Path, target: Path) -> int:
 
     Raises:
         RunError: the target exists, or the run cannot be read or is damaged.
+        OSError: it cannot be written; nothing is left of it.
     """
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
@@ -37,18 +40,24 @@ def export(folder: Path, target: Path) -> int:
     refuse_repeated(folder, run.manifest.parts)
     unfinished = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    written = 0
-    for layer in run.layers:
-        for kind, heads in run.manifest.selection[layer].items():
-            rows = _rows(run, layer, kind)
-            for head in heads:
-                file = unfinished / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
-                file.parent.mkdir(parents=True)
-                rows.filter(pl.col("head") == head).select(COLUMNS).write_parquet(file)
-                written += 1
-    unfinished.rename(target)
+    with made(unfinished):
+        written = sum(_write(run, layer, kind, unfinished) for layer in run.layers for kind in run.kinds)
+        unfinished.rename(target)
     return written
+
+
+def _write(run: Run, layer: int, kind: str, place: Path) -> int:
+    """The files of one (layer, kind), one per head; returns their number."""
+    heads = run.manifest.selection[layer].get(kind, ())
+    rows = _rows(run, layer, kind) if heads else pl.DataFrame()
+    for head in heads:
+        file = place / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
+        file.parent.mkdir()
+        content = io.BytesIO()
+        rows.filter(pl.col("head") == head).select(COLUMNS).write_parquet(content)
+        # Of a full disk the system has plainer words than polars.
+        file.write_bytes(content.getvalue())
+    return len(heads)
 
 
 def _rows(run: Run, layer: int, kind: str) -> pl.DataFrame:
