@@ -35,6 +35,9 @@ class Hub:
     address: str
     files: dict[str, bytes] = field(default_factory=dict)
     created: list[dict] = field(default_factory=list)
+    head: str = "b" * 40
+    commits: int = 0
+    busy: bool = False
 
 
 @pytest.fixture
@@ -45,7 +48,12 @@ def hub() -> Iterator[Hub]:
         def log_message(self, *_: object) -> None: ...
 
         def do_GET(self) -> None:
-            self.answer({"error": "nothing here"}, 404)
+            if self.path.split("?")[0] == "/api/datasets/some/one" and hub.created:
+                siblings = [{"rfilename": name} for name in hub.files]
+                self.answer({"id": "some/one", "sha": hub.head, "siblings": siblings})
+                hub.head = "c" * 40 if hub.busy else hub.head
+            else:
+                self.answer({"error": "nothing here"}, 404)
 
         def do_POST(self) -> None:
             body = self.body()
@@ -60,9 +68,14 @@ def hub() -> Iterator[Hub]:
                 files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
                 self.answer({"files": [{k: f[k] for k in ("path", "uploadMode", "shouldIgnore")} for f in files]})
             elif self.path == "/api/datasets/some/one/commit/main":
+                hub.commits += 1
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":
                         hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                    elif line["key"] == "deletedFile":
+                        del hub.files[line["value"]["path"]]
+                    elif line["key"] == "header" and line["value"].get("parentCommit") not in (None, hub.head):
+                        return self.answer({"error": "somebody was faster"}, 412)
                 url = f"{hub.address}/datasets/some/one/commit/{'a' * 40}"
                 self.answer({"success": True, "commitOid": "a" * 40, "commitUrl": url})
             else:
@@ -205,6 +218,32 @@ def test_what_is_pushed_arrives(folder: Path, tmp_path: Path, hub: Hub):
     assert hub.files.keys() == wanted.keys()
     assert all(hub.files[name] == content for name, content in wanted.items() if not name.endswith("manifest.json"))
     assert not list(folder.parent.glob(".publishing-*"))
+
+
+def test_a_run_that_is_published_again_replaces_the_earlier_one(folder: Path, tmp_path: Path, hub: Hub):
+    """In one commit: whoever reads finds one run or the other, never rows of both."""
+    owners = {"notes.md": b"mine", "captures/notes.md": b"mine", "captures/layer=00/kind=q/mine.parquet": b"mine"}
+    hub.files |= owners | {".gitattributes": b"hub"}
+    assert publish(hub.address, "hf_good", str(folder), "some/one").returncode == 0
+    smaller = make_run(tmp_path / "smaller", layers=(2,), kinds=("k", "v")).folder
+    done = publish(hub.address, "hf_good", str(smaller), "some/one")
+    assert done.returncode == 0 and hub.commits == 2, done.stderr
+    for name, content in hub.files.items():
+        (tmp_path / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "snapshot" / name).write_bytes(content)
+    kept = {name: content for name, content in hub.files.items() if name in (*owners, ".gitattributes")}
+    assert kept == owners | {".gitattributes": b"hub"}
+    snapshot = open_run(tmp_path / "snapshot")
+    assert snapshot.manifest.digest == open_run(smaller).manifest.digest
+    parts = {part.path for part in snapshot.manifest.parts}
+    assert {name for name in hub.files if "/part-" in name} == parts
+
+
+def test_two_who_publish_at_once_do_not_mix(folder: Path, hub: Hub):
+    hub.files["theirs"], hub.busy = b"", True
+    done = publish(hub.address, "hf_good", str(folder), "some/one")
+    assert done.returncode == 1 and "publish it again" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert hub.files == {"theirs": b""}
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,35 @@
 """`runs publish RUN REPO`: a run as a dataset on the Hugging Face hub, with a card that explains it.
 
-What is pushed is a run folder too: `open_run` reads a downloaded snapshot. Local paths in the configuration
-and the manifest are cut down to their last part, since they may tell more than the publisher means to.
+What is pushed is a run folder too: `open_run` reads a downloaded snapshot. Published again, a run takes the place of
+the earlier one, in one commit. Local paths in the configuration and the manifest are cut down to their last part,
+since they may tell more than the publisher means to.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sniffer.config import save_plain
 from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
-from sniffer.integrity import damage
+from sniffer.integrity import PART, damage
 from sniffer.made_folder import made
 from sniffer.manifest import Manifest
 from sniffer.runs.card import card
-from sniffer.schema import EXAMPLES_TWIN_PATH
+from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+CHANGED_MEANWHILE = 412
+"""Of HTTP: what a request rests on is no longer so."""
+EXAMPLES = (EXAMPLES_PATH, EXAMPLES_TWIN_PATH)
 
 
 def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
@@ -73,14 +81,19 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
         assemble(folder, Path(scratch), repo, text_licence)
         try:
             address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-            api.upload_folder(
-                repo_id=repo,
-                folder_path=scratch,
+            before = api.dataset_info(repo)
+            there = [file.rfilename for file in before.siblings or ()]
+            api.create_commit(
+                repo,
+                replacing(Path(scratch), there),
                 repo_type="dataset",
                 commit_message="Vectors captured with qk-sniffer",
+                parent_commit=before.sha,  # refused by the hub, if somebody else pushes at the same time
             )
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", "no status")
+            if status == CHANGED_MEANWHILE:
+                raise RunError(f"somebody else has pushed to {repo} in the meantime: publish it again") from error
             raise RunError(
                 f"the hub answered {status} for {repo}: run `hf auth login` with a token that may write"
             ) from error
@@ -88,6 +101,24 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
             reason = " ".join(str(error).split()) or type(error).__name__
             raise RunError(f"could not push to {repo} ({reason}): --dry-run writes what would be pushed") from error
     return str(address)
+
+
+def replacing(folder: Path, there: Iterable[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What one commit has to do, so that a repository holds this run and no rows of an earlier one.
+
+    Readers see all of it or nothing. Files under names that no run of ours writes are their owner's, and stay.
+
+    Args:
+        there: the paths in the repository.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    stale = [path for path in there if path not in files and (PART.fullmatch(path) or path in EXAMPLES)]
+    return [
+        *(CommitOperationDelete(path, is_folder=False) for path in stale),
+        *(CommitOperationAdd(path, file) for path, file in files.items()),
+    ]
 
 
 def _check_name(repo: str) -> None:
