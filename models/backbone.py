@@ -19,10 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniffer.errors import first_line, CheckpointError, ConfigError
-import numpy as np
-from jaxtyping import Int
-
+from sniffer.errors import CheckpointError, ConfigError, first_line
 from sniffer.types import ModelLimits, Outline, Tokenize
 
 from . import locate

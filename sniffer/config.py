@@ -22,8 +22,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.build import TRUSTED, build, checked, config_error
-from sniffer.durable import could_not_write, durable_file
-from sniffer.errors import first_line, reason, CaptureError, ConfigError, RunError
+from sniffer.durable import durable_file
+from sniffer.errors import ConfigError, RunError, first_line, reason
 from sniffer.lock import is_held
 from sniffer.types import COMPRESSIONS, KINDS
 

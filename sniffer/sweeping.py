@@ -21,10 +21,10 @@ import rich.box
 from omegaconf import DictConfig
 from rich.table import Table
 
-from sniffer.config import ONCE, plain_values, resolve, saved_config, Config
+from sniffer.config import ONCE, Config, plain_values, resolve, saved_config
 from sniffer.continuation import as_plain, differences
 from sniffer.environment import versions
-from sniffer.errors import first_line, RunError, SnifferError
+from sniffer.errors import RunError, SnifferError, first_line
 from sniffer.estimate import size
 from sniffer.jobs import INDEX_PATH, read_jobs, swept, update
 from sniffer.loading import LastModel

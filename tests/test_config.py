@@ -36,8 +36,8 @@ from sniffer.config import (
 )
 from sniffer.errors import CaptureError, ConfigError, RunError, SnifferError
 from sniffer.sampler import LogUniform
-from tests.helpers_disk import failing, Disk
 from sniffer.told import one_line
+from tests.helpers_disk import Disk, failing
 
 GROUPS = ("model", "dataset", "sampler", "engine", "experiment")
 CHOICES = [(group, file.stem) for group in GROUPS for file in sorted((conf_folder() / group).glob("*.yaml"))]

@@ -21,8 +21,8 @@ from sniffer.config import Config
 from sniffer.durable import HashedFile
 from sniffer.errors import CaptureError
 from sniffer.manifest import Manifest
-from tests.helpers_disk import failing, Disk
 from sniffer.runs.resume import never_began
+from tests.helpers_disk import Disk, failing
 
 REPOSITORY = Path(__file__).parents[1]
 # A model that needs no network, and no torch import until it loads, which it never does here.

@@ -23,6 +23,7 @@ from sniffer.config import conf_folder
 from sniffer.errors import ConfigError, RunError, SnifferError
 from sniffer.reader import Run
 from sniffer.streams import standard_streams
+from sniffer.told import one_line
 
 from . import results
 from .results import Result
@@ -54,10 +55,10 @@ def main(
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except SnifferError as error:
+    except (SnifferError, OSError, MemoryError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(error, file=sys.stderr)
+        print(f"not enough memory for {name}" if isinstance(error, MemoryError) else one_line(error), file=sys.stderr)
         return 1
     return 0
 

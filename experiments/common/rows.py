@@ -15,7 +15,7 @@ import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.config import numbers
-from sniffer.errors import first_line, ConfigError, RunError
+from sniffer.errors import ConfigError, RunError, first_line
 from sniffer.finite import count_not_finite
 from sniffer.reader import Run
 

@@ -58,6 +58,11 @@ class SamplingError:
         """Tables: errors (per case, head and statistic), summary (per case and statistic, over heads)."""
         require_every_position(run)
         layers = chosen_layers(run, self.layers, "q", "k")
+        if sum(len(run.heads(layer, "q")) for layer in layers) < 2:
+            raise RunError(
+                f"{run.folder} has one query head here, and errors are told in shares of the spread between heads: "
+                "take more layers, or capture more heads"
+            )
         errors = pl.concat([self._layer(run, layer) for layer in progress(layers, "sampling error")])
         summary = summarise(errors)
         findings = _findings(summary, self.tolerance)
@@ -185,7 +190,9 @@ def _figures(summary: pl.DataFrame, tolerance: float) -> dict[str, Figure]:
             axes.plot(some["base_rate"], some["relative_error"], marker="o", markersize=3, label=name)
         axes.axhline(tolerance, color="grey", linestyle=":")
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
+        # Where every sample has all rows, or heads do not differ, no error has a logarithm.
+        if case["relative_error"].is_between(0, np.inf, closed="none").any():
+            axes.set_yscale("log")
         axes.set_title(f"{case['sampler'][0]}, weighted by {case['weights'][0]}", fontsize=10)
         axes.set_xlabel("base_rate")
         axes.grid(alpha=0.3)

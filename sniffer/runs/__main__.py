@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
 from sniffer.config import register
-from sniffer.logs import console_handler, LogFile
 from sniffer.job_folders import REPRODUCED
+from sniffer.logs import LogFile, console_handler
 from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
 

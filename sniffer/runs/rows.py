@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
 from sniffer.digest import Digest, digest_rows, sum_places
-from sniffer.finite import count_not_finite, NotFinite
 from sniffer.errors import first_line
+from sniffer.finite import NotFinite, count_not_finite
 from sniffer.manifest import Manifest
 from sniffer.schema import Footer, Part, row_schema
 

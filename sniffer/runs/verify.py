@@ -27,7 +27,6 @@ from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.runs.code import told_copies
-from sniffer.runs.folders import run_folders
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import Places, check_part
 from sniffer.sampler import Picker
@@ -169,7 +168,7 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         for problem in problems:
             print(f"{folder.relative_to(place)}: {problem}" if len(runs) > 1 else problem)
         for note in told_copies(manifest, trusted):
-            print(f"{folder.relative_to(place)}: {note}")
+            print(f"{folder.name}: {note}")
         print(_verdict(folder, manifest, len(problems)))
     for missing in (*lost, *missing_shards(manifests), *unequal_shards(manifests)):
         wrong += 1

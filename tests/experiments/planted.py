@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +64,7 @@ def planted_run(
     layers: Sequence[int] = (0, 1),
     lengths: Sequence[int] = (300, 200, 256),
     sampler: Sampler | None = None,
+    heads: Mapping[str, int] = HEADS,
 ) -> Run:
     """A complete run whose vectors follow the formula; q and k share positions by default."""
     sampler = sampler or Uniform(base_rate=32.0, bucket_size=64, seed_by=["example", "layer"])
@@ -79,7 +80,7 @@ def planted_run(
             vectors = formula(layer, kind, picks.positions, np.random.default_rng([layer, number]))
             flat = torch.from_numpy(vectors.astype(np.float32).reshape(len(picks), -1))
             columns = Columns(
-                heads=tuple(range(HEADS[kind])),
+                heads=tuple(range(heads[kind])),
                 vectors=[flat],
                 buckets=picks.buckets,
                 positions=picks.positions,
@@ -89,15 +90,15 @@ def planted_run(
             )
             footer = Footer(layer, kind, DIM, "float32", None, 0.5, describe(sampler), 7, tuple(sampler.seed_by))
             parts.append(write_part(folder, part_path(layer, kind, 0, n_layers=max(layers) + 1), columns, footer))
-    dims = dict.fromkeys(HEADS, DIM)
+    dims = dict.fromkeys(heads, DIM)
     manifest = Manifest(
         status="complete",
         seed=7,
         model={"checkpoint": "planted"},
         dataset={"path": "texts"},
         sampler={**describe(sampler), "probability_by_bucket": picker.probability_by_bucket(max(lengths))},
-        geometry=tuple(LayerGeometry(layer, f"layers.{layer}", HEADS, dims, 0.5, None) for layer in layers),
-        selection={layer: {kind: tuple(range(HEADS[kind])) for kind in kinds} for layer in layers},
+        geometry=tuple(LayerGeometry(layer, f"layers.{layer}", heads, dims, 0.5, None) for layer in layers),
+        selection={layer: {kind: tuple(range(heads[kind])) for kind in kinds} for layer in layers},
         counts={"examples": len(lengths), "tokens": sum(lengths), "truncated": 0, "skipped_empty": 0},
         timings={"inference": 1.0},
         parts=tuple(parts),

@@ -178,6 +178,37 @@ def test_a_refusal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert told in said and "\n" not in said
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/results/x.png"), "/results/x.png: No space left on device"),
+        (MemoryError(), "not enough memory for key_rank"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: Exception, told: str, capsys: pytest.CaptureFixture[str]):
+    def act(*_: object) -> None:
+        raise error
+
+    assert entry.main("key_rank", ["run=x"], act) == 1
+    said = capsys.readouterr().err.strip()
+    assert told in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["matplotlib", "scipy", "some_other_module_of_ours"])
+def test_a_package_that_is_missing_is_named(name: str, tmp_path: Path):
+    """Python runs sitecustomize before anything else; there the package is made one that cannot be found."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{name!r}] = None\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sniffer.experiments", "attention_plasticity", "run=x"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    told = f"analyses need {name}, which is not installed: pip install 'qk-sniffer[experiments]'"
+    missing = name in ("matplotlib", "scipy")
+    assert done.returncode == 1 and (done.stderr.strip() == told) is missing and "Traceback" not in done.stderr
+
+
 def test_results_lie_beside_the_run_and_change_nothing_in_it(tmp_path: Path):
     folder = planted_run(tmp_path / "run").folder
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -141,3 +141,14 @@ def test_a_sampled_run_is_no_truth(tmp_path: Path):
 def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]):
     with pytest.raises(ConfigError):
         SamplingError(**wrong)  # type: ignore[arg-type]
+
+
+def test_one_head_is_too_few_to_tell_a_spread_between_heads(tmp_path: Path):
+    def alone(layer: int, kind: str, positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return noise(layer, kind, positions, rng)[:, :1]
+
+    settings = {"base_rates": [4, 64], "bucket_size": 64, "repeats": 2, "samplers": ["uniform"]}
+    run = planted_run(tmp_path / "run", alone, sampler=EVERY, layers=[0, 1], heads=dict.fromkeys(HEADS, 1))
+    with pytest.raises(RunError, match="one query head here.*take more layers, or capture more heads"):
+        SamplingError(layers=[0], **settings).measure(run)
+    assert len(SamplingError(**settings).measure(run).tables["errors"])
