@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,9 @@ from traceback import walk_tb
 from typing import Any
 from unittest.mock import patch
 
-import hydra
+import hydra.version
 import rich
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -33,7 +34,7 @@ from sniffer.config import conf_folder, holds_results, refuse_results, register,
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.made_folder import forget, remove_empty
-from sniffer.runs.saved import check_rerun
+from sniffer.rerun import composable
 from sniffer.streams import standard_streams
 from sniffer.told import one_line
 from sniffer.watch import Watch
@@ -41,26 +42,31 @@ from sniffer.watch import Watch
 log = logging.getLogger(__name__)
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-def job(cfg: DictConfig) -> None:
-    """One run: Hydra calls it once, or once per job of a sweep."""
+def job(cfg: DictConfig, typed: Sequence[str], first: Path | None = None) -> None:
+    """One run: Hydra calls it once, or once per job of a sweep.
+
+    Args:
+        typed: the words of the command line.
+        first: the run that is run again, if one is.
+    """
     hydra_config = HydraConfig.get()
-    folder, overrides = Path(hydra_config.runtime.output_dir), hydra_config.overrides.task
+    folder = Path(hydra_config.runtime.output_dir)
     if cfg.plan:
-        tell_plan(cfg, folder, overrides)
+        tell_plan(cfg, folder, typed)
     elif hydra_config.mode is RunMode.MULTIRUN:
-        job_of_sweep(cfg, Path(hydra_config.sweep.dir).absolute(), folder, overrides)
+        job_of_sweep(cfg, Path(hydra_config.sweep.dir).absolute(), folder, typed)
     else:
         with hold(folder), forgotten_if_refused(folder):
-            capture(cfg, folder, overrides)
-        tell_rerun(folder)
+            capture(cfg, folder, typed)
+        if first is not None:
+            tell_rerun(first, folder)
 
 
-def tell_rerun(folder: Path) -> None:
+def tell_rerun(first: Path, folder: Path) -> None:
     """Of a run that ran another one's configuration again: what is not as it was then."""
     from sniffer.runs.code import made_of_other
 
-    if (first := _rerun_of()) is not None and (found := made_of_other(first, folder)):
+    if found := made_of_other(first, folder):
         log.warning("%s was made with something else: %s", first, "; ".join(found))
 
 
@@ -75,7 +81,7 @@ def forgotten_if_refused(folder: Path) -> Iterator[None]:
         raise
 
 
-def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence[str]) -> None:
+def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, typed: Sequence[str]) -> None:
     """A job of a sweep: begun, gone on with, or left alone where it is complete."""
     from sniffer.sweeping import MODEL, go_on, noted
 
@@ -83,13 +89,13 @@ def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, overrides: Sequence
         rich.reconfigure(force_terminal=False)
     with noted(sweep, folder):
         if holds_results(folder):
-            go_on(cfg, folder, overrides)
+            go_on(cfg, folder, typed)
         else:
             with hold(folder):
-                capture(cfg, folder, overrides, MODEL.load)
+                capture(cfg, folder, typed, MODEL.load)
 
 
-def tell_plan(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+def tell_plan(cfg: DictConfig, folder: Path, typed: Sequence[str]) -> None:
     """What the run would need; nothing is left of the folder that Hydra made for it."""
     from sniffer.plan import tell
 
@@ -97,13 +103,13 @@ def tell_plan(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         logging.root.removeHandler(handler)
     if not any(folder.iterdir()):
         remove_empty(folder, Watch.root or folder.parent)
-    tell(resolve(cfg, overrides))
+    tell(resolve(cfg, typed))
 
 
-def capture(cfg: DictConfig, folder: Path, overrides: Sequence[str], load: Load = load_anew) -> None:
+def capture(cfg: DictConfig, folder: Path, typed: Sequence[str], load: Load = load_anew) -> None:
     """Checks and records the configuration, then runs it."""
     refuse_results(folder)
-    config = resolve(cfg, overrides)
+    config = resolve(cfg, typed)
     save_config(folder, cfg)
     # What a wrong name costs should be a second: asked before torch and transformers are imported.
     config.model.check()
@@ -118,9 +124,8 @@ def main() -> int:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     register()
     try:
-        with _errors_let_through():
-            _check_saved()
-            return run_all()
+        with _errors_let_through(), composable(get_args_parser().parse_args()) as arguments:
+            return run_all(arguments)
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)
         return 128 + getattr(error, "signum", signal.SIGINT)
@@ -138,13 +143,13 @@ def main() -> int:
         return 1
 
 
-def run_all() -> int:
+def run_all(arguments: Namespace) -> int:
     """The run, or all jobs of the sweep, which is told of also when something stops it. Returns the exit code."""
     Watch.sweep = Watch.root = None
     lost = ""
     code = 0
     try:
-        job()
+        run_hydra(arguments)
     except (HydraException, OmegaConfBaseException):
         raise
     except Exception as error:
@@ -160,17 +165,15 @@ def run_all() -> int:
     return code
 
 
-def _check_saved() -> None:
-    """Reads the rerun.yaml of a run folder before Hydra does, which would do as it is told there."""
-    if (folder := _rerun_of()) is not None:
-        check_rerun(folder, get_args_parser().parse_known_args()[0].overrides)
+def run_hydra(arguments: Namespace) -> None:
+    """What @hydra.main does with a command line, but that the job gets to know what was typed."""
+    typed, first = tuple(arguments.overrides), arguments.rerun_of
 
+    def task(cfg: DictConfig) -> None:
+        job(cfg, typed, first)
 
-def _rerun_of() -> Path | None:
-    """The run folder whose rerun.yaml the command line names."""
-    arguments, _ = get_args_parser().parse_known_args()
-    named = arguments.config_dir and str(arguments.config_name).removesuffix(".yaml") == "rerun"
-    return Path(arguments.config_dir) if named else None
+    hydra.version.setbase("1.3")
+    _run_hydra(arguments, get_args_parser(), task, config_path=str(conf_folder()), config_name="config")
 
 
 def raised_in_launcher(error: BaseException) -> bool:

@@ -25,7 +25,9 @@ from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.durable import durable_file
 from sniffer.errors import ConfigError, RunError, first_line, reason
 from sniffer.lock import is_held
+from sniffer.typed import typed_strings
 from sniffer.types import COMPRESSIONS, KINDS
+from sniffer.untrusted import CONFIG_BYTES, read_yaml
 
 
 @dataclass
@@ -182,13 +184,18 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         cfg: what Hydra composed, without the hydra node.
-        overrides: the command line's overrides; only they can extend the trusted targets.
+        overrides: the words that were typed; only they can extend the trusted targets.
 
     Raises:
         ConfigError: in one line, the key, the value found and the one wanted.
     """
+    return build_config(cfg, typed_strings(overrides, "trusted_targets"))
+
+
+def build_config(cfg: DictConfig, trust: Sequence[str] = ()) -> Config:
+    """As `resolve`; `trust` are the prefixes that were typed, whether or not `cfg` asks for them."""
     plain = plain_values(cfg)
-    trusted = _trusted_targets(plain.pop("trusted_targets"), overrides)
+    trusted = _trusted_targets(plain.pop("trusted_targets"), trust)
     config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
     for key in _BUILT:
         setattr(config, key, build(plain[key], key, trusted))
@@ -231,6 +238,11 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
         CaptureError: the disk is full or cannot be written to.
     """
     text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+    if len(text) > CONFIG_BYTES // 4:
+        raise ConfigError(
+            f"the configuration has {len(text):,} characters, more than the {CONFIG_BYTES // 4:,} that can be saved: "
+            "shorten its lists, such as capture.heads, by ranges"
+        )
     head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
     # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both.
@@ -251,7 +263,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -325,9 +337,8 @@ def _record_folder(output_dir: str, plan: Any = False) -> str | None:
     return None if plan or holds_results(folder) or is_held(folder) else ".hydra"
 
 
-def _trusted_targets(wanted: list[str], overrides: Sequence[str]) -> tuple[str, ...]:
-    on_command_line = any(re.match(r"\+{0,2}trusted_targets=", override) for override in overrides)
-    if wanted and not on_command_line:
+def _trusted_targets(wanted: list[str], typed: Sequence[str]) -> tuple[str, ...]:
+    if not set(wanted) <= set(typed):
         raise ConfigError("trusted_targets is set in a file: it is honoured on the command line only")
     if not all(wanted):
         raise ConfigError("trusted_targets has an empty prefix, which would trust everything: name the package")

@@ -22,6 +22,7 @@ from sniffer.job_folders import INDEX_PATH, OVERRIDES_PATH, is_run, job_names
 from sniffer.lock import hold, is_held
 from sniffer.manifest import Manifest
 from sniffer.runs.folders import state
+from sniffer.untrusted import read_yaml
 
 FACTS = {"status": pl.String, "rows": pl.Int64, "bytes": pl.Int64, "seconds": pl.Float64, "error": pl.String}
 """Columns of the index between the overrides and `path`."""
@@ -148,7 +149,7 @@ def overrides_of(job: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        entries = [str(entry) for entry in yaml.safe_load(path.read_text(encoding="utf-8")) or ()]
+        entries = [str(entry) for entry in read_yaml(path) or ()]
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise RunError(f"could not read {path}: {first_line(error)}; restore the file") from error
     split = (entry.lstrip("+~").partition("=") for entry in entries)

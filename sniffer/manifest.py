@@ -23,10 +23,11 @@ from typing import Any
 from sniffer.digest import combine
 from sniffer.durable import durable_file
 from sniffer.environment import commit, now, versions
-from sniffer.errors import RunError
+from sniffer.errors import CaptureError, RunError
 from sniffer.finite import NotFinite
 from sniffer.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
 from sniffer.types import KINDS, LayerGeometry
+from sniffer.untrusted import MANIFEST_BYTES, read_json
 from sniffer.wellformed import misfits
 
 MANIFEST_PATH = "manifest.json"
@@ -159,10 +160,15 @@ class Manifest:
                 the two files, or this one does in the first.
         """
         values = self.as_json()
-        text = json.dumps(values | {CHECKSUM: _checksum(values)}, indent=2, ensure_ascii=False)
+        text = json.dumps(values | {CHECKSUM: _checksum(values)}, indent=2, ensure_ascii=False).encode()
+        if len(text) >= MANIFEST_BYTES:
+            raise CaptureError(
+                f"the manifest of {len(self.parts) + len(self.pending):,} parts is too large to be read again: raise "
+                "output.checkpoint_every or output.memory_limit"
+            )
         for path in (MANIFEST_PATH, TWIN_PATH):
             with durable_file(folder / path) as file:
-                file.write(text.encode() + b"\n")
+                file.write(text + b"\n")
 
     @classmethod
     def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = MANIFEST_PATH) -> Manifest:
@@ -263,7 +269,7 @@ def _check_sum(values: dict[str, Any]) -> None:
 def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{folder} is not a run folder: it has no {MANIFEST_PATH}; give the folder that a run printed"
@@ -271,7 +277,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"could not read {path}: {error.strerror}; check its permissions") from error
     except ValueError as error:
-        raise _broken(folder, f"it is not JSON ({error})") from error
+        raise _broken(folder, f"it cannot be read as JSON ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
         raise _broken(folder, "it is not a JSON object")
     return values

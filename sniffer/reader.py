@@ -27,6 +27,7 @@ from sniffer.scan import PLACES, join, read_rows, scan_parts
 from sniffer.schema import Part
 from sniffer.sweep import Sweep
 from sniffer.types import DRAW_OF_KIND, KINDS
+from sniffer.untrusted import read_yaml
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class Run:
         """The resolved configuration that made the run."""
         path = self.folder / "config.yaml"
         try:
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return dict(read_yaml(path))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise RunError(f"could not read {path}: {first_line(error)}; restore the file, or capture again") from error
 

@@ -22,6 +22,7 @@ from rich.console import Console, RenderableType
 from sniffer.config import register
 from sniffer.job_folders import REPRODUCED
 from sniffer.logs import LogFile, console_handler
+from sniffer.runs.saved import Trust
 from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
 
@@ -100,14 +101,17 @@ def parser() -> argparse.ArgumentParser:
 def _add_trust(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages the config may name")
     verb.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint run code of its own")
+    verb.add_argument("--engine-address", metavar="ADDRESS", help="join this Ray cluster, not the one that was saved")
+
+
+def _trust(chosen: argparse.Namespace) -> Trust:
+    return Trust(chosen.trust, chosen.trust_remote_code, chosen.engine_address)
 
 
 def _resume(chosen: argparse.Namespace) -> int:
     from sniffer.runs.resume import resume
-    from sniffer.runs.saved import Trust
 
-    trust = Trust(chosen.trust, chosen.trust_remote_code)
-    if not resume(chosen.run.absolute(), trust, force=chosen.force, restore=chosen.restore):
+    if not resume(chosen.run.absolute(), _trust(chosen), force=chosen.force, restore=chosen.restore):
         print(f"{chosen.run} is complete and whole: nothing to do")
     return 0
 
@@ -134,10 +138,8 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 def _reproduce(chosen: argparse.Namespace) -> int:
     from sniffer.runs.reproduce import reproduce
-    from sniffer.runs.saved import Trust
 
-    trust = Trust(chosen.trust, chosen.trust_remote_code)
-    identical, lines = reproduce(chosen.run.absolute(), _target(chosen, REPRODUCED), trust)
+    identical, lines = reproduce(chosen.run.absolute(), _target(chosen, REPRODUCED), _trust(chosen))
     print(*lines, sep="\n")
     return 0 if identical else 1
 

@@ -18,7 +18,7 @@ from sniffer.made_folder import holds_rows, made
 from sniffer.manifest import Manifest
 from sniffer.reader import Run
 from sniffer.runs.code import told_copies
-from sniffer.runs.saved import Trust, build, needed_config, same_threads
+from sniffer.runs.saved import Trust, allowed, build, needed_config, same_threads
 
 KEY = ("head", "example_id", "position")
 
@@ -66,7 +66,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
         raise RunError(f"{folder} is {first.status}: `python -m sniffer.runs resume {folder}` completes it first")
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
-    plain = needed_config(folder)
+    plain = allowed(needed_config(folder), trust, folder / "config.yaml")
     config = build(plain, trust, folder / "config.yaml")
 
     from sniffer.capture import run

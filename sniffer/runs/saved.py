@@ -2,12 +2,12 @@
 
 A run folder may come from anywhere. Its config.yaml is therefore read as plain YAML and never composed by
 Hydra: it has no interpolations and can name only our own targets, or those that the command line trusts.
-Its rerun.yaml is composed, by whoever asks for that; so it is read first, and may say no more than config.yaml.
+Its rerun.yaml is composed, by whoever asks for that; so it is read first, and may say no more than config.yaml
+(rerun.py has the rest of it).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,30 +15,51 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from sniffer.config import RERUN_DEFAULTS, RESTORE, Config, resolve, saved_config
+from sniffer.config import ONCE, RERUN_DEFAULTS, RESTORE, Config, build_config, saved_config
 from sniffer.errors import RunError
+from sniffer.typed import is_typed
+from sniffer.untrusted import plain_yaml, read_text
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What the command line allows a saved configuration to do: name these packages, run a checkpoint's code."""
+    """What the command line allows a saved configuration to do.
+
+    Attributes:
+        prefixes: packages that it may name classes of.
+        remote_code: whether a checkpoint may run code of its own.
+        address: of the Ray cluster to join, in the place of the one that is saved.
+    """
 
     prefixes: Sequence[str] = ()
     remote_code: bool = False
+    address: str | None = None
 
 
 def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
     """Builds what a saved configuration describes.
 
     Raises:
-        RunError: it has an interpolation, or wants to run code that was not allowed.
+        RunError: it has an interpolation, or wants to run code or to call a machine that was not allowed.
         ConfigError: a key or value is not one of ours.
     """
+    cfg = OmegaConf.create({**allowed(plain, trust, origin), "trusted_targets": list(trust.prefixes)})
+    return build_config(cfg, trust.prefixes)
+
+
+def allowed(plain: Mapping[str, Any], trust: Trust, origin: Path) -> dict[str, Any]:
+    """A saved configuration as it may be run: with the address that was typed, if one was.
+
+    Raises:
+        RunError: as `build`.
+    """
     _refuse_code(plain, trust, origin, "--trust-remote-code")
-    cfg = OmegaConf.create({**plain, "trusted_targets": list(trust.prefixes)})
-    return resolve(cfg, ["trusted_targets=" + ",".join(trust.prefixes)])
+    if trust.address is None:
+        _refuse_address(plain, origin, "--engine-address {}")
+        return dict(plain)
+    return {**plain, "engine": {**_node(plain, "engine"), "address": trust.address}}
 
 
 def needed_config(folder: Path) -> dict[str, Any]:
@@ -53,34 +74,43 @@ def needed_config(folder: Path) -> dict[str, Any]:
     return plain
 
 
-def check_rerun(folder: Path, overrides: Sequence[str]) -> None:
-    """Reads a rerun.yaml before Hydra composes it: Hydra would do whatever its own settings there say.
+def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
+    """What a rerun.yaml says, for Hydra to compose: Hydra would do whatever its own settings there say.
 
     Args:
-        overrides: of the command line, which alone can let a checkpoint run code of its own.
+        words: those that were typed, which alone can let a checkpoint run code of its own.
 
     Raises:
         RunError: it cannot be read, or says what a saved configuration never does.
     """
     origin = folder / "rerun.yaml"
     try:
-        text = origin.read_text(encoding="utf-8")
-        plain = yaml.safe_load(text)
-    except FileNotFoundError:
-        return  # Hydra says so
+        text = read_text(origin)
+        plain = plain_yaml(text)
+    except (FileNotFoundError, NotADirectoryError):
+        raise RunError(f"{folder} has no rerun.yaml: give the folder that a run printed") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"could not read {origin}: {' '.join(str(error).split())}; {RESTORE}") from error
     # A comment can be a setting of Hydra's as well: "# @package hydra".
     known = isinstance(plain, dict) and plain.pop("defaults", None) == list(RERUN_DEFAULTS) and "@package" not in text
-    unknown = sorted(map(str, plain.keys() - Config.__dataclass_fields__.keys())) if known else ["defaults"]
+    unknown = sorted(map(str, plain.keys() - SAVED)) if known else ["defaults"]
     if unknown:
         raise RunError(f"{origin} has {', '.join(unknown)} that no run of ours saves: {RESTORE}")
-    # Hydra would take them for ours, and do as their own defaults say.
+    # Hydra would take them for ours, if the folder were where it looks: whoever put them there meant it to.
     for stand_in in (folder / f"{name}.yaml" for name in RERUN_DEFAULTS):
         if stand_in.exists():
-            raise RunError(f"{stand_in} is no file of a run, and would take the place of one of ours: remove it")
-    allowed = any(re.match(r"\+{0,2}model\.trust_remote_code=", override) for override in overrides)
-    _refuse_code(plain, Trust(remote_code=allowed), origin, "model.trust_remote_code=true")
+            raise RunError(f"{stand_in} is no file of a run, and has the name of one of ours: remove it")
+    _refuse_code(plain, Trust(remote_code=is_typed(words, REMOTE_CODE)), origin, f"{REMOTE_CODE}=true")
+    if not is_typed(words, "engine.address"):
+        _refuse_address(plain, origin, "engine.address={}")
+    # Hydra's own reading of numbers, as before.
+    cfg = OmegaConf.create(text)
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+SAVED = Config.__dataclass_fields__.keys() - set(ONCE)
+REMOTE_CODE = "model.trust_remote_code"
 
 
 def _refuse_code(plain: Mapping[str, Any], trust: Trust, origin: Path, to_trust: str) -> None:
@@ -88,10 +118,24 @@ def _refuse_code(plain: Mapping[str, Any], trust: Trust, origin: Path, to_trust:
     for key, value in _leaves(plain):
         if isinstance(value, str) and "${" in value:
             raise RunError(f"{origin}: {key}={value} is an interpolation, which a saved configuration never has")
-    if _model(plain).get("trust_remote_code") and not trust.remote_code:
+    if _node(plain, "model").get("trust_remote_code") and not trust.remote_code:
         raise RunError(
             f"{origin} lets the checkpoint run code of its own (model.trust_remote_code=true): "
             f"add {to_trust} if you trust it"
+        )
+
+
+OWN_CLUSTER = (None, "auto", "local")
+"""Addresses of clusters that run, or are started, on this machine."""
+
+
+def _refuse_address(plain: Mapping[str, Any], origin: Path, to_trust: str) -> None:
+    """Refuses a cluster elsewhere: whoever joins one does as it says."""
+    address = _node(plain, "engine").get("address")
+    if address not in OWN_CLUSTER:
+        raise RunError(
+            f"{origin} would join the Ray cluster at {address} (engine.address): add {to_trust.format(address)} "
+            "if you trust it, or give another address"
         )
 
 
@@ -108,9 +152,9 @@ def same_threads(threads: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _model(plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    model = plain.get("model")
-    return model if isinstance(model, Mapping) else {}
+def _node(plain: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    node = plain.get(key)
+    return node if isinstance(node, Mapping) else {}
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,6 +31,7 @@ from sniffer.runs.law import check_law
 from sniffer.runs.rows import Places, check_part
 from sniffer.sampler import Picker
 from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.untrusted import read_yaml
 
 
 def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[str]]:
@@ -86,7 +87,7 @@ def _configuration(folder: Path, manifest: Manifest) -> Iterator[str]:
     except SnifferError as error:
         yield str(error)
     try:
-        rerun = yaml.safe_load((folder / "rerun.yaml").read_text(encoding="utf-8"))
+        rerun = read_yaml(folder / "rerun.yaml")
         del rerun["defaults"]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         rerun = None
