@@ -31,13 +31,15 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
+from sniffer.errors import RunError
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.made_folder import forget, remove_empty
+from sniffer.ownership import refuse_links
 from sniffer.rerun import composable
 from sniffer.streams import standard_streams
 from sniffer.told import one_line
-from sniffer.watch import Watch
+from sniffer.watch import Watch, sweeps_checked
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ def job(cfg: DictConfig, typed: Sequence[str], first: Path | None = None) -> Non
     elif hydra_config.mode is RunMode.MULTIRUN:
         job_of_sweep(cfg, Path(hydra_config.sweep.dir).absolute(), folder, typed)
     else:
+        refuse_results(folder)
         with hold(folder), forgotten_if_refused(folder):
             capture(cfg, folder, typed)
         if first is not None:
@@ -88,6 +91,7 @@ def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, typed: Sequence[str
     if Watch.sweep is None:  # a launcher's process, which shares the terminal with others
         rich.reconfigure(force_terminal=False)
     with noted(sweep, folder):
+        check_place(sweep, folder)
         if holds_results(folder):
             go_on(cfg, folder, typed)
         else:
@@ -95,12 +99,28 @@ def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, typed: Sequence[str
                 capture(cfg, folder, typed, MODEL.load)
 
 
+def check_place(sweep: Path, folder: Path) -> None:
+    """Raises RunError, and leaves a job's folder as it is, where it holds something else or a link leads out of it."""
+    try:
+        refuse_links(sweep, folder / "sniffer.log")
+        if not holds_results(folder):
+            refuse_results(folder)
+    except RunError:
+        close_log_files()
+        raise
+
+
+def close_log_files() -> None:
+    """So that log lines go to no file of a folder that is to be left alone."""
+    for handler in [one for one in logging.root.handlers if isinstance(one, logging.FileHandler)]:
+        logging.root.removeHandler(handler)
+
+
 def tell_plan(cfg: DictConfig, folder: Path, typed: Sequence[str]) -> None:
     """What the run would need; nothing is left of the folder that Hydra made for it."""
     from sniffer.plan import tell
 
-    for handler in [one for one in logging.root.handlers if isinstance(one, logging.FileHandler)]:
-        logging.root.removeHandler(handler)
+    close_log_files()
     if not any(folder.iterdir()):
         remove_empty(folder, Watch.root or folder.parent)
     tell(resolve(cfg, typed))
@@ -124,7 +144,7 @@ def main() -> int:
     show_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     register()
     try:
-        with _errors_let_through(), composable(get_args_parser().parse_args()) as arguments:
+        with _errors_let_through(), sweeps_checked(), composable(get_args_parser().parse_args()) as arguments:
             return run_all(arguments)
     except KeyboardInterrupt as error:
         print("interrupted", file=sys.stderr)

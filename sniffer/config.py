@@ -25,6 +25,7 @@ from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.durable import durable_file
 from sniffer.errors import ConfigError, RunError, first_line, reason
 from sniffer.lock import is_held
+from sniffer.ownership import RERUN_HEAD, refuse_taken
 from sniffer.typed import typed_strings
 from sniffer.types import COMPRESSIONS, KINDS
 from sniffer.untrusted import CONFIG_BYTES, read_yaml
@@ -174,9 +175,19 @@ def holds_results(folder: Path) -> bool:
 
 
 def refuse_results(folder: Path) -> None:
-    """Raises RunError where an earlier run's results would be overwritten."""
+    """Raises RunError where an earlier run's results, or anyone's files, would be overwritten."""
     if holds_results(folder):
         raise RunError(f"{folder} already holds results: choose another hydra.run.dir, or remove it first")
+    refuse_taken(folder)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a run can begin in this folder."""
+    try:
+        refuse_results(folder)
+    except RunError:
+        return False
+    return True
 
 
 def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
@@ -243,7 +254,7 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
             f"the configuration has {len(text):,} characters, more than the {CONFIG_BYTES // 4:,} that can be saved: "
             "shorten its lists, such as capture.heads, by ranges"
         )
-    head = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun [key=value ...]\n"
+    head = f"{RERUN_HEAD} [key=value ...]\n"
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
     # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both.
     for name, content in (("rerun.yaml", head + defaults + text), ("config.yaml", text)):
@@ -332,9 +343,9 @@ def _range(key: str, item: Any) -> Sequence[int]:
 
 
 def _record_folder(output_dir: str, plan: Any = False) -> str | None:
-    """Hydra's record of the job goes to .hydra, but nowhere if it would replace an earlier run's, or for a plan."""
+    """Hydra's record of the job goes to .hydra, but nowhere if something else is there already, or for a plan."""
     folder = Path(output_dir)
-    return None if plan or holds_results(folder) or is_held(folder) else ".hydra"
+    return None if plan or is_held(folder) or not is_free(folder) else ".hydra"
 
 
 def _trusted_targets(wanted: list[str], typed: Sequence[str]) -> tuple[str, ...]:

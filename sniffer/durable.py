@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,7 +57,7 @@ def durable_file(path: Path) -> Iterator[HashedFile]:
         CaptureError: the disk is full or cannot be written to. Nothing is left behind; only where the rename could not
             be flushed, the file may be there or not.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(path)
     try:
         _make_folder(path.parent)
         with temporary.open("wb") as file:
@@ -71,6 +72,20 @@ def durable_file(path: Path) -> Iterator[HashedFile]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+TEMPORARY = re.compile(r"\.(.+)\.[0-9]+\.tmp", re.DOTALL)
+
+
+def temporary_for(path: Path) -> Path:
+    """The name under which this process writes a file until it is complete."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def final_name(name: str) -> str | None:
+    """The name that a file would have got, if `name` is one that `temporary_for` gives; else None."""
+    found = TEMPORARY.fullmatch(name)
+    return found[1] if found else None
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from sniffer.durable import final_name
 from sniffer.errors import RunError
 from sniffer.job_folders import REPRODUCES_PATH
 from sniffer.lock import LOCK_PATH
@@ -26,10 +27,12 @@ OWN = (
     "README.md",  # of a published run, as is the next
     ".gitattributes",
 )
+REPLACED = (MANIFEST_PATH, TWIN_PATH, EXAMPLES_PATH, EXAMPLES_TWIN_PATH, "config.yaml", "rerun.yaml")
+"""Those that are written under another name and then take that of the last one."""
 OWN_FOLDERS = (".hydra/", "experiments/")
 """Hydra's record of the job, and the results of analyses."""
-PART = re.compile(r"captures/layer=\d+/kind=\w+/part-\d+\.parquet")
-TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.\d+\.tmp")
+PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
+"""Whose leftovers are removed; whatever else lies in the folder is left alone."""
 
 
 def damage(folder: Path, record: FileRecord) -> str | None:
@@ -53,24 +56,34 @@ def damage(folder: Path, record: FileRecord) -> str | None:
 
 def leftovers(folder: Path, manifest: Manifest) -> list[str]:
     """Files that a killed run began, or wrote and did not commit; a resume removes them."""
-    return [path for path in _unnamed(folder, manifest) if PART.fullmatch(path) or TEMPORARY.fullmatch(path)]
+    return [path for path in _unnamed(folder, manifest) if PART.fullmatch(path) or _was_begun(path)]
 
 
 def foreign(folder: Path, manifest: Manifest) -> list[str]:
     """Files that no run of ours puts into its folder."""
-    known = {*OWN, *leftovers(folder, manifest)}
+    known = {*(name for name in OWN if (folder / name).is_file()), *leftovers(folder, manifest)}
     return [path for path in _unnamed(folder, manifest) if path not in known and not path.startswith(OWN_FOLDERS)]
 
 
 def refuse_links(folder: Path) -> None:
-    """Keeps whoever writes into a run folder from writing elsewhere.
+    """Keeps whoever writes into a run folder from writing elsewhere, or waiting for someone to read what it writes.
 
     Raises:
-        RunError: a link in the folder leads out of it.
+        RunError: a link in the folder leads out of it, or one of a run's files is none.
     """
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{path} is a link that leaves the run folder: put what it stands for in its place")
+    for name in OWN:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise RunError(f"{folder / name} is no plain file: remove it")
+
+
+def _was_begun(path: str) -> bool:
+    """Whether a name is that under which a run writes one of its files until it is complete."""
+    place, slash, name = path.rpartition("/")
+    final = final_name(name)
+    return final is not None and (PART.fullmatch(f"{place}/{final}") is not None if slash else final in REPLACED)
 
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_PATH = ".lock"
+NO_FILE = "{} is a link, or no plain file: remove it"
+CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Makes no file elsewhere through a link, and does not wait for someone to write into a FIFO."""
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -32,10 +37,12 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
         RunError: another process does so right now, or the folder cannot be written to.
     """
     try:
-        handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o644)
     except OSError as error:
         raise _refusal(folder, error) from error
     try:
+        if not _is_file(handle):
+            raise RunError(NO_FILE.format(folder / LOCK_PATH))
         try:
             free = _try(handle, exclusive=True, wait=wait)
         except OSError as error:
@@ -48,19 +55,25 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _refusal(folder: Path, error: OSError) -> RunError:
+    if (folder / LOCK_PATH).is_symlink():
+        return RunError(NO_FILE.format(folder / LOCK_PATH))
     return RunError(f"cannot write into {folder}: {error.strerror}; check its permissions")
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process is writing into `folder` right now."""
     try:
-        handle = os.open(folder / LOCK_PATH, os.O_RDONLY)
+        handle = os.open(folder / LOCK_PATH, os.O_RDONLY | CAREFULLY)
     except OSError:
         return False
     try:
-        return not _try(handle, exclusive=False)
+        return _is_file(handle) and not _try(handle, exclusive=False)
     finally:
         os.close(handle)
+
+
+def _is_file(handle: int) -> bool:
+    return stat.S_ISREG(os.fstat(handle).st_mode)
 
 
 def _try(handle: int, *, exclusive: bool, wait: bool = False) -> bool:

@@ -6,6 +6,7 @@ is a number, jobs stand side by side. matplotlib is optional.
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from sniffer.durable import durable_file
 from sniffer.jobs import swept
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ def draw_sweep(jobs: pl.DataFrame, folder: Path) -> None:
         if len(lines := panels[0].get_legend_handles_labels()[1]) > 1:
             figure.legend(lines, loc="outside lower center", ncols=3, fontsize="small")
         for suffix in FORMATS:
-            figure.savefig(folder / f"sweep.{suffix}", dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            drawn = io.BytesIO()
+            figure.savefig(drawn, format=suffix, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+            with durable_file(folder / f"sweep.{suffix}") as file:
+                file.write(drawn.getvalue())
 
 
 def _panel(axes: Axes, jobs: pl.DataFrame, value: str, along: str | None, others: list[str]) -> None:

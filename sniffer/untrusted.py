@@ -55,9 +55,12 @@ def read_json(path: Path, most: int = MANIFEST_BYTES) -> Any:
     """
     text = read_text(path, most)
     try:
-        return _whole(json.loads(text), text)
+        values = json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError(TOO_DEEP) from None
+    if _is_deep(values):
+        raise ValueError(TOO_DEEP)
+    return _whole(values, text)
 
 
 def read_yaml(path: Path, most: int = CONFIG_BYTES) -> Any:
@@ -78,10 +81,24 @@ def plain_yaml(text: str) -> Any:
     return _whole(yaml.load(text, PlainLoader), text)
 
 
+TOO_DEEP = f"it is nested more than {DEPTH} levels deep"
+
+
+def _is_deep(values: Any) -> bool:
+    """Whether values of JSON lie deeper than DEPTH within each other."""
+    level = [values] if isinstance(values, dict | list) else []
+    for _ in range(DEPTH):
+        below = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+        level = [inner for inner in below if isinstance(inner, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 def _whole(values: Any, text: str) -> Any:
     """The same values; half a character, which an escape can stand for, could be neither shown nor saved."""
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        json.dumps(values, ensure_ascii=False, default=str).encode()
+        json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
     return values
 
 
@@ -96,7 +113,7 @@ class PlainLoader(yaml.SafeLoader):
         if getattr(self.peek_event(), "tag", None) is not None:
             raise ValueError(f"it has the tag {self.peek_event().tag!r:.60}, which no file of ours has")
         if self.depth >= DEPTH:
-            raise ValueError(f"it is nested more than {DEPTH} levels deep")
+            raise ValueError(TOO_DEEP)
         self.depth += 1
         try:
             return super().compose_node(parent, index)

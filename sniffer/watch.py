@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from sniffer.made_folder import first_existing
+from sniffer.ownership import refuse_foreign_sweep
 
 
 class Watch(Callback):
@@ -29,3 +35,21 @@ class Watch(Callback):
 
         Watch.sweep, Watch.done_before = Path(config.hydra.sweep.dir).absolute(), frozenset()
         Watch.done_before = frozenset(job.name for job in read_jobs(Watch.sweep) if job.status == "complete")
+
+
+@contextmanager
+def sweeps_checked() -> Iterator[None]:
+    """Has Hydra look at a sweep's folder before it makes the sweeper, which would write into it.
+
+    A callback cannot refuse: Hydra turns what it raises into a warning.
+    """
+    honest = Plugins.instantiate_sweeper
+
+    def instantiate_sweeper(self: Plugins, *, config: DictConfig, **options: Any) -> Sweeper:
+        sweep, Watch.sweep = Watch.sweep, None
+        refuse_foreign_sweep(Path(config.hydra.sweep.dir).absolute())
+        Watch.sweep = sweep
+        return honest(self, config=config, **options)
+
+    with patch.object(Plugins, "instantiate_sweeper", instantiate_sweeper):
+        yield

@@ -5,8 +5,11 @@ Shapes and dtypes in the signatures of the modules below are checked at every ca
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +80,34 @@ def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable:
 
     register()
     return run
+
+
+@pytest.fixture
+def ran() -> list:
+    """The configurations that the stand-in for sniffer.capture.run of `invoke` was called with."""
+    return []
+
+
+@pytest.fixture
+def invoke(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
+    """`python -m sniffer ARGUMENTS` in this process and an empty folder, with a capture that only notes."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sniffer.__main__ import main
+    from sniffer.manifest import Manifest
+
+    def run(config: object, folder: Path, **_: object) -> None:
+        logging.getLogger("sniffer").info("captured")
+        ran.append(config)
+        Manifest("complete", config.seed, {}, {}, {}, geometry=(), selection={}).save(folder)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["sniffer", *arguments])
+        return main()
+
+    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=run))
+    monkeypatch.chdir(tmp_path)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield call
+    logging.root.handlers[:], logging.root.level = handlers, level
+    GlobalHydra.instance().clear()

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import sys
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
-from sniffer.__main__ import main
-from sniffer.config import Config, conf_folder, register, save_config, saved_config
+from sniffer.config import conf_folder, register, save_config, saved_config
 from sniffer.errors import RunError
 from sniffer.manifest import Manifest
 from sniffer.runs import saved
@@ -24,32 +20,6 @@ from sniffer.runs.saved import Trust
 
 CHEAP = ["model=llama3", "model.weights=random", "dataset=pydoc"]
 Invoke = Callable[..., int]
-
-
-@pytest.fixture
-def ran() -> list[Config]:
-    """What the stand-in for sniffer.capture.run was called with."""
-    return []
-
-
-@pytest.fixture
-def invoke(ran: list[Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
-    """`python -m sniffer ARGUMENTS` in this process, with a capture that only notes."""
-
-    def run(config: Config, folder: Path, **_: object) -> None:
-        ran.append(config)
-        Manifest("complete", config.seed, {}, {}, {}, geometry=(), selection={}).save(folder)
-
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["sniffer", *arguments])
-        return main()
-
-    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=run))
-    monkeypatch.chdir(tmp_path)
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield call
-    logging.root.handlers[:], logging.root.level = handlers, level
-    GlobalHydra.instance().clear()
 
 
 OPENED: list[Path] | None = None

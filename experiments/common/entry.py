@@ -108,13 +108,13 @@ def destination(out: str | None, run: Path, name: str) -> Path:
 
     Raises:
         ConfigError: they would lie among the run's own files.
+        RunError: they would leave the run's folder through a link, or lie among someone's own files.
     """
-    if out is None:
-        return results.folder_of(run, name)
-    folder = Path(out).expanduser().absolute()
+    folder = results.folder_of(run, name) if out is None else Path(out).expanduser().absolute()
     inside, own = folder.resolve(), run.resolve()
     if inside == own or inside.is_relative_to(own / "captures"):
         raise ConfigError(f"out={folder} lies among the run's own files: use {own / 'experiments'} or another place")
+    results.refuse_place(folder)
     return folder
 
 

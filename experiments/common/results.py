@@ -6,6 +6,7 @@ says which rows and settings they come from.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,12 +16,17 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
+from sniffer.durable import durable_file
 from sniffer.environment import commit, now
-from sniffer.errors import RunError
+from sniffer.errors import CaptureError, RunError
+from sniffer.ownership import is_run, is_sweep, refuse_links
 from sniffer.reader import Run
 
 FINDINGS = "findings.txt"
 PROVENANCE = "provenance.json"
+PAGE = "report.html"
+MARKS = (PROVENANCE, PAGE)
+"""Files that tell a folder of results."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,46 @@ def save(result: Result, folder: Path, run: Run, analysis: Any) -> None:
     Raises:
         RunError: the folder cannot be written to.
     """
+    for name, table in result.tables.items():
+        content = io.BytesIO()
+        table.write_parquet(content)
+        put(folder, f"{name}.parquet", content.getvalue())
+    for name, figure in result.figures.items():
+        put(folder, f"{name}.png", _drawn(figure, format="png", dpi=150))
+        # Without a date in it, the same figure is the same file.
+        put(folder, f"{name}.svg", _drawn(figure, format="svg", metadata={"Date": None}))
+    put(folder, FINDINGS, ("\n".join(result.findings) + "\n").encode())
+    put(folder, PROVENANCE, (json.dumps(_provenance(run, analysis), indent=2, default=str) + "\n").encode())
+
+
+def put(folder: Path, name: str, content: bytes) -> None:
+    """Writes a file of a result as a whole; what was there under its name is replaced, and never written through.
+
+    Raises:
+        RunError: the folder cannot be written to.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, table in result.tables.items():
-            table.write_parquet(folder / f"{name}.parquet")
-        for name, figure in result.figures.items():
-            # Without a date in it, the same figure is the same file.
-            figure.savefig(folder / f"{name}.png", dpi=150)
-            figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
-        (folder / FINDINGS).write_text("\n".join(result.findings) + "\n", encoding="utf-8")
-        (folder / PROVENANCE).write_text(json.dumps(_provenance(run, analysis), indent=2, default=str) + "\n")
-    except OSError as error:
-        raise unwritable(folder, error) from error
+        with durable_file(folder / name) as file:
+            file.write(content)
+    except CaptureError as error:
+        reason = getattr(error.__cause__, "strerror", None) or error
+        raise RunError(f"could not write {folder}: {reason}; choose another folder with out=...") from error
 
 
-def unwritable(folder: Path, error: OSError) -> RunError:
-    return RunError(f"could not write {folder}: {error.strerror}; choose another folder with out=...")
+def refuse_place(folder: Path) -> None:
+    """Raises RunError where results would leave a run's folder through a link, or lie among someone's own files."""
+    owner = next((place for place in folder.parents if is_run(place) or is_sweep(place)), None)
+    if owner is not None:
+        refuse_links(owner, folder)
+    usual = owner is not None and folder == folder_of(owner, folder.name)
+    if not usual and folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in MARKS):
+        raise RunError(f"{folder} holds what is no result of ours: choose a new or an empty folder with out=...")
+
+
+def _drawn(figure: Figure, **options: Any) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, **options)
+    return content.getvalue()
 
 
 def _provenance(run: Run, analysis: Any) -> dict[str, Any]:

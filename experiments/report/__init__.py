@@ -20,10 +20,10 @@ from sniffer.reader import Run
 
 from ..common import results
 from ..common.entry import destination, make, opened, overrides
+from ..common.results import PAGE
 from .collect import collect
 
 HERE = Path(__file__).parent
-PAGE = "report.html"
 
 
 @dataclass(frozen=True)
@@ -81,11 +81,7 @@ def write(name: str, words: Sequence[str]) -> None:
     assert isinstance(report, Report)
     page = report.page(run)
     folder = destination(out, Path(run).expanduser().absolute(), name)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PAGE).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise results.unwritable(folder, error) from error
+    results.put(folder, PAGE, page.encode())
     console = rich.get_console()
     console.print(
         f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.", highlight=False

@@ -22,10 +22,12 @@ from rich.console import Console, RenderableType
 from sniffer.config import register
 from sniffer.job_folders import REPRODUCED
 from sniffer.logs import LogFile, console_handler
+from sniffer.ownership import is_run, never_began
 from sniffer.runs.saved import Trust
 from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
 
+LOG = "sniffer.log"
 WIDTH = 180
 """Of tables that go to a file or a pipe."""
 
@@ -193,8 +195,8 @@ def _print(*tables: RenderableType) -> None:
 def _log_to(run: Path | None) -> None:
     """Log lines on the screen, and in the log of a run that goes on."""
     handlers: list[logging.Handler] = [console_handler()]
-    if run is not None and run.is_dir():
-        handlers.append(LogFile(run / "sniffer.log", encoding="utf-8", delay=True))
+    if run is not None and (is_run(run) or never_began(run)) and not (run / LOG).is_symlink():
+        handlers.append(LogFile(run / LOG, encoding="utf-8", delay=True))
         handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     for ours in ("sniffer", "models"):

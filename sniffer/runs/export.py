@@ -8,12 +8,14 @@ are key heads. The folder appears when it is complete.
 from __future__ import annotations
 
 import io
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 
 from sniffer.documents import refuse_repeated
+from sniffer.durable import temporary_for
 from sniffer.errors import RunError
 from sniffer.integrity import damage
 from sniffer.made_folder import made
@@ -38,18 +40,28 @@ def export(folder: Path, target: Path) -> int:
         if wrong := damage(folder, part):
             raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
     refuse_repeated(folder, run.manifest.parts)
-    unfinished = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    with made(unfinished):
-        written = sum(_write(run, layer, kind, unfinished) for layer in run.layers for kind in run.kinds)
-        unfinished.rename(target)
-    return written
+    with unfinished(target) as place:
+        return sum(_write(run, layer, kind, place) for layer in run.layers for kind in run.manifest.selection[layer])
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """A new folder beside `target`, which takes its name when the block ends, and is gone if it fails.
+
+    Raises:
+        RunError: a folder of its name is there already; it is someone's.
+    """
+    place = temporary_for(target)
+    if place.exists():
+        raise RunError(f"{place} is in the way: remove it, or choose another folder with --to")
+    with made(place):
+        yield place
+        place.rename(target)
 
 
 def _write(run: Run, layer: int, kind: str, place: Path) -> int:
     """The files of one (layer, kind), one per head; returns their number."""
-    heads = run.manifest.selection[layer].get(kind, ())
-    rows = _rows(run, layer, kind) if heads else pl.DataFrame()
+    rows, heads = _rows(run, layer, kind), run.manifest.selection[layer][kind]
     for head in heads:
         file = place / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
         file.parent.mkdir()

@@ -20,7 +20,8 @@ from sniffer.integrity import leftovers, refuse_links
 from sniffer.kept import Kept, look
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
-from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.manifest import Manifest
+from sniffer.ownership import is_run, never_began
 from sniffer.runs.saved import Trust, build, needed_config, same_threads
 from sniffer.store import save
 from sniffer.writer import Listing
@@ -51,8 +52,10 @@ def resume(
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder: give the folder that a run printed")
     refuse_links(folder)
+    if not (begun := never_began(folder)):
+        Manifest.recover(folder)  # says that it is no run's, before a lock is left in it
     with hold(folder):
-        if never_began(folder):
+        if begun and not is_run(folder):
             _run(folder, needed_config(folder), Earlier(), trust, None, load)
             return True
         manifest, wrong = Manifest.recover(folder)
@@ -71,13 +74,6 @@ def resume(
             folder, plain, Earlier(found, replace(kept, strict=not force), forced=force), trust, manifest.threads, load
         )
     return True
-
-
-def never_began(folder: Path) -> bool:
-    """Whether a run was stopped before it had a manifest, while its model was loading."""
-    return (folder / "config.yaml").exists() and not any(
-        (folder / path).exists() for path in (MANIFEST_PATH, TWIN_PATH)
-    )
 
 
 def _run(
