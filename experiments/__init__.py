@@ -14,7 +14,9 @@ def tell(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if not told or os.environ.get("HYDRA_FULL_ERROR") == "1":
         sys.__excepthook__(kind, error, trace)
     else:
-        print(f"analyses need {name}, which is not installed: pip install 'qk-sniffer[experiments]'", file=sys.stderr)
+        from sniffer.printing import line
+
+        line(f"analyses need {name}, which is not installed: pip install 'qk-sniffer[experiments]'", error=True)
 
 
 # The algebra is of many small matrices, over which threads of BLAS mostly wait for each other: with one, an analysis

@@ -8,6 +8,7 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
+from sniffer.printing import line
 from sniffer.streams import standard_streams
 
 
@@ -32,7 +33,7 @@ def main() -> int:
     if name not in analyses():
         close = get_close_matches(name, analyses(), n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(analyses())}"
-        print(f"there is no analysis {name}: {meant}", file=sys.stderr)
+        line(f"there is no analysis {name}: {meant}", error=True)
         return 1
     del sys.argv[1]
     runpy.run_module(f"sniffer.experiments.{name}", run_name="__main__", alter_sys=True)

@@ -36,6 +36,7 @@ from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.made_folder import forget, remove_empty
 from sniffer.ownership import refuse_links
+from sniffer.printing import line
 from sniffer.rerun import composable
 from sniffer.streams import standard_streams
 from sniffer.told import one_line
@@ -152,14 +153,14 @@ def main() -> int:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         if show_traceback:
             raise
-        print(one_line(error), file=sys.stderr)
+        line(one_line(error), error=True)
         return 1
     except Exception as error:
         # The system refuses what a user names. Hydra refuses a few overrides, such as sampler=null, with any error.
         if show_traceback or not (isinstance(error, OSError) or raised_in_hydra(error)):
             raise
         kind = "" if isinstance(error, OSError | ValueError | OverflowError) else f"Hydra, {type(error).__name__}: "
-        print(f"{kind}{one_line(error)}", file=sys.stderr)
+        line(f"{kind}{one_line(error)}", error=True)
         return 1
 
 

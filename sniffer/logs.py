@@ -9,18 +9,23 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import suppress
+from typing import Any
 
 import rich
 from rich.logging import RichHandler
+
+from sniffer.printing import printable
 
 
 def console_handler() -> logging.Handler:
     """Rich lines on a terminal; elsewhere plain ones, which are never wrapped."""
     console = rich.get_console()
     if console.is_terminal:
-        return RichHandler(console=console, show_path=False, log_time_format="[%X]", omit_repeated_times=False)
+        rich_handler = RichHandler(console=console, show_path=False, log_time_format="[%X]", omit_repeated_times=False)
+        rich_handler.setFormatter(LineFormatter("%(message)s"))
+        return rich_handler
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     return handler
 
 
@@ -33,3 +38,21 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         pass
+
+
+class LineFormatter(logging.Formatter):
+    """Log lines without codes for a terminal, also where they are read later; tracebacks keep their line breaks."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        ours = record.name.startswith(OURS)
+        return printable(super().formatMessage(record), keep="" if ours else "\n")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return printable(super().formatException(ei), keep="\n", most=TRACEBACK)
+
+
+TRACEBACK = 1 << 20
+"""Characters, at most."""
+
+OURS = ("sniffer", "models", "experiments")
+"""Loggers whose messages are lines."""

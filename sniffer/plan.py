@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich.box
 from rich.table import Table
 
 from sniffer.batching import ELSEWHERE, Tokenizer
@@ -23,6 +22,7 @@ from sniffer.config import Config
 from sniffer.errors import ConfigError, RunError
 from sniffer.estimate import Estimate, estimate, peak_ram, size, stored_bytes
 from sniffer.manifest import Manifest
+from sniffer.printing import Grid
 from sniffer.sampler import Picker
 from sniffer.selection import Selection, check_request, select
 from sniffer.terminal import duration, show_table
@@ -175,7 +175,7 @@ def measured_speed(run: Path) -> float:
 
 
 def needs_table(needs: Needs) -> Table:
-    table = Table(title="what the run would need", title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table = Grid(title="what the run would need", show_header=False)
     table.add_column(style="cyan")
     table.add_column()
     for name, value in facts(needs).items():

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from sniffer.errors import reason
+from sniffer.printing import line
 
 
 class Stream:
@@ -69,7 +70,7 @@ def standard_streams() -> Iterator[Stream]:
     finally:
         out.flush()
         if out.lost is not None and is_lost(out):
-            print(f"standard output could not be written: {reason(out.lost)}", file=err)
+            line(f"standard output could not be written: {reason(out.lost)}", error=True)
         err.flush()
         sys.stdout, sys.stderr = before
 

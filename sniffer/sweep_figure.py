@@ -16,6 +16,7 @@ import polars as pl
 
 from sniffer.durable import durable_file
 from sniffer.jobs import swept
+from sniffer.printing import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,4 +79,6 @@ def _lines(jobs: pl.DataFrame, others: list[str]) -> Iterator[tuple[str, pl.Data
 
 
 def _label(job: dict[str, Any], keys: list[str]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]}={job[key]}" for key in keys)
+    label = ", ".join(f"{key.rpartition('.')[2]}={job[key]}" for key in keys)
+    # What lies between two dollars would be set as a formula, or be none.
+    return printable(label).replace("$", r"\$")

@@ -9,15 +9,12 @@ every job.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-import rich
-import rich.box
 from omegaconf import DictConfig
 from rich.table import Table
 
@@ -29,6 +26,7 @@ from sniffer.estimate import size
 from sniffer.jobs import INDEX_PATH, read_jobs, swept, update
 from sniffer.loading import LastModel
 from sniffer.manifest import Manifest
+from sniffer.printing import Grid, line, say
 from sniffer.runs.code import COPY, changed_code
 from sniffer.runs.resume import resume
 from sniffer.runs.saved import Trust
@@ -124,11 +122,11 @@ def finish(sweep: Path, done_before: frozenset[str], lost: str = "") -> int:
     except Exception as error:  # of a library that draws: any; the jobs are what they are
         log.warning("no figure of the sweep: %s: %s", type(error).__name__, first_line(error))
     show_table(jobs_table(jobs, done_before))
-    rich.get_console().print(str(sweep), style="bold", soft_wrap=True, highlight=False)
+    say(sweep, style="bold")
     unfinished = jobs.filter(pl.col("status") != "complete")
     if unfinished.is_empty() and not lost:
         return 0
-    print(told(unfinished, len(jobs)) if len(unfinished) else AGAIN, file=sys.stderr)
+    line(told(unfinished, len(jobs)) if len(unfinished) else AGAIN, error=True)
     return 1
 
 
@@ -153,7 +151,7 @@ def _leave_nothing(sweep: Path) -> None:
 
 def jobs_table(jobs: pl.DataFrame, done_before: frozenset[str] = frozenset()) -> Table:
     """Every job with what was swept and how it ended; complete ones of an earlier session are `skipped`."""
-    grid = Table(title="jobs", title_justify="left", box=rich.box.SIMPLE)
+    grid = Grid(title="jobs")
     keys = swept(jobs)
     for name in ("job", *keys, "status"):
         grid.add_column(name, overflow="fold")

@@ -13,14 +13,15 @@ from typing import Any
 
 import psutil
 import rich
-import rich.box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sniffer.estimate import Estimate, size
 from sniffer.finite import NotFinite
 from sniffer.manifest import INSIDE_INFERENCE, Manifest
+from sniffer.printing import Grid, printable, say
 from sniffer.sampler import Picker
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class CaptureProgress:
 def waiting_for(what: str) -> Iterator[None]:
     """A spinner while something takes its time, on a terminal; nothing elsewhere."""
     console = rich.get_console()
-    with console.status(what) if console.is_terminal else nullcontext():
+    with console.status(Text(printable(what))) if console.is_terminal else nullcontext():
         yield
 
 
@@ -153,15 +154,15 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
         console.print(_facts_table(manifest))
         console.print(_bucket_table(manifest, picker))
         if manifest.not_finite:
-            console.print(f"warning: {not_finite_line(manifest)}", style="yellow", soft_wrap=True, highlight=False)
-        console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+            say(f"warning: {not_finite_line(manifest)}", style="yellow")
+        say(folder, style="bold")
     # In one piece: jobs of a sweep may share the terminal.
     console.file.write(whole.get())
     console.file.flush()
 
 
 def _facts_table(manifest: Manifest) -> Table:
-    table = Table(title="captured", title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table = Grid(title="captured", show_header=False)
     table.add_column(style="cyan")
     table.add_column()
     for name, value in _facts(manifest).items():
@@ -215,7 +216,7 @@ def _stages(seconds: Mapping[str, float]) -> str:
 
 def _bucket_table(manifest: Manifest, picker: Picker) -> Table:
     rows = rows_by_bucket(manifest)
-    table = Table(title="vectors by bucket", title_justify="left", box=rich.box.SIMPLE, show_footer=True)
+    table = Grid(title="vectors by bucket", show_footer=True)
     table.add_column("bucket", "total", justify="right")
     table.add_column("positions", justify="right")
     for kind, total in manifest.rows_by_kind.items():

@@ -7,13 +7,14 @@ import re
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.errors import SnifferError
+from sniffer.printing import printable
 
 
 def one_line(error: BaseException) -> str:
     """An error's message without Hydra's line breaks, and without what only helps Hydra's developers."""
     if isinstance(error, OSError) and error.strerror:
         place = "" if error.filename is None else f"{error.filename}: "
-        return f"{place}{error.strerror}; check that the folder is there, may be written to and has room"
+        return printable(f"{place}{error.strerror}; check that the folder is there, may be written to and has room")
     message = str(error)
     if unknown := re.match(r"Could not override '(.+?)'\.\s+To append [^{]+$", message):
         return f"there is no key {unknown[1]}: `python -m sniffer --cfg job` shows those that exist"
@@ -25,4 +26,4 @@ def one_line(error: BaseException) -> str:
     # OmegaConf adds the key to errors of Python's own as well.
     if isinstance(error, OverflowError) and (key := re.search(r"\n\s*full_key: (\S+)", message)):
         lines.insert(0, key[1])
-    return ": ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__
+    return printable(": ".join(" ".join(line.split()) for line in lines if line.strip()) or type(error).__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,7 +23,8 @@ from sniffer.reader import Run, open_run
 from sniffer.runs import publish as publish_module
 from sniffer.runs.card import config_name
 from sniffer.runs.export import export
-from sniffer.runs.publish import assemble, without_paths
+from sniffer.runs.private import without_paths
+from sniffer.runs.publish import assemble
 from sniffer.runs.verify import verify
 from tests.helpers_storage import make_run
 from tests.helpers_store import repeat
@@ -156,6 +158,56 @@ def test_no_local_path_is_told(folder: Path, tmp_path: Path):
         if file.is_file():
             assert b"someone" not in file.read_bytes(), file
     assert without_paths({"a": ["C:\\Users\\me\\x", "hub/name", 3]}) == {"a": ["x", "hub/name", 3]}
+
+
+SECRETS = (
+    "/home/someone/secret/texts.jsonl",
+    "~someone/texts",
+    "file:///home/someone/a b.txt",
+    "https://someone:token@example.org/data",
+    "C:\\Users\\someone\\x",
+    "reads (/home/someone/x), then '/home/someone/y'",
+)
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_no_local_path_is_told_wherever_it_stands(folder: Path, tmp_path: Path, secret: str):
+    manifest = Manifest.load(folder)
+    resume = {
+        "at": manifest.created,
+        "stopped_by": f"DatasetError: {secret} is gone",
+        "examples": 2,
+        "differences": [f"config.dataset.path: {secret} then, absent now"],
+    }
+    config = {"dataset": {"path": secret, "globs": [secret]}, "engine": {"name": "ray", "address": "someone.lan:6379"}}
+    everywhere = {name: {"x": secret, secret: 1} for name in ("model", "dataset", "device", "backbone")}
+    replace(manifest, reason=secret, resumes=(resume,), config=config, **everywhere).save(folder)
+    assemble(folder, tmp_path / "published", "some/one")
+    for file in (tmp_path / "published").rglob("*"):
+        assert not file.is_file() or b"someone" not in file.read_bytes(), file
+    shown = Manifest.load(tmp_path / "published")
+    assert shown.resumes[0] == resume | {"stopped_by": "DatasetError", "differences": ["config.dataset.path"]}
+    assert verify(tmp_path / "published")[1] == []
+
+
+def test_what_names_no_local_path_stays():
+    for text in (
+        "owner/name",
+        "a / b",
+        "1/2",
+        "hf://datasets/owner/name",
+        "https://x.org/a/b",
+        "models.backbone.Checkpoint",
+    ):
+        assert without_paths(text) == text
+
+
+def test_a_path_that_is_known_and_would_be_told_is_refused(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sniffer.runs.private.PLACE", re.compile("(?!)"))
+    manifest = Manifest.load(folder)
+    replace(manifest, backbone={"note": f"of {folder.parent}/weights"}).save(folder)
+    with pytest.raises(RunError, match="would tell the local path"):
+        assemble(folder, tmp_path / "published", "some/one")
 
 
 def test_only_whole_runs_are_published(folder: Path, tmp_path: Path):

@@ -21,6 +21,7 @@ from sniffer import open_run
 from sniffer.build import build
 from sniffer.config import conf_folder
 from sniffer.errors import ConfigError, RunError, SnifferError
+from sniffer.printing import line, say
 from sniffer.reader import Run
 from sniffer.streams import standard_streams
 from sniffer.told import one_line
@@ -58,7 +59,7 @@ def main(
     except (SnifferError, OSError, MemoryError) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(f"not enough memory for {name}" if isinstance(error, MemoryError) else one_line(error), file=sys.stderr)
+        line(f"not enough memory for {name}" if isinstance(error, MemoryError) else one_line(error), error=True)
         return 1
     return 0
 
@@ -152,7 +153,6 @@ def progress(items: Iterable[Item], title: str, total: int | None = None) -> Ite
 
 
 def _tell(result: Result, folder: Path) -> None:
-    console = rich.get_console()
     for sentence in result.findings:
-        console.print(sentence, highlight=False, soft_wrap=True)
-    console.print(str(folder), style="bold", soft_wrap=True, highlight=False)
+        say(sentence)
+    say(folder, style="bold")

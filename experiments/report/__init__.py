@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rich
-
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
+from sniffer.printing import say
 from sniffer.reader import Run
 
 from ..common import results
@@ -82,11 +81,8 @@ def write(name: str, words: Sequence[str]) -> None:
     page = report.page(run)
     folder = destination(out, Path(run).expanduser().absolute(), name)
     results.put(folder, PAGE, page.encode())
-    console = rich.get_console()
-    console.print(
-        f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.", highlight=False
-    )
-    console.print(str(folder / PAGE), style="bold", soft_wrap=True, highlight=False)
+    say(f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.")
+    say(folder / PAGE, style="bold")
 
 
 def _read(name: str) -> str:

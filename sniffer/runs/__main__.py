@@ -21,8 +21,9 @@ from rich.console import Console, RenderableType
 
 from sniffer.config import register
 from sniffer.job_folders import REPRODUCED
-from sniffer.logs import LogFile, console_handler
+from sniffer.logs import LineFormatter, LogFile, console_handler
 from sniffer.ownership import is_run, never_began
+from sniffer.printing import line
 from sniffer.runs.saved import Trust
 from sniffer.streams import is_lost, standard_streams
 from sniffer.told import one_line
@@ -53,12 +54,12 @@ def run(chosen: argparse.Namespace) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(one_line(error), file=sys.stderr)
+        line(one_line(error), error=True)
         return 1
     except OSError as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        print(one_line(error), file=sys.stderr)
+        line(one_line(error), error=True)
         return 1
 
 
@@ -114,7 +115,7 @@ def _resume(chosen: argparse.Namespace) -> int:
     from sniffer.runs.resume import resume
 
     if not resume(chosen.run.absolute(), _trust(chosen), force=chosen.force, restore=chosen.restore):
-        print(f"{chosen.run} is complete and whole: nothing to do")
+        line(f"{chosen.run} is complete and whole: nothing to do")
     return 0
 
 
@@ -142,7 +143,8 @@ def _reproduce(chosen: argparse.Namespace) -> int:
     from sniffer.runs.reproduce import reproduce
 
     identical, lines = reproduce(chosen.run.absolute(), _target(chosen, REPRODUCED), _trust(chosen))
-    print(*lines, sep="\n")
+    for told in lines:
+        line(told)
     return 0 if identical else 1
 
 
@@ -150,7 +152,7 @@ def _export(chosen: argparse.Namespace) -> int:
     from sniffer.runs.export import export
 
     target = _target(chosen, f"_{chosen.layout}")
-    print(f"{export(chosen.run.absolute(), target):,} files in {target}")
+    line(f"{export(chosen.run.absolute(), target):,} files in {target}")
     return 0
 
 
@@ -160,9 +162,9 @@ def _publish(chosen: argparse.Namespace) -> int:
     if chosen.dry_run:
         target = _target(chosen, "_published")
         assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence)
-        print(f"what would be pushed to {chosen.repo} is in {target}")
+        line(f"what would be pushed to {chosen.repo} is in {target}")
     else:
-        print(push(chosen.run.absolute(), chosen.repo, private=chosen.private, text_licence=chosen.text_licence))
+        line(push(chosen.run.absolute(), chosen.repo, private=chosen.private, text_licence=chosen.text_licence))
     return 0
 
 
@@ -197,7 +199,7 @@ def _log_to(run: Path | None) -> None:
     handlers: list[logging.Handler] = [console_handler()]
     if run is not None and (is_run(run) or never_began(run)) and not (run / LOG).is_symlink():
         handlers.append(LogFile(run / LOG, encoding="utf-8", delay=True))
-        handlers[-1].setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+        handlers[-1].setFormatter(LineFormatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
     for ours in ("sniffer", "models"):
         logging.getLogger(ours).setLevel(logging.INFO)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from sniffer.manifest import Manifest
+from sniffer.printing import printable
 from sniffer.terminal import not_finite_line
 
 TEXT_LICENCES = {
@@ -61,7 +62,7 @@ def _body(manifest: Manifest, repo: str, licence: str) -> str:
     first = next((config_name(part.layer, part.kind) for part in manifest.parts), "l00q")
     counts, seeds = manifest.counts, ", ".join(manifest.sampler.get("seed_by", ()))
     kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())
-    return f"""# Vectors of attention: {manifest.model.get("checkpoint")}
+    return f"""# Vectors of attention: {printable(manifest.model.get("checkpoint"))}
 
 {manifest.rows:,} vectors ({kinds}) of {len(manifest.selection)} layers over {counts.get("examples", 0):,} documents
 ({counts.get("tokens", 0):,} tokens), as attention received them: after RoPE, norms and scaling, except for
@@ -113,4 +114,4 @@ def _numbers(sampler: Mapping[str, Any]) -> dict[str, Any]:
 
 def _described(values: Mapping[str, Any], *names: str) -> str:
     shown = {name: values.get(name) for name in names or values}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
+    return ", ".join(f"{name} {printable(value)}" for name, value in shown.items() if value is not None)

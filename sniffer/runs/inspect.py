@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import rich.box
 from rich.console import RenderableType
 from rich.table import Table
 
 from sniffer.estimate import size
 from sniffer.manifest import Manifest
+from sniffer.printing import Grid
 from sniffer.runs.code import code_of
 from sniffer.runs.folders import state
 from sniffer.runs.listing import age, sampler_of
@@ -32,7 +32,7 @@ def tables(folder: Path) -> Iterator[RenderableType]:
 
 
 def _facts(folder: Path, manifest: Manifest) -> Table:
-    table = Table(title=str(folder), title_justify="left", show_header=False, box=rich.box.SIMPLE)
+    table = Grid(title=str(folder), show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _values(folder, manifest).items():
@@ -74,7 +74,7 @@ def _pairs(values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> s
 
 def _layers(manifest: Manifest) -> Table:
     kinds = list(manifest.rows_by_kind) or [kind for kinds in manifest.selection.values() for kind in kinds]
-    table = Table(title="layers", title_justify="left", box=rich.box.SIMPLE)
+    table = Grid(title="layers")
     for name in ("layer", "heads", "dim", "window", *dict.fromkeys(kinds), "bytes"):
         table.add_column(name, justify="right")
     geometry = {layer.layer: layer for layer in manifest.geometry}
@@ -99,7 +99,7 @@ def _dims(layer: LayerGeometry, captured: Mapping[str, Any]) -> str:
 
 
 def _buckets(manifest: Manifest) -> Table:
-    table = Table(title="vectors by bucket", title_justify="left", box=rich.box.SIMPLE)
+    table = Grid(title="vectors by bucket")
     for name in ("bucket", "probability", *manifest.rows_by_kind):
         table.add_column(name, justify="right")
     law = manifest.sampler.get("probability_by_bucket", {})

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import rich.box
 from rich.table import Table
 
 from sniffer.errors import RunError, first_line
@@ -14,6 +13,7 @@ from sniffer.estimate import size
 from sniffer.job_folders import in_order, run_folders, sweep_folders
 from sniffer.jobs import read_jobs
 from sniffer.manifest import Manifest
+from sniffer.printing import Grid
 from sniffer.runs.folders import state
 
 LONGEST = 40
@@ -34,7 +34,7 @@ def table(place: Path) -> Table:
     lines = {run: [(run, _cells(run, _name(run, place)))] for run in run_folders(place) if run not in jobs} | sweeps
     if not any(lines.values()):
         raise RunError(f"no run below {place}: name the folder that runs were written to")
-    grid = Table(box=rich.box.SIMPLE)
+    grid = Grid()
     for name in COLUMNS:
         grid.add_column(name, justify="right" if name in COLUMNS[4:] else "left", no_wrap=True)
     for folder in in_order(str(folder) for folder in lines):

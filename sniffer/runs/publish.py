@@ -2,26 +2,26 @@
 
 What is pushed is a run folder too: `open_run` reads a downloaded snapshot. Published again, a run takes the place of
 the earlier one, in one commit. Local paths in the configuration and the manifest are cut down to their last part,
-since they may tell more than the publisher means to.
+since they may tell more than the publisher means to (private.py).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable
+from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sniffer.config import save_plain
 from sniffer.documents import refuse_repeated
 from sniffer.errors import RunError
 from sniffer.integrity import PART, damage
 from sniffer.made_folder import made
-from sniffer.manifest import Manifest
+from sniffer.manifest import MANIFEST_PATH, Manifest
 from sniffer.runs.card import card
+from sniffer.runs.private import public, refuse_private
 from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH
 
 if TYPE_CHECKING:
@@ -56,15 +56,11 @@ def _fill(target: Path, folder: Path, manifest: Manifest, repo: str, text_licenc
     refuse_repeated(folder, manifest.parts)
     if manifest.examples is not None:
         _link(folder / manifest.examples.path, target / EXAMPLES_TWIN_PATH)
-    public = replace(
-        manifest,
-        config=without_paths(manifest.config),
-        model=without_paths(manifest.model),
-        dataset=without_paths(manifest.dataset),
-    )
-    public.save(target)
-    save_plain(target, public.config)
-    (target / "README.md").write_text(card(public, repo, text_licence), encoding="utf-8")
+    shown = public(manifest)
+    shown.save(target)
+    save_plain(target, shown.config)
+    (target / "README.md").write_text(card(shown, repo, text_licence), encoding="utf-8")
+    refuse_private(target, (MANIFEST_PATH, "config.yaml", "rerun.yaml", "README.md"), folder, manifest)
 
 
 def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | None = None) -> str:
@@ -129,17 +125,6 @@ def _check_name(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise RunError(f"{repo!r} is no name for a repository: use owner/name") from error
-
-
-def without_paths(value: Any) -> Any:
-    """The same value, with absolute paths cut down to their last part."""
-    if isinstance(value, Mapping):
-        return {name: without_paths(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(inner) for inner in value]
-    if isinstance(value, str) and (value.startswith(("/", "~")) or PureWindowsPath(value).drive):
-        return PureWindowsPath(value).name
-    return value
 
 
 def _link(source: Path, target: Path) -> None:

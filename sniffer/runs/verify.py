@@ -26,6 +26,7 @@ from sniffer.jobs import jobs_without_results, read_jobs
 from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
+from sniffer.printing import line
 from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import Places, check_part
@@ -167,14 +168,18 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         manifests.append(manifest)
         wrong += len(problems)
         for problem in problems:
-            print(f"{folder.relative_to(place)}: {problem}" if len(runs) > 1 else problem)
+            line(f"{_name(folder, place)}: {problem}" if len(runs) > 1 else problem)
         for note in told_copies(manifest, trusted):
-            print(f"{folder.name}: {note}")
-        print(_verdict(folder, manifest, len(problems)))
+            line(f"{_name(folder, place)}: {note}")
+        line(_verdict(folder, manifest, len(problems)))
     for missing in (*lost, *missing_shards(manifests), *unequal_shards(manifests)):
         wrong += 1
-        print(missing)
+        line(missing)
     return 1 if wrong else 0
+
+
+def _name(folder: Path, place: Path) -> str:
+    return folder.name if folder == place else folder.relative_to(place).as_posix()
 
 
 def _runs_at(place: Path) -> list[Path]:
