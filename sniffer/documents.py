@@ -98,11 +98,21 @@ def _columns(folder: Path, part: Part, names: list[str]) -> pa.Table:
     """
     try:
         file = pq.ParquetFile(folder / part.path)
+        _require_columns(file, part, names)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         heads = [group.column(0).statistics.min for group in groups]
         return file.read_row_groups([n for n, head in enumerate(heads) if head == heads[0]], columns=names)
-    except (OSError, AttributeError, pa.ArrowException) as error:
+    except (OSError, AttributeError, KeyError, pa.ArrowException) as error:
         raise RunError(
             f"could not read {folder / part.path}: {' '.join(str(error).split())}; "
             f"python -m sniffer.runs verify {folder} tells more"
         ) from error
+
+
+def _require_columns(file: pq.ParquetFile, part: Part, names: list[str]) -> None:
+    """Raises pyarrow.ArrowInvalid where a small file stands for more than the manifest says, or for other columns."""
+    if file.metadata.num_rows != part.rows:
+        raise pa.ArrowInvalid(f"it has {file.metadata.num_rows:,} rows, the manifest says {part.rows:,}")
+    for name in names:
+        if not pa.types.is_integer(found := file.schema_arrow.field(name).type):
+            raise pa.ArrowInvalid(f"its column {name} is of the type {found}, not one of whole numbers")

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from sniffer.documents import examples_by_pair, repeated
 from sniffer.errors import RunError
+from sniffer.examples import read_examples
 from sniffer.integrity import damage
 from sniffer.manifest import Manifest
 from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
@@ -113,15 +113,12 @@ def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None
         return {}
     for path in (record.path, EXAMPLES_TWIN_PATH):
         if damage(folder, replace(record, path=path)) is None:
-            return read_examples(folder / path)
+            try:
+                return read_examples(folder / path, record)
+            except (OSError, ValueError) as error:
+                log.warning("%s %s", path, " ".join(str(error).split()))
     log.warning("%s is damaged: it will be written again", record.path)
     return None
-
-
-def read_examples(path: Path) -> dict[int, Example]:
-    """examples.parquet by example id."""
-    rows = (Example(**row) for row in pq.ParquetFile(path).read().to_pylist())
-    return {example.example_id: example for example in rows}
 
 
 def _whole(folder: Path, parts: Iterable[Part]) -> set[str]:

@@ -20,6 +20,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from sniffer.bounds import implausible
 from sniffer.digest import combine
 from sniffer.durable import durable_file
 from sniffer.environment import commit, now, versions
@@ -319,6 +320,7 @@ def _require_sense(manifest: Manifest) -> None:
         ("sampler.probability_by_bucket", manifest.sampler.get("probability_by_bucket", {}), Mapping[int, float]),
         ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
+        *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),
     )
     for name, value, hint in loose:
         for wrong in misfits(value, hint, name):
@@ -337,6 +339,8 @@ def _require_sense(manifest: Manifest) -> None:
     for part in (*manifest.parts, *manifest.pending):
         if part.kind not in manifest.selection.get(part.layer, {}):
             raise ValueError(f"it names a part of kind {part.kind!r} of layer {part.layer}, which it does not select")
+    for wrong in implausible(manifest):
+        raise ValueError(wrong)
 
 
 def _part(values: Mapping[str, Any]) -> Part:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -20,10 +20,11 @@ import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.errors import RunError, first_line
+from sniffer.examples import examples_table
 from sniffer.job_folders import INDEX_PATH, job_names
 from sniffer.jobs import errors, overrides_of
 from sniffer.manifest import MANIFEST_PATH, Manifest
-from sniffer.scan import PLACES, join, read_rows, scan_parts
+from sniffer.scan import PLACES, check_parts, join, read_rows, require_room, scan_parts
 from sniffer.schema import Part
 from sniffer.sweep import Sweep
 from sniffer.types import DRAW_OF_KIND, KINDS
@@ -153,7 +154,12 @@ class Run:
         """The captured documents: example_id, source_id, n_tokens, truncated."""
         if self.manifest.examples is None:
             raise RunError(f"{self.folder} has no examples yet: the run was stopped before its first commit")
-        return pl.read_parquet(self.folder / self.manifest.examples.path, hive_partitioning=False, glob=False)
+        path = self.folder / self.manifest.examples.path
+        try:
+            return cast(pl.DataFrame, pl.from_arrow(examples_table(path, self.manifest.examples)))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
 
     def scan(
         self,
@@ -209,6 +215,8 @@ class Run:
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
         kept = None if buckets is None else frozenset(buckets)
         parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
+        n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
+        require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
         rows = read_rows(self.folder, parts, head, dim, kept, max_position)
         return Vectors(vectors=rows["vector"], **self._places(rows))
 
@@ -237,6 +245,17 @@ class Run:
         if "kind" in self.manifest.sampler.get("seed_by", ()):
             places["inclusion_probability"] **= 2  # two independent draws
         return Pairs(q=table["q"].to_numpy(), k=table["k"].to_numpy(), q_head=q_head, k_head=k_head, **places)
+
+    def check(self, layer: int, kind: str) -> None:
+        """Looks at what is about to be read whole, all heads of one layer and kind, before memory is taken for it.
+
+        Raises:
+            RunError: a file is missing, damaged, or no part; or there is not so much memory.
+        """
+        parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
+        what = f"layer {layer}, kind {kind}"
+        require_room(what, sum(part.rows for part in parts), dim)
+        check_parts(what, self.folder, parts, dim)
 
     def _head(self, layer: int, kind: str, head: int) -> pl.LazyFrame:
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")

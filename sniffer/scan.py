@@ -17,7 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sniffer.arrange import MAX_SPAN_BYTES
+from sniffer.bounds import ROWS_PER_BYTE
 from sniffer.errors import RunError, first_line
+from sniffer.estimate import available_memory, size
 from sniffer.schema import Part
 from sniffer.schema import row_schema as arrow_schema
 from sniffer.types import KINDS
@@ -87,7 +90,7 @@ def read_rows(
         wanted &= pc.field("position") <= max_position
         limits["position"] = (0, max_position)
     try:
-        tables = [_read_part(folder / part.path, limits, wanted) for part in parts]
+        tables = [_read_part(folder / part.path, dim, limits, wanted) for part in parts]
         table = pa.concat_tables([arrow_schema(dim).empty_table().drop_columns("head"), *tables])
     except (OSError, pa.ArrowException) as error:
         raise RunError(
@@ -101,7 +104,57 @@ def read_rows(
     return rows
 
 
-def _read_part(path: Path, limits: Mapping[str, tuple[int, int]], wanted: pc.Expression) -> pa.Table:
+def require_room(what: str, rows: int, dim: int) -> None:
+    """Raises RunError where so many rows, as arrays, do not fit into the memory that there is."""
+    needed = ROOM * rows * (4 * dim + ROW_BYTES)
+    if needed > WORTH_ASKING and needed > (there := available_memory()):
+        raise RunError(
+            f"{what} needs about {size(needed)} of memory, {size(there)} is available: read some buckets or positions "
+            "at a time, or scan it lazily"
+        )
+
+
+ROOM, ROW_BYTES, WORTH_ASKING = 2, 24, 1 << 28
+
+
+def check_parts(what: str, folder: Path, parts: Sequence[Part], dim: int) -> None:
+    """Looks at the footers of parts that are about to be read whole.
+
+    Raises:
+        RunError: a file is missing, damaged, or stands for other rows than a part can have.
+    """
+    for part in parts:
+        path = folder / part.path
+        try:
+            seen = path.stat()
+            contents = _contents(path, seen.st_size, seen.st_mtime_ns)
+            require_part(contents, seen.st_size, dim, part.rows)
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{what} of {folder} cannot be read ({part.path}: {reason}): `python -m sniffer.runs verify {folder}` "
+                "tells more"
+            ) from error
+
+
+def require_part(contents: Contents, n_bytes: int, dim: int, rows: int | None = None) -> None:
+    """Raises pyarrow.ArrowInvalid where a footer is not a part's: a small file may stand for a large table.
+
+    Args:
+        n_bytes: of the file.
+        dim: of the vectors.
+        rows: as the manifest says, if that is to agree.
+    """
+    found, largest = contents.metadata.num_rows, max(contents.rows, default=0)
+    if rows is not None and found != rows:
+        raise pa.ArrowInvalid(f"it has {found:,} rows, the manifest says {rows:,}")
+    if found > ROWS_PER_BYTE * n_bytes:
+        raise pa.ArrowInvalid(f"it has {n_bytes:,} bytes that stand for {found:,} rows")
+    if largest > 1 and 4 * dim * largest > MAX_SPAN_BYTES:
+        raise pa.ArrowInvalid(f"it has a row group of {largest:,} rows, larger than any of ours")
+
+
+def _read_part(path: Path, dim: int, limits: Mapping[str, tuple[int, int]], wanted: pc.Expression) -> pa.Table:
     """The wanted rows of one part, from the row groups whose statistics do not rule them out.
 
     Args:
@@ -110,11 +163,13 @@ def _read_part(path: Path, limits: Mapping[str, tuple[int, int]], wanted: pc.Exp
     """
     seen = path.stat()
     contents = _contents(path, seen.st_size, seen.st_mtime_ns)
+    require_part(contents, seen.st_size, dim)
     chosen, whole = [], limits.keys() == {"head"}
     for number, spans in enumerate(contents.spans):
         if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
             chosen.append(number)
             whole &= spans["head"] == limits["head"]
+    require_room(str(path), sum(contents.rows[number] for number in chosen), dim)
     columns = [*PLACES, "vector"]
     # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
     with pq.ParquetFile(path, metadata=contents.metadata, pre_buffer=False) as file:
@@ -124,26 +179,32 @@ def _read_part(path: Path, limits: Mapping[str, tuple[int, int]], wanted: pc.Exp
 
 @dataclass(frozen=True)
 class Contents:
-    """A part's footer, and for each row group the smallest and largest value of the columns that are asked for."""
+    """A part's footer, and for each row group its rows, and the smallest and largest value of what is asked for."""
 
     metadata: pq.FileMetaData
     spans: tuple[dict[str, tuple[float, float]], ...]
+    rows: tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
-def _contents(path: Path, size: int, changed: int) -> Contents:
+def _contents(path: Path, n_bytes: int, changed: int) -> Contents:
     """What a part holds; kept, since heads are mostly read one after the other.
 
     Args:
-        size, changed: of the file. Parts are written once, but another file may come to be in a part's place.
+        n_bytes, changed: of the file. Parts are written once, but another file may come to be in a part's place.
     """
     with pq.ParquetFile(path, pre_buffer=False) as file:
-        metadata, names = file.metadata, file.schema_arrow.names
+        return contents_of(file)
+
+
+def contents_of(file: pq.ParquetFile) -> Contents:
+    """What an opened part holds; raises pyarrow.ArrowInvalid where it lacks a part's columns."""
+    metadata, names = file.metadata, file.schema_arrow.names
     if missing := [name for name in LIMITED if name not in names]:
-        raise pa.ArrowInvalid(f"{path} is not a part: it has the columns {names}, but no {missing[0]}")
+        raise pa.ArrowInvalid(f"it is not a part: it has the columns {names}, but no {missing[0]}")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     spans = ({name: _span(group.column(names.index(name))) for name in LIMITED} for group in groups)
-    return Contents(metadata, tuple(spans))
+    return Contents(metadata, tuple(spans), tuple(group.num_rows for group in groups))
 
 
 def _span(column: pq.ColumnChunkMetaData) -> tuple[float, float]:

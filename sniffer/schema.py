@@ -100,9 +100,12 @@ class Footer:
         """From Parquet's key-value metadata; keys that a later release added are left out.
 
         Raises:
-            KeyError: the file is not one of ours.
+            KeyError, TypeError, ValueError: the file is not one of ours.
         """
-        values = json.loads(metadata[FOOTER_KEY])
+        try:
+            values = json.loads(metadata[FOOTER_KEY])
+        except RecursionError:
+            raise ValueError("its footer is nested too deep") from None
         values["seed_by"] = tuple(values["seed_by"])
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 

@@ -75,6 +75,7 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
     if weights not in WEIGHTS:
         raise ConfigError(f"weights={weights} must be one of {', '.join(WEIGHTS)}")
     heads = run.heads(layer, kind)
+    run.check(layer, kind)
     table = run.scan([layer], [kind], inclusion_probability=True).sort("head", "bucket", "example_id", "position")
     where = f"layer {layer}, kind {kind} of {run.folder}"
     try:

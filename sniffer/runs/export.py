@@ -74,6 +74,7 @@ def _write(run: Run, layer: int, kind: str, place: Path) -> int:
 
 def _rows(run: Run, layer: int, kind: str) -> pl.DataFrame:
     """All heads of one (layer, kind), each in the order (bucket, example_id, position)."""
+    run.check(layer, kind)
     window = run.manifest.layer(layer).sliding_window
     rows = run.scan([layer], [kind]).sort("head", "bucket", "example_id", "position")
     return rows.with_columns(

@@ -62,8 +62,8 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
     if manifest.pending:
         facts["pending"] = f"{len(manifest.pending):,} parts, {size(sum(part.bytes for part in manifest.pending))}"
     for resume in manifest.resumes:
-        changed = f", with {'; '.join(resume['differences'])}" if resume.get("differences") else ""
-        facts[f"resumed {resume['at']}"] = f"stopped by {resume['stopped_by']}{changed}"
+        changed = f", with {'; '.join(map(str, resume['differences']))}" if resume.get("differences") else ""
+        facts[f"resumed {resume.get('at', '?')}"] = f"stopped by {resume.get('stopped_by', '?')}{changed}"
     return facts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import polars as pl
 
 from sniffer.runs.rows import Places
 from sniffer.sampler import Picker
@@ -22,6 +23,9 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
     if len(found) and not unknown and (found.position >= n_tokens).any():
         yield f"{where}: positions beyond the end of their document"
         return
+    if (about := _far_from(picker, examples, len(found))) is not None:
+        yield f"{where}: {len(found):,} positions, where the law keeps about {about:,.0f}"
+        return
     expected = _expected(picker, examples, layer, kind)
     kept = _sorted(found.example_id, found.position)
     missing, extra = _without(expected, kept), _without(kept, expected)
@@ -33,6 +37,19 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
         yield f"{where}: some positions are there twice: resume leaves the second ones out"
     if len(found) and (picker.buckets[found.position] != found.bucket).any():
         yield f"{where}: some rows do not have the bucket of their position"
+
+
+MANY = 1 << 27
+"""Tokens whose draws take so long that their number is looked at first."""
+
+
+def _far_from(picker: Picker, examples: Mapping[int, Example], found: int) -> float | None:
+    """The expected number of positions, where there are many tokens and `found` is ten deviations away from it."""
+    lengths = [example.n_tokens for example in examples.values()]
+    if sum(lengths) < MANY:
+        return None
+    about = picker.expected(lengths)
+    return about if abs(found - about) > 10 * (1 + about**0.5) else None
 
 
 def _expected(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str) -> np.ndarray:
@@ -56,8 +73,10 @@ def _without(some: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The pairs of `some` that are not among `others`."""
     if np.array_equal(some, others):
         return some[:0]
-    known = set(map(tuple, others.tolist()))
-    return np.array([pair for pair in some.tolist() if tuple(pair) not in known], dtype=np.int64).reshape(-1, 2)
+    schema = {"example_id": pl.Int64, "position": pl.Int64}
+    frames = (pl.DataFrame(pairs, schema, orient="row") for pairs in (some, others))
+    left = next(frames).join(next(frames), on=list(schema), how="anti", maintain_order="left")
+    return left.to_numpy().reshape(-1, 2)
 
 
 def _named(pairs: np.ndarray, examples: Mapping[int, Example]) -> str:

@@ -88,6 +88,9 @@ def compare(first: Run, second: Run) -> Distance:
     pairs = [run.captured() for run in (first, second)]
     total = Distance()
     for layer, kind in sorted(pairs[0] | pairs[1]):
+        for run in (first, second):
+            if (layer, kind) in run.captured():
+                run.check(layer, kind)
         frames = [
             run.scan([layer], [kind]).select(*KEY, "vector").sort(KEY).collect() if (layer, kind) in there else None
             for run, there in zip((first, second), pairs, strict=True)

@@ -14,6 +14,7 @@ from sniffer.digest import Digest, digest_rows, sum_places
 from sniffer.errors import first_line
 from sniffer.finite import NotFinite, count_not_finite
 from sniffer.manifest import Manifest
+from sniffer.scan import contents_of, require_part
 from sniffer.schema import Footer, Part, row_schema
 
 
@@ -60,6 +61,7 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, li
         file = pq.ParquetFile(folder / part.path)
         if not file.schema_arrow.remove_metadata().equals(row_schema(dim)):
             return Places.joined([]), [f"{part.path}: does not have the columns of a part"]
+        require_part(contents_of(file), part.bytes, dim, part.rows)
         problems += _footer(file.schema_arrow, manifest, part, dim)
         heads, digest, not_finite = _heads(file, part, dim)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

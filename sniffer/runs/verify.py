@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from sniffer.build import TRUSTED, build
 from sniffer.config import saved_config
 from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
+from sniffer.examples import read_examples
 from sniffer.integrity import damage, foreign, leftovers
 from sniffer.job_folders import run_folders
 from sniffer.jobs import jobs_without_results, read_jobs
-from sniffer.kept import read_examples
 from sniffer.lock import is_held
 from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
 from sniffer.printing import line
@@ -109,7 +110,11 @@ def _examples(folder: Path, manifest: Manifest, stopped: bool) -> tuple[dict[int
         problems.append(f"{EXAMPLES_TWIN_PATH}: {wrong_twin}; resume writes it again")
     if wrong and wrong_twin:
         return {}, problems
-    examples = read_examples(folder / (EXAMPLES_TWIN_PATH if wrong else record.path))
+    path = EXAMPLES_TWIN_PATH if wrong else record.path
+    try:
+        examples = read_examples(folder / path, record)
+    except (OSError, ValueError) as error:
+        return {}, [*problems, f"{path}: {' '.join(str(error).split())}"]
     return examples, problems + _counts(manifest, examples)
 
 
@@ -201,12 +206,19 @@ def missing_shards(manifests: Sequence[Manifest]) -> list[str]:
         shard = manifest.dataset.get("shard", {})
         key = json.dumps(_but_shard(manifest), sort_keys=True, default=str)
         found.setdefault(key, {}).setdefault(shard.get("count", 1), set()).add(shard.get("index", 0))
-    return [
-        f"shard {index} of {count} is missing"
-        for counts in found.values()
-        for count, there in counts.items()
-        for index in sorted(set(range(count)) - there)
-    ]
+    return [line for counts in found.values() for count, there in counts.items() for line in _lacking(count, there)]
+
+
+SHOWN = 20
+"""Missing shards that are named one by one; a manifest may claim any number of them."""
+
+
+def _lacking(count: int, there: set[int]) -> Iterator[str]:
+    for index in islice((index for index in range(count) if index not in there), SHOWN):
+        yield f"shard {index} of {count} is missing"
+    more = count - sum(0 <= index < count for index in there) - SHOWN
+    if more > 0:
+        yield f"and {more:,} more of the {count:,} shards are missing"
 
 
 ALIKE = {"model": ("files", "adapter", "tokenizer"), "backbone": ("code", "packages")}
