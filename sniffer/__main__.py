@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sniffer.config import conf_folder, holds_results, refuse_results, register, resolve, save_config
+from sniffer.config import ROLES, conf_folder, holds_results, refuse_results, register, resolve, save_config
 from sniffer.errors import RunError
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
@@ -124,13 +124,13 @@ def tell_plan(cfg: DictConfig, folder: Path, typed: Sequence[str]) -> None:
     close_log_files()
     if not any(folder.iterdir()):
         remove_empty(folder, Watch.root or folder.parent)
-    tell(resolve(cfg, typed))
+    tell(resolve(cfg, typed, ROLES))
 
 
 def capture(cfg: DictConfig, folder: Path, typed: Sequence[str], load: Load = load_anew) -> None:
     """Checks and records the configuration, then runs it."""
     refuse_results(folder)
-    config = resolve(cfg, typed)
+    config = resolve(cfg, typed, ROLES)
     save_config(folder, cfg)
     # What a wrong name costs should be a second: asked before torch and transformers are imported.
     config.model.check()

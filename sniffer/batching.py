@@ -17,6 +17,7 @@ from itertools import chain
 
 import numpy as np
 
+from sniffer.bounds import TOKENS
 from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Dataset, Document, TokenBatch, Tokenize
 
@@ -63,6 +64,11 @@ class Tokenizer:
                 continue
             truncated = self.max_tokens is not None and len(token_ids) > self.max_tokens
             kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
+            if len(kept) > TOKENS:
+                raise DatasetError(
+                    f"document {source_id!r} has {len(kept):,} tokens, more than the {TOKENS:,} that one can have: "
+                    "set dataset.max_tokens"
+                )
             self.counts.examples += 1
             self.counts.truncated += truncated
             self.counts.tokens += len(kept)

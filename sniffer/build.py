@@ -26,7 +26,7 @@ PARTS = ("models.", "experiments.")
 """Of this package, which configurations name without it."""
 
 
-def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED) -> Any:
+def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED, role: Sequence[str] = ()) -> Any:
     """Makes the object that a `_target_` and its fields describe.
 
     Args:
@@ -34,9 +34,10 @@ def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED) -> Any:
             dataclass has its keys and types checked against its fields.
         what: the group's name, for messages.
         trusted: prefixes that `_target_` may begin with.
+        role: methods that a class of this project must have to be made: it has classes for other purposes too.
 
     Raises:
-        ConfigError: an untrusted or missing target, an unknown key, a wrong type or value.
+        ConfigError: an untrusted or missing target, one of another kind, an unknown key, a wrong type or value.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{what} must name its class in {what}._target_: choose one with {what}=CHOICE")
@@ -47,6 +48,8 @@ def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED) -> Any:
         raise ConfigError(f"{what}._target_={target} is a {type(made).__name__}: name a class")
     # A trusted module also holds the names it imports; those are not its own.
     _require_trusted(f"{made.__module__}.{made.__qualname__}", target, what, trusted)
+    if target.startswith(TRUSTED) and any(not callable(getattr(made, method, None)) for method in role):
+        raise ConfigError(f"{what}._target_={target} is no class for {what}: choose one with {what}=CHOICE")
     if dataclasses.is_dataclass(made):
         return checked(made, arguments, what)
     return _called(made, arguments, what)

@@ -103,6 +103,7 @@ class OutputConfig:
 
 
 ENGINES = ("local", "ray")
+MOST_WORKERS = 1 << 14
 
 
 @dataclass
@@ -128,6 +129,8 @@ class EngineConfig:
             value = getattr(self, key)
             if value is not None and not value >= least:
                 raise ConfigError(f"engine.{key}={value} must be {least} or more, or null")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise ConfigError(f"engine.workers={self.workers} is more than the {MOST_WORKERS} that one run can have")
         if not self.start_timeout > 0:
             raise ConfigError(f"engine.start_timeout={self.start_timeout} must be more than 0 seconds")
         for key in ("address", "workers", "cpus_per_worker", "gpus_per_worker"):
@@ -190,26 +193,37 @@ def is_free(folder: Path) -> bool:
     return True
 
 
-def resolve(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
+ROLES = {
+    "sampler": ("bucket", "probability"),
+    "dataset": ("check", "texts", "describe"),
+    "model": ("check", "limits", "tokenizer", "load", "describe"),
+}
+"""What a run asks of the objects of each group (types.py)."""
+
+
+def resolve(cfg: DictConfig, overrides: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None) -> Config:
     """Checks a composed configuration and builds what it describes.
 
     Args:
         cfg: what Hydra composed, without the hydra node.
         overrides: the words that were typed; only they can extend the trusted targets.
+        roles: what the object of each group must be able to do, where it is one of ours; nothing by default.
 
     Raises:
         ConfigError: in one line, the key, the value found and the one wanted.
     """
-    return build_config(cfg, typed_strings(overrides, "trusted_targets"))
+    return build_config(cfg, typed_strings(overrides, "trusted_targets"), roles)
 
 
-def build_config(cfg: DictConfig, trust: Sequence[str] = ()) -> Config:
+def build_config(
+    cfg: DictConfig, trust: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None
+) -> Config:
     """As `resolve`; `trust` are the prefixes that were typed, whether or not `cfg` asks for them."""
     plain = plain_values(cfg)
     trusted = _trusted_targets(plain.pop("trusted_targets"), trust)
     config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
     for key in _BUILT:
-        setattr(config, key, build(plain[key], key, trusted))
+        setattr(config, key, build(plain[key], key, trusted, (roles or {}).get(key, ())))
     return config
 
 

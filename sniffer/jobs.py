@@ -18,6 +18,7 @@ import yaml
 
 from sniffer.durable import durable_file
 from sniffer.errors import RunError, first_line
+from sniffer.index import read_index
 from sniffer.job_folders import INDEX_PATH, OVERRIDES_PATH, is_run, job_names
 from sniffer.lock import hold, is_held
 from sniffer.manifest import Manifest
@@ -120,10 +121,9 @@ def errors(sweep: Path) -> dict[str, str | None]:
     if not path.exists():
         return {}
     try:
-        index = pl.read_parquet(path, columns=["path", "error"], hive_partitioning=False, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        return read_index(path)
+    except (OSError, ValueError) as error:
         raise RunError(f"could not read {path}: {first_line(error)}; remove it: the next job makes it again") from error
-    return dict(index.iter_rows())
 
 
 def jobs_without_results(sweep: Path) -> list[str]:

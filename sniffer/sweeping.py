@@ -18,7 +18,7 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.table import Table
 
-from sniffer.config import ONCE, Config, plain_values, resolve, saved_config
+from sniffer.config import ONCE, ROLES, Config, plain_values, resolve, saved_config
 from sniffer.continuation import as_plain, differences
 from sniffer.environment import versions
 from sniffer.errors import RunError, SnifferError, first_line
@@ -61,7 +61,7 @@ def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
         RunError: they are results of another configuration or model.
         SnifferError: as a fresh run.
     """
-    config = resolve(cfg, overrides)
+    config = resolve(cfg, overrides, ROLES)
     then, now = saved_config(folder), plain_values(cfg)
     trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")))
     if found := differences({"config": then}, {"config": {key: now[key] for key in now if key not in ONCE}}):

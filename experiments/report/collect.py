@@ -7,15 +7,16 @@ layers by heads, so that a new analysis is in the report without a line here.
 from __future__ import annotations
 
 import base64
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 
 from sniffer.errors import RunError, first_line
 from sniffer.reader import Run
+from sniffer.untrusted import CONFIG_BYTES, read_json, read_text
 
 from ..common.results import FINDINGS, PROVENANCE
 from .glossary import ABOUT, ORDER
@@ -171,10 +172,10 @@ def _folders(root: Path) -> list[Path]:
 def _findings(folder: Path, run: Run) -> dict[str, Any]:
     """An analysis' sentences; `source` names the run they come from if that has other rows than this one."""
     try:
-        sentences = (folder / FINDINGS).read_text(encoding="utf-8").splitlines()
-        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        sentences = read_text(folder / FINDINGS).splitlines()
+        provenance = read_json(folder / PROVENANCE, CONFIG_BYTES)
         source = None if provenance["run_digest"] == run.manifest.digest else str(provenance["run"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(folder, error) from error
     return {"analysis": folder.name, "sentences": sentences, "source": source}
 
@@ -197,9 +198,23 @@ def _tables(folder: Path, limit: int) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path, hive_partitioning=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
+        _check_table(path)
+        return pl.read_parquet(path, hive_partitioning=False, glob=False)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise _unreadable(path, error) from error
+
+
+MOST_CELLS = 50_000_000
+"""Of a table of results: far more than any of ours, or than a page could show."""
+
+
+def _check_table(path: Path) -> None:
+    """Raises ValueError where a file is no table, or stands for more than a page could show."""
+    if not path.is_file():
+        raise ValueError("it is no plain file")
+    footer = pq.read_metadata(path)
+    if footer.num_rows * footer.num_columns > MOST_CELLS:
+        raise ValueError(f"it has {footer.num_rows:,} rows of {footer.num_columns:,} columns, too many for a page")
 
 
 def _unreadable(path: Path, error: Exception) -> RunError:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sniffer.build import TRUSTED, build
+from sniffer.config import ROLES
 from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
 from sniffer.manifest import Manifest
@@ -38,7 +39,7 @@ def told_copies(manifest: Manifest, trusted: Sequence[str] = ()) -> Iterator[str
     """Names each hand-edited copy that a run was made with, and whether it is the one that is here."""
     copies = {name: told for name, told in code_of(manifest).items() if told.startswith(COPY)}
     try:
-        model = build(manifest.config.get("model"), "model", (*TRUSTED, *trusted)) if copies else None
+        model = build(manifest.config.get("model"), "model", (*TRUSTED, *trusted), ROLES["model"]) if copies else None
     except SnifferError:
         model = None
     sources = getattr(model, "sources", None)

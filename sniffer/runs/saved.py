@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from sniffer.config import ONCE, RERUN_DEFAULTS, RESTORE, Config, build_config, saved_config
+from sniffer.config import ONCE, RERUN_DEFAULTS, RESTORE, ROLES, Config, build_config, saved_config
 from sniffer.errors import RunError
 from sniffer.typed import is_typed
 from sniffer.untrusted import plain_yaml, read_text
@@ -46,7 +46,7 @@ def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
         ConfigError: a key or value is not one of ours.
     """
     cfg = OmegaConf.create({**allowed(plain, trust, origin), "trusted_targets": list(trust.prefixes)})
-    return build_config(cfg, trust.prefixes)
+    return build_config(cfg, trust.prefixes, ROLES)
 
 
 def allowed(plain: Mapping[str, Any], trust: Trust, origin: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from sniffer.build import TRUSTED, build
-from sniffer.config import saved_config
+from sniffer.config import ROLES, saved_config
 from sniffer.continuation import differences
 from sniffer.errors import RunError, SnifferError
 from sniffer.examples import read_examples
@@ -154,7 +154,7 @@ def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Places | None, 
 
 def _picker(manifest: Manifest, trusted: Sequence[str]) -> Picker:
     node = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
-    return Picker(build(node, "sampler", (*TRUSTED, *trusted)), manifest.seed)
+    return Picker(build(node, "sampler", (*TRUSTED, *trusted), ROLES["sampler"]), manifest.seed)
 
 
 def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
