@@ -9,6 +9,7 @@ Torch and transformers are not imported here: `--help` must answer at once.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -261,13 +262,15 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
 
     Raises:
         CaptureError: the disk is full or cannot be written to.
+        ConfigError: it is too long to be read again.
     """
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
-    if len(text) > CONFIG_BYTES // 4:
+    length = len(json.dumps(plain, default=str))
+    if length > CONFIG_BYTES // 4:
         raise ConfigError(
-            f"the configuration has {len(text):,} characters, more than the {CONFIG_BYTES // 4:,} that can be saved: "
+            f"the configuration has {length:,} characters, more than the {CONFIG_BYTES // 4:,} that can be saved: "
             "shorten its lists, such as capture.heads, by ranges"
         )
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
     head = f"{RERUN_HEAD} [key=value ...]\n"
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
     # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both.

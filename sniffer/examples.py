@@ -43,11 +43,10 @@ def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
         OSError: it cannot be read.
         ValueError: it is no Parquet file (then a pyarrow.ArrowInvalid), or not one that a run can have written.
     """
-    # As a dictionary, a string is in memory once, however many rows have it.
-    with pq.ParquetFile(path, read_dictionary=["source_id"]) as file:
+    with _opened(path) as file:
         _check_footer(file.metadata, path.stat().st_size, record)
         if file.schema_arrow.remove_metadata() != AS_READ:
-            raise ValueError(f"does not have the columns {', '.join(AS_READ.names)}")
+            raise ValueError(NOT_OURS)
         table = file.read().unify_dictionaries()
     for name in ("example_id", "source_id"):
         if len(pc.unique(table[name])) != len(table):
@@ -57,6 +56,17 @@ def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
     if len(table) and not 0 <= longest["min"] <= longest["max"] <= TOKENS:
         raise ValueError(f"has documents of {longest['min']:,} to {longest['max']:,} tokens, not 0 to {TOKENS:,}")
     return table
+
+
+NOT_OURS = f"does not have the columns {', '.join(EXAMPLES_SCHEMA.names)}"
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """The file, its strings to be read as a dictionary: each is in memory once, however many rows have it."""
+    try:
+        return pq.ParquetFile(path, read_dictionary=["source_id"])
+    except KeyError:
+        raise ValueError(NOT_OURS) from None
 
 
 def _check_footer(footer: pq.FileMetaData, size: int, record: FileRecord | None) -> None:

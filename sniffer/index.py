@@ -24,8 +24,7 @@ def read_index(path: Path) -> dict[str, str | None]:
     """
     if not path.is_file():
         raise ValueError("it is no plain file")
-    # As a dictionary, a string is in memory once, however many rows have it.
-    with pq.ParquetFile(path, read_dictionary=list(COLUMNS)) as file:
+    with _opened(path) as file:
         _check(file, path.stat().st_size)
         table = file.read(columns=list(COLUMNS))
     names, errors = (_texts(table[column]) for column in COLUMNS)
@@ -35,14 +34,21 @@ def read_index(path: Path) -> dict[str, str | None]:
     return {name: error for name, error in zip(names, errors, strict=True) if name is not None}
 
 
+def _opened(path: Path) -> pq.ParquetFile:
+    """The file, its strings to be read as a dictionary: each is in memory once, however many rows have it."""
+    try:
+        return pq.ParquetFile(path, read_dictionary=list(COLUMNS))
+    except KeyError as error:
+        raise ValueError(f"it has no column {error.args[0].decode()} of text") from None
+
+
 def _check(file: pq.ParquetFile, size: int) -> None:
     footer = file.metadata
     claimed = sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
     if footer.num_rows > JOBS or claimed > GROWTH * size:
         raise ValueError(f"it has {size:,} bytes that stand for {footer.num_rows:,} jobs in {claimed:,} bytes")
     for column in COLUMNS:
-        field = file.schema_arrow.field(column) if column in file.schema_arrow.names else None
-        if field is None or not pa.types.is_dictionary(field.type):
+        if not pa.types.is_dictionary(file.schema_arrow.field(column).type):
             raise ValueError(f"it has no column {column} of text")
 
 
