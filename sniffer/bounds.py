@@ -21,8 +21,8 @@ THREADS = 1024
 LARGEST = (1 << 63) - 1
 """Of counts, rows and bytes."""
 
-ROWS_PER_BYTE = 64
-"""Of a part; a row group's entry in the footer alone is more, unless vectors are very short and all the same."""
+ROWS_PER_BYTE = 16
+"""Of a part: token ids of real text take more, whatever the vectors are."""
 
 TOKENS = 1 << 25
 """Of one document. Its draws take a table of a gigabyte; the longest context of any model is a third of it."""

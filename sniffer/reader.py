@@ -265,6 +265,11 @@ class Run:
     def _places(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
         buckets = rows["bucket"]
         seen, place = np.unique(buckets, return_inverse=True)
+        if unknown := set(seen.tolist()) - self._probability_by_bucket.keys():
+            raise RunError(
+                f"{self.folder} has rows of buckets {_ranges(unknown)}, which its manifest does not know: "
+                f"`python -m sniffer.runs verify {self.folder}` tells more"
+            )
         law = np.array([self._probability_by_bucket[int(bucket)] for bucket in seen], dtype=np.float64)
         return {
             "positions": rows["position"],
