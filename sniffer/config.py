@@ -22,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sniffer.bounds import LAYERS
 from sniffer.build import TRUSTED, build, checked, config_error
 from sniffer.durable import durable_file
 from sniffer.errors import ConfigError, RunError, first_line, reason
@@ -222,10 +223,19 @@ def build_config(
     """As `resolve`; `trust` are the prefixes that were typed, whether or not `cfg` asks for them."""
     plain = plain_values(cfg)
     trusted = _trusted_targets(plain.pop("trusted_targets"), trust)
+    _require_countable_layers(plain["model"])
     config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
     for key in _BUILT:
         setattr(config, key, build(plain[key], key, trusted, (roles or {}).get(key, ())))
     return config
+
+
+def _require_countable_layers(model: Any, name: str = "model") -> None:
+    """Refuses more layers than a part's column can count, before a list of them is made."""
+    for key, value in model.items() if isinstance(model, dict) else ():
+        if isinstance(value, int) and "layer" in str(key) and value > LAYERS:
+            raise ConfigError(f"{name}.{key}={value} is more than the {LAYERS:,} layers that a run can have")
+        _require_countable_layers(value, f"{name}.{key}")
 
 
 ONCE = ("trusted_targets", "plan")

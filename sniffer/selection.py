@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sniffer.bounds import HEADS, LAYERS
 from sniffer.config import CaptureConfig
 from sniffer.errors import ConfigError
 from sniffer.hashing import key_of
@@ -42,8 +43,11 @@ def check_request(capture: CaptureConfig, limits: ModelLimits) -> None:
     """Refuses layers and heads that the checkpoint's config already rules out.
 
     Raises:
-        ConfigError: a layer or head that does not exist.
+        ConfigError: a layer or head that does not exist; or the checkpoint claims more than a run can count.
     """
+    for what, claimed, most in (("layers", limits.layers, LAYERS), ("query heads", limits.query_heads, HEADS)):
+        if claimed is not None and claimed > most:
+            raise ConfigError(f"the checkpoint's config claims {claimed:,} {what}, more than a run can have ({most:,})")
     if limits.layers is not None and capture.layers is not None:
         _check_members("capture.layers", capture.layers, range(limits.layers), "layers")
     if limits.query_heads is not None and capture.heads is not None:

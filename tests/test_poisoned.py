@@ -147,7 +147,7 @@ REFUSED: dict[str, Callable[[Tampered], Any]] = {
     "path": changed(parts__0__path="captures/layer=00/kind=q/../kind=k/part-00000.parquet"),
     "resumes": changed(resumes=[{"differences": 3}]),
     "text": changed(model__checkpoint="\ud800x"),
-    "manifest": lambda run: run.values.update(config=json.loads("[" * 90 + "]" * 90)),
+    "manifest": lambda run: run.values["config"].update(deep=json.loads("[" * 90 + "]" * 90)),
 }
 """What no manifest of ours says: every verb refuses it."""
 
@@ -173,6 +173,7 @@ CONFIGURED: dict[str, Callable[[Tampered], Any]] = {
     "long": lambda run: run.overwrite("seed: 0 #" + "x" * 300_000),
     "device": lambda run: [link_to(run.folder / name, "/dev/zero") for name in ("config.yaml", "rerun.yaml")],
     "role": lambda run: run.configure(r"sampler:\n(  .*\n)+", "sampler:\n  _target_: sniffer.ray_engine.RayEngine\n"),
+    "layers": lambda run: run.configure("config_overrides: .*", "config_overrides: {num_hidden_layers: 1000000000}"),
     "cluster": lambda run: run.configure("name: local\n  address: null", "name: ray\n  address: 10.0.0.5:6379"),
     "workers": lambda run: run.configure(
         r"name: local\n  address: null\n  workers: null", f"name: ray\n  address: null\n  workers: {HUGE}"

@@ -80,3 +80,10 @@ def test_what_the_checkpoint_rules_out_is_refused_before_loading():
     with pytest.raises(ConfigError, match="query heads are 0 to 8"):
         check_request(CaptureConfig(heads=[9]), limits)
     check_request(CaptureConfig(layers=[99]), ModelLimits(None, None, None, None))
+
+
+@pytest.mark.parametrize("claim", [{"layers": 10**9}, {"query_heads": 10**9}])
+def test_a_checkpoint_cannot_claim_more_than_can_be_counted(claim: dict[str, int]):
+    limits = ModelLimits(**{"layers": 2, "query_heads": 4, "key_heads": 2, "max_positions": 9} | claim)
+    with pytest.raises(ConfigError, match="1,000,000,000"):
+        check_request(CaptureConfig(layers=[0], heads=[0]), limits)
