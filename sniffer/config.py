@@ -105,6 +105,9 @@ class OutputConfig:
 
 
 ENGINES = ("local", "ray")
+OWN_CLUSTER = (None, "auto", "local")
+"""Addresses of clusters that run, or are started, on this machine."""
+
 MOST_WORKERS = 1 << 14
 
 

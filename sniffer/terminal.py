@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from sniffer.config import OWN_CLUSTER
 from sniffer.estimate import Estimate, size
 from sniffer.finite import NotFinite
 from sniffer.manifest import INSIDE_INFERENCE, Manifest
@@ -131,7 +132,12 @@ def estimate_line(expected: Estimate) -> str:
 def resume_line(folder: Path, manifest: Manifest) -> str:
     """How to go on with a run that was stopped."""
     documents = f"{manifest.examples.rows:,}" if manifest.examples else "no"
-    return f"{documents} documents are kept; to go on: python -m sniffer.runs resume {shlex.quote(str(folder))}"
+    command = ["python", "-m", "sniffer.runs", "resume", str(folder)]
+    engine = manifest.config.get("engine")
+    address = engine.get("address") if isinstance(engine, Mapping) else None
+    if address not in OWN_CLUSTER:
+        command += ["--engine-address", str(address)]
+    return f"{documents} documents are kept; to go on: {shlex.join(command)}"
 
 
 TABLE_WIDTH = 180

@@ -17,6 +17,7 @@ from sniffer.errors import RunError
 from sniffer.manifest import Manifest
 from sniffer.runs import saved
 from sniffer.runs.saved import Trust
+from sniffer.terminal import resume_line
 
 CHEAP = ["model=llama3", "model.weights=random", "dataset=pydoc"]
 Invoke = Callable[..., int]
@@ -212,3 +213,12 @@ def test_no_cluster_is_joined_that_was_not_typed(
     for trust in (Trust(address=address), Trust(address="mine:1")):
         assert saved.allowed(plain, trust, foreign)["engine"]["address"] == trust.address
     assert saved.allowed(plain | {"engine": {"name": "ray", "address": "auto"}}, Trust(), foreign)
+
+
+def test_the_way_to_go_on_names_the_cluster_that_was_typed(tmp_path: Path):
+    here, there = (
+        resume_line(tmp_path, Manifest("interrupted", 0, {}, {}, {}, (), {}, config={"engine": {"address": address}}))
+        for address in ("auto", "10.0.0.5:6379")
+    )
+    assert here.endswith(f"resume {tmp_path}")
+    assert there.endswith(f"resume {tmp_path} --engine-address 10.0.0.5:6379")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from sniffer.config import ONCE, RERUN_DEFAULTS, RESTORE, ROLES, Config, build_config, saved_config
+from sniffer.config import ONCE, OWN_CLUSTER, RERUN_DEFAULTS, RESTORE, ROLES, Config, build_config, saved_config
 from sniffer.errors import RunError
 from sniffer.typed import is_typed
 from sniffer.untrusted import plain_yaml, read_text
@@ -123,10 +123,6 @@ def _refuse_code(plain: Mapping[str, Any], trust: Trust, origin: Path, to_trust:
             f"{origin} lets the checkpoint run code of its own (model.trust_remote_code=true): "
             f"add {to_trust} if you trust it"
         )
-
-
-OWN_CLUSTER = (None, "auto", "local")
-"""Addresses of clusters that run, or are started, on this machine."""
 
 
 def _refuse_address(plain: Mapping[str, Any], origin: Path, to_trust: str) -> None:

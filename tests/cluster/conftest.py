@@ -84,13 +84,13 @@ class Place:
         sweep = ("-m", f"hydra.sweep.dir={self.folder / name}")
         return self._started(Command((*sweep, *self.arguments, *more), self.folder / f"{name}{again}.out"))
 
-    def resume(self, name: str) -> Command:
-        return self.runs("resume", name)
+    def resume(self, name: str, *more: str) -> Command:
+        return self.runs("resume", name, *more)
 
-    def runs(self, verb: str, name: str) -> Command:
+    def runs(self, verb: str, name: str, *more: str) -> Command:
         """`python -m sniffer.runs VERB RUN`."""
         output = self.folder / f"{name}.{verb}.out"
-        return self._started(Command((verb, str(self.folder / name)), output, "sniffer.runs"))
+        return self._started(Command((verb, str(self.folder / name), *more), output, "sniffer.runs"))
 
     def _started(self, command: Command) -> Command:
         self.started.append(command)

@@ -84,7 +84,9 @@ def test_a_killed_driver_is_gone_on_with(place: Place, address: str):
     command = place.start("run", *CHECKPOINTS, address)
     command.until(lambda: place.committed("run") >= 20)
     command.kill()
-    resume = place.resume("run")
+    unasked = place.resume("run")
+    assert unasked.wait() == 1 and "--engine-address" in unasked.text
+    resume = place.resume("run", "--engine-address", address.partition("=")[2])
     assert resume.wait() == 0, resume.text
     place.must_be_whole("run")
 
