@@ -63,7 +63,7 @@ def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
     """
     config = resolve(cfg, overrides, ROLES)
     then, now = saved_config(folder), plain_values(cfg)
-    trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")))
+    trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")), now["engine"]["address"])
     if found := differences({"config": then}, {"config": {key: now[key] for key in now if key not in ONCE}}):
         raise RunError(
             f"{folder} holds results of another configuration ({'; '.join(found[:3])}): "

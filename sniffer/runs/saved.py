@@ -30,7 +30,7 @@ class Trust:
     Attributes:
         prefixes: packages that it may name classes of.
         remote_code: whether a checkpoint may run code of its own.
-        address: of the Ray cluster to join, in the place of the one that is saved.
+        address: of the Ray cluster to join, in the place of the one that is saved; None keeps one of this machine.
     """
 
     prefixes: Sequence[str] = ()
