@@ -104,9 +104,9 @@ def _unknown(names: Iterable[str], known: Iterable[str]) -> set[str]:
 
 def _has_begun(folder: Path, names: list[str]) -> bool:
     """Whether what lies here under a run's names is a run's: each file plain, and one of them that only we write."""
-    present = set(names)
-    if not all(is_plain(folder / name) for name in present - FOLDERS):
+    if not all(is_plain(folder / name) for name in set(names) - FOLDERS):
         return False
+    present = {name for name in names if final_name(name) is None}
     if present & {"config.yaml", "rerun.yaml"}:
         return _text(folder / "rerun.yaml").startswith(RERUN_HEAD) and _is_record(folder / ".hydra")
     if ".hydra" in present:

@@ -18,7 +18,7 @@ from sniffer.integrity import foreign, leftovers
 from sniffer.jobs import Job, table, update
 from sniffer.lock import LOCK_PATH, hold, is_held
 from sniffer.manifest import Manifest
-from sniffer.ownership import refuse_foreign_sweep, strangers
+from sniffer.ownership import never_began, refuse_foreign_sweep, strangers
 from sniffer.runs import __main__ as verbs
 from sniffer.runs.export import export
 from sniffer.sweep_figure import draw_sweep
@@ -95,6 +95,25 @@ def test_what_a_stopped_or_killed_run_leaves_is_ours(invoke: Invoke, ran: list, 
     (tmp_path / "out" / ".lock").touch()
     assert strangers(tmp_path / "out") == []
     assert invoke(*CHEAP, "hydra.run.dir=out") == 0 and len(ran) == 2
+
+
+def test_wherever_it_is_killed_a_run_that_has_its_configuration_can_begin(tmp_path: Path, monkeypatch):
+    """Each time that something of it has reached the disk, before there is a manifest, and the kill there."""
+    written: list[dict[str, str]] = []
+    run, honest = tmp_path / "run", os.fsync
+
+    def fsync(handle: int) -> None:
+        honest(handle)
+        written.append({file.name: file.read_text() for file in run.iterdir()})
+
+    run.mkdir()
+    with hold(run), monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        save_plain(run, {"seed": 1})
+    assert [len(files) for files in written] == [2, 2, 3, 3]
+    for number, files in enumerate(written):
+        folder = fill(tmp_path / str(number), files)
+        assert strangers(folder) == [] and never_began(folder) == ("config.yaml" in files)
 
 
 def test_a_sweep_may_be_begun_among_jobs_of_ours(tmp_path: Path):
