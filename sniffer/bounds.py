@@ -33,6 +33,9 @@ def implausible(manifest: Manifest) -> Iterator[str]:
     for name, value, least, most in _numbers(manifest):
         if not least <= value <= most:
             yield f"{name} is {value}, not from {least} to {most}"
+    for part in (*manifest.parts, *manifest.pending):
+        if part.rows > ROWS_PER_BYTE * part.bytes:
+            yield f"{part.path} has {part.bytes:,} bytes that stand for {part.rows:,} rows"
     geometry = {layer.layer: layer for layer in manifest.geometry}
     if len(geometry) != len(manifest.geometry):
         yield "its geometry has a layer twice"
@@ -52,7 +55,6 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
     for record in manifest.files() + list(manifest.pending):
         yield from ((f"{name} of {record.path}", getattr(record, name), 0, LARGEST) for name in ("rows", "bytes"))
     for part in (*manifest.parts, *manifest.pending):
-        yield f"rows of {part.path}", part.rows, 0, ROWS_PER_BYTE * part.bytes
         yield f"commit of {part.path}", part.commit, 0, LARGEST
         yield from ((f"a bucket of {part.path}", bucket, 0, BUCKET) for bucket in part.buckets)
         yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())

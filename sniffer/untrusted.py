@@ -98,7 +98,10 @@ def _is_deep(values: Any) -> bool:
 def _whole(values: Any, text: str) -> Any:
     """The same values; half a character, which an escape can stand for, could be neither shown nor saved."""
     if re.search(r"\\u[dD][89a-fA-F]", text):
-        json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
+        try:
+            json.dumps(values, ensure_ascii=False, default=str, skipkeys=True).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError("it has half a character in a text (one of two surrogates)") from error
     return values
 
 
