@@ -60,7 +60,9 @@ def durable_file(path: Path) -> Iterator[HashedFile]:
     temporary = temporary_for(path)
     try:
         _make_folder(path.parent)
-        with temporary.open("wb") as file:
+        # It may be another process's, killed, that had the same number; or a link, to have something else replaced.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             hashed = HashedFile(file)
             yield hashed
             file.flush()

@@ -13,6 +13,7 @@ import yaml
 from sniffer.experiments.common import entry, results
 
 from sniffer.config import save_plain
+from sniffer.durable import durable_file, temporary_for
 from sniffer.errors import RunError
 from sniffer.integrity import foreign, leftovers
 from sniffer.jobs import Job, table, update
@@ -224,6 +225,25 @@ def test_a_copy_by_links_keeps_its_configuration(tmp_path: Path):
     save_plain(folder, {"seed": 2})
     assert [(tmp_path / name).read_text() for name in ("config.yaml", "rerun.yaml")] == ["seed: 1\n"] * 2
     assert yaml.safe_load((folder / "config.yaml").read_text()) == {"seed": 2}
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "left by a kill"])
+def test_nothing_is_written_through_the_name_that_a_file_has_first(tmp_path: Path, kind: str):
+    """Whoever has many numbers of processes to try can put something where ours will write."""
+    theirs, path = tmp_path / "theirs", tmp_path / "run" / "config.yaml"
+    theirs.write_text("mine")
+    path.parent.mkdir()
+    match kind:
+        case "link":
+            temporary_for(path).symlink_to(theirs)
+        case "second name":
+            os.link(theirs, temporary_for(path))
+        case _:
+            temporary_for(path).write_text("half")
+    with durable_file(path) as file:
+        file.write(b"seed: 1")
+    assert (theirs.read_text(), path.read_text()) == ("mine", "seed: 1")
+    assert [one.name for one in path.parent.iterdir()] == [path.name] and not path.is_symlink()
 
 
 @pytest.mark.parametrize(
