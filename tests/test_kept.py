@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sniffer.accumulator import Accumulator
@@ -129,3 +131,18 @@ def test_a_part_that_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / parts[0].path).write_bytes(b"no part")
     with pytest.raises(RunError, match=r"could not read .*part-00000.*verify"):
         list(repeated(tmp_path, parts))
+
+
+@pytest.mark.parametrize("change", ["rows", "type"])
+def test_a_part_that_stands_for_more_than_the_manifest_says_is_not_read(tmp_path: Path, monkeypatch, change: str):
+    run(tmp_path, OUTPUTS["checkpoints"])
+    first, *others = Manifest.load(tmp_path).parts_of(0, "q")
+    table = pq.read_table(tmp_path / first.path)
+    if change == "rows":
+        table, wanted = pa.concat_tables([table] * 2), "rows, the manifest says"
+    else:
+        table, wanted = table.set_column(4, "example_id", table["example_id"].cast(pa.string())), "of the type string"
+    pq.write_table(table, tmp_path / first.path)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(RunError, match=wanted):
+        list(repeated(tmp_path, [first, *others]))
