@@ -42,7 +42,7 @@ from sniffer.streams import standard_streams
 from sniffer.told import one_line
 from sniffer.watch import Watch, sweeps_checked
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sniffer")  # not __main__, of which nobody knows whose it is (logs.py)
 
 
 def job(cfg: DictConfig, typed: Sequence[str], first: Path | None = None) -> None:

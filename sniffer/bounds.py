@@ -56,6 +56,9 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
         yield from ((f"{name} of {record.path}", getattr(record, name), 0, LARGEST) for name in ("rows", "bytes"))
     for part in (*manifest.parts, *manifest.pending):
         yield f"commit of {part.path}", part.commit, 0, LARGEST
+        for name in ("rows_with_nan", "rows_with_infinity"):
+            if (count := getattr(part, name)) is not None:
+                yield f"{name} of {part.path}", count, 0, part.rows
         yield from ((f"a bucket of {part.path}", bucket, 0, BUCKET) for bucket in part.buckets)
         yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())
     yield from ((f"counts.{name}", count, 0, LARGEST) for name, count in manifest.counts.items())

@@ -139,6 +139,8 @@ REFUSED: dict[str, Callable[[Tampered], Any]] = {
     "no threads": changed(threads=-5),
     "rows": changed(parts__0__rows=-5),
     "bytes": changed(parts__0__bytes=HUGE),
+    "not finite": changed(parts__0__rows_with_nan=HUGE),
+    "less than finite": changed(parts__0__rows_with_infinity=-1),
     "bucket": changed(parts__0__buckets={str(HUGE): 1}),
     "law": changed(sampler__probability_by_bucket={str(HUGE): 0.5}),
     "probability": changed(sampler__probability_by_bucket={"7": 1e300}),
@@ -185,6 +187,8 @@ CONFIGURED: dict[str, Callable[[Tampered], Any]] = {
 HARMLESS: dict[str, Callable[[Tampered], Any]] = {
     "no zone": changed(created="2020-01-01T00:00:00"),
     "a bare resume": changed(resumes=[{"x": 1}]),
+    "code": changed(backbone__code={"transformers.models..modeling_x": [3], "\x1b[2J": "local copy, sha256:[/x]"}),
+    "no code": changed(backbone={"code": 3, "packages": {"[/x]": {}}}, model={}, dataset={"shard": {"count": 2}}),
     "no counts": changed(counts={}),
     "markup": changed(model__checkpoint="evil[/x]\x1b[2J"),
     "a lock that waits": fifo(".lock"),

@@ -19,11 +19,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sniffer.experiments.common import entry
 
+from sniffer.__main__ import tell_rerun
 from sniffer.jobs import update
 from sniffer.logs import LineFormatter, console_handler
 from sniffer.manifest import Manifest
 from sniffer.printing import CODES, Grid, line, printable, say
 from sniffer.runs import __main__ as verbs
+from sniffer.runs.code import COPY
 from sniffer.sampler import Picker
 from sniffer.sweep_figure import draw_sweep
 from sniffer.sweeping import finish
@@ -62,6 +64,7 @@ def folder(tmp_path: Path) -> Path:
     values.pop("checksum")
     for name in ("versions", "device", "backbone", "config"):
         values[name] = {POISON: POISON}
+    values["backbone"] |= {"code": {POISON: COPY + POISON}, "packages": {POISON: POISON}}
     values |= {"reason": POISON, "commit": POISON, "timings": {POISON: 1.0}, "counts": {POISON: 1}}
     values["model"] = poisoned({"checkpoint": "x"}) | dict.fromkeys(("checkpoint", "architecture", "revision"), POISON)
     values["dataset"] |= dict.fromkeys(("path", "name", "split", "package"), POISON)
@@ -151,6 +154,17 @@ def test_log_lines_hold_no_codes(shown):
     assert LineFormatter("%(message)s").format(record) == "two\nlines\\x1b[2J"
 
 
+def test_a_rerun_says_harmlessly_what_is_not_as_it_was(folder: Path, tmp_path: Path, shown):
+    logger = logging.getLogger("sniffer")
+    logger.handlers, logger.propagate = [console_handler()], False
+    try:
+        tell_rerun(folder, make_run(tmp_path / "again").folder)
+    finally:
+        logger.handlers, logger.propagate = [], True
+    must_be_harmless(text := shown())
+    assert "made with something else" in text and "[/red]" in text
+
+
 def test_a_line_a_sentence_and_a_grid(shown):
     line(POISON)
     line(POISON, error=True)
@@ -170,7 +184,10 @@ def _calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_there_is_one_place_that_prints():
-    """Elsewhere only what stands in our own code is printed as it is, and no table is rich's own."""
+    """Elsewhere only what stands in our own code is printed as it is, and no table is rich's own.
+
+    A module that is run has another name, under which its log lines would not be known for ours.
+    """
     for package in ("sniffer", "experiments"):
         for file in (ROOT / package).rglob("*.py"):
             if file.name == "printing.py":
@@ -180,6 +197,8 @@ def test_there_is_one_place_that_prints():
                     own = all(isinstance(a, ast.Constant) or ast.unparse(a).startswith("usage(") for a in call.args)
                     assert own, f"{file}: {ast.unparse(call)}"
                 assert name not in ("Table", "rich.print"), f"{file}: {ast.unparse(call)}"
+                if name == "logging.getLogger" and file.name == "__main__.py":
+                    assert ast.unparse(call.args[0]) != "__name__", f"{file}: {ast.unparse(call)}"
                 if name.endswith("console.print"):
                     assert ast.unparse(call.args[0]).split("(")[0].endswith(("table", "tables")), ast.unparse(call)
 
