@@ -6,14 +6,19 @@ copy in the run's folder.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 import rich
 from rich.logging import RichHandler
 
+from sniffer.lock import CAREFULLY
 from sniffer.printing import printable
 
 
@@ -32,12 +37,25 @@ def console_handler() -> logging.Handler:
 class LogFile(logging.FileHandler):
     """The copy. A line that the disk does not take ends no run, and is no reason for a traceback."""
 
+    def _open(self) -> TextIOWrapper:
+        options = {"encoding": self.encoding, "errors": self.errors}
+        return open(self.baseFilename, self.mode, opener=_open_plain, **options)  # type: ignore[call-overload]
+
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):  # of opening it
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         pass
+
+
+def _open_plain(path: str, flags: int) -> int:
+    """Opens a file that is there, or a new one: no link, and no FIFO, which would wait for a reader."""
+    handle = os.open(path, flags | CAREFULLY, 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no plain file", path)
+    return handle
 
 
 class LineFormatter(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sniffer.errors import RunError
 from sniffer.integrity import foreign, leftovers
 from sniffer.jobs import Job, table, update
 from sniffer.lock import LOCK_PATH, hold, is_held
+from sniffer.logs import LogFile
 from sniffer.manifest import Manifest
 from sniffer.ownership import never_began, refuse_foreign_sweep, strangers
 from sniffer.runs import __main__ as verbs
@@ -264,6 +266,15 @@ def test_no_resume_waits_for_a_reader(tmp_path: Path, name: str, capsys: pytest.
     os.mkfifo(folder / name)
     assert verbs.main(["resume", str(folder)]) == 1
     assert "no plain file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to(path.parent / "elsewhere")])
+def test_a_log_that_is_no_file_is_neither_waited_for_nor_followed(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / "sniffer.log")
+    log = LogFile(tmp_path / "sniffer.log", delay=True)
+    log.emit(logging.makeLogRecord({"msg": "a line"}))
+    log.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["sniffer.log"]
 
 
 @pytest.mark.parametrize("files", [{}, {"config.yaml": "seed: 0\n"}, {"notes.txt": ""}])
