@@ -30,7 +30,7 @@ def read_index(path: Path) -> dict[str, str | None]:
     names, errors = (_texts(table[column]) for column in COLUMNS)
     for name in names:
         if name is None or not _lies_below(name):
-            raise ValueError(f"it names the job {name!r}, which is no folder below the sweep")
+            raise ValueError(f"it names the job {name!r}, which is outside the sweep")
     return {name: error for name, error in zip(names, errors, strict=True) if name is not None}
 
 

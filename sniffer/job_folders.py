@@ -17,10 +17,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from sniffer.errors import RunError
-from sniffer.manifest import MANIFEST_PATH, TWIN_PATH
+from sniffer.manifest import MANIFEST_PATH
+from sniffer.ownership import is_run
+from sniffer.untrusted import read_json, read_text
 
 INDEX_PATH = "sweep.parquet"
 MULTIRUN_PATH = "multirun.yaml"
@@ -40,32 +41,25 @@ def is_sweep(folder: Path) -> bool:
     return _has(folder, INDEX_PATH) or _has(folder, MULTIRUN_PATH)
 
 
-def is_run(folder: Path) -> bool:
-    return _has(folder, MANIFEST_PATH) or _has(folder, TWIN_PATH)
-
-
 def _has(folder: Path, path: str) -> bool:
     """Where it cannot be told, as in someone else's folder, there is nothing for us."""
     return os.path.exists(folder / path)
 
 
 Indexed = Callable[[Path], Collection[str]]
-"""Which jobs the index of a sweep names, if it has one; the folders of some may be gone."""
+"""Which jobs the index of a sweep names, all of them below it, if it has one; the folders of some may be gone."""
 
 
 def job_names(place: Path, indexed: Indexed) -> list[str]:
     """The jobs that were begun, with results or without, by their paths below `place`, in order.
 
     Raises:
-        RunError: an index cannot be read, or names a folder outside.
+        RunError: an index cannot be read.
     """
     named = indexed(place)
-    for name in named:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name:
-            raise RunError(f"{place / INDEX_PATH} names {name!r}, which is outside the sweep: remove it")
     below = {folder.relative_to(place).as_posix(): folder for folder in _begun(place, indexed)}
     if is_sweep(place):
-        jobs = {name for name in named if (place / name).is_dir()}
+        jobs = {name for name in named if os.path.isdir(place / name)}
         jobs |= {name for name, folder in below.items() if _is_job(folder)}
         if jobs:
             return in_order(jobs)
@@ -131,7 +125,7 @@ def _begun(place: Path, indexed: Indexed) -> Iterator[Path]:
 def _is_job(folder: Path) -> bool:
     """Whether Hydra's record in a folder is of a job of a sweep, and not of a run of its own."""
     try:
-        record = (folder / HYDRA_PATH).read_text(encoding="utf-8")
+        record = read_text(folder / HYDRA_PATH)
     except (OSError, ValueError):
         return _has(folder, OVERRIDES_PATH)
     return re.search(r"^  mode: RUN$", record, re.MULTILINE) is None
@@ -147,7 +141,7 @@ class Identity:
     @classmethod
     def of(cls, folder: Path) -> Identity:
         try:
-            values = json.loads((folder / MANIFEST_PATH).read_text(encoding="utf-8"))
+            values = read_json(folder / MANIFEST_PATH)
             keys = ("created", "finished", "timings", "counts", "digest")
             return cls(json.dumps([values[key] for key in keys]), str(values["digest"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -172,7 +166,7 @@ def _counted_already(runs: Mapping[str, Path]) -> Iterator[str]:
 def _reproduces(run: Path) -> str | None:
     """The digest of the run that this one repeats, if `reproduce` has made it."""
     try:
-        return (run / REPRODUCES_PATH).read_text(encoding="utf-8").strip() or None
+        return read_text(run / REPRODUCES_PATH).strip() or None
     except (OSError, ValueError):
         return None
 

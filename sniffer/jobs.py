@@ -19,9 +19,10 @@ import yaml
 from sniffer.durable import durable_file
 from sniffer.errors import RunError, first_line
 from sniffer.index import read_index
-from sniffer.job_folders import INDEX_PATH, OVERRIDES_PATH, is_run, job_names
+from sniffer.job_folders import INDEX_PATH, OVERRIDES_PATH, job_names
 from sniffer.lock import hold, is_held
 from sniffer.manifest import Manifest
+from sniffer.ownership import is_run
 from sniffer.runs.folders import state
 from sniffer.untrusted import read_yaml
 

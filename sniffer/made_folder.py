@@ -13,9 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sniffer.errors import RunError
-
-BEGUN = (".lock", "config.yaml", "rerun.yaml", "sniffer.log", ".hydra")
-"""What a run writes before it has anything captured to name in a manifest."""
+from sniffer.ownership import BEFORE
 
 
 def first_existing(folder: Path) -> Path:
@@ -37,7 +35,7 @@ def forget(folder: Path, root: Path) -> None:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == folder:
             logging.root.removeHandler(handler)
             handler.close()
-    for name in BEGUN:
+    for name in BEFORE:
         path = folder / name
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

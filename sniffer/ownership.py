@@ -8,6 +8,7 @@ made the folder may have made the link, to have something of its reader's replac
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,7 +21,7 @@ from sniffer.untrusted import read_text
 RERUN_HEAD = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun"
 """How every rerun.yaml begins."""
 
-BEFORE = (".lock", "config.yaml", "rerun.yaml", "sniffer.log", ".hydra")
+BEFORE = (".lock", "config.yaml", "rerun.yaml", "sniffer.log", ".hydra", ".reproduces")
 """What a run leaves that was refused, or killed, before it had a manifest."""
 
 MANIFESTS = ("manifest.json", ".manifest.json")
@@ -52,12 +53,8 @@ def strangers(folder: Path) -> list[str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder has a manifest, whole or not."""
-    return any((folder / name).is_file() for name in MANIFESTS)
-
-
-def is_sweep(folder: Path) -> bool:
-    """Whether a folder has the index of a sweep."""
-    return (folder / "sweep.parquet").is_file()
+    # Where it cannot be told, as in someone else's folder, there is nothing for us.
+    return any(os.path.isfile(folder / name) for name in MANIFESTS)
 
 
 def never_began(folder: Path) -> bool:
@@ -71,7 +68,7 @@ def refuse_foreign_sweep(folder: Path) -> None:
     """Raises RunError where a sweep can neither begin nor go on, since the folder holds what is no sweep's."""
     for name in OF_A_SWEEP:
         refuse_links(folder, folder / name)
-    found = [] if is_sweep(folder) else [name for name in _names(folder) if not _is_of_a_sweep(folder / name)]
+    found = [] if _is_ours(folder) else [name for name in _names(folder) if not _is_of_a_sweep(folder / name)]
     if found:
         raise RunError(
             f"{folder} holds what is no sweep's ({_listed(found)}): choose a new or an empty folder, "
@@ -122,6 +119,11 @@ def _is_lock(path: Path) -> bool:
 def _is_record(folder: Path) -> bool:
     """Whether a folder is what Hydra records of a job, if it is there at all."""
     return not folder.is_symlink() and all(name in RECORD and is_plain(folder / name) for name in _names(folder))
+
+
+def _is_ours(sweep: Path) -> bool:
+    """Whether a sweep of ours was begun here, whatever has been put beside its jobs since."""
+    return is_plain(sweep / "sweep.parquet") or OUR_CALLBACK in _text(sweep / "multirun.yaml")
 
 
 def _is_of_a_sweep(path: Path, depth: int = 0) -> bool:

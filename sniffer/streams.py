@@ -33,8 +33,8 @@ class Stream:
             return len(text)
 
     def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
+        for text in lines:
+            self.write(text)
 
     def flush(self) -> None:
         try:

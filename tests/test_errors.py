@@ -52,10 +52,10 @@ def run(tmp_path: Path) -> Run:
 
 
 READERS: dict[str, tuple[Callable[[Run], Any], Any, str, Exception]] = {
-    "config.yaml": (lambda run: run.config, yaml, "safe_load", yaml.YAMLError()),
-    "config.yaml of a rerun": (lambda run: config.saved_config(run.folder), yaml, "safe_load", yaml.YAMLError()),
-    "overrides": (lambda run: jobs.overrides_of(run.folder), yaml, "safe_load", yaml.YAMLError()),
-    "an index": (lambda run: jobs.errors(run.folder), pl, "read_parquet", pl.exceptions.ComputeError("")),
+    "config.yaml": (lambda run: run.config, yaml, "load", yaml.YAMLError()),
+    "config.yaml of a rerun": (lambda run: config.saved_config(run.folder), yaml, "load", yaml.YAMLError()),
+    "overrides": (lambda run: jobs.overrides_of(run.folder), yaml, "load", yaml.YAMLError()),
+    "an index": (lambda run: jobs.errors(run.folder), pq, "ParquetFile", pa.ArrowInvalid("")),
     "a head": (lambda run: run.vectors(layer=0, head=0), pq, "ParquetFile", pa.ArrowInvalid("")),
     "a layer": (lambda run: load(run, 0, "q"), pl.LazyFrame, "collect", pl.exceptions.ComputeError("")),
     "a model": (lambda run: _convert(run.folder, run.folder), pl, "nothing", ValueError()),

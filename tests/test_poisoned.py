@@ -309,6 +309,30 @@ def test_what_is_odd_is_no_traceback(tampered, capsys: pytest.CaptureFixture, ca
     assert codes["list"] == codes["inspect"] == codes["read"] == 0, codes
 
 
+@pytest.mark.parametrize("of_a_sweep", [False, True])
+@pytest.mark.parametrize("record", ["{}", "fifo", "device"])
+def test_records_of_jobs_are_read_within_bounds_too(tampered, capsys: pytest.CaptureFixture, of_a_sweep, record):
+    folder = tampered(lambda _: None)
+    again = Path(shutil.copytree(folder, folder.with_name("run_reproduced")))
+    for run in (folder, again):
+        (run / ".hydra").mkdir()
+        (run / ".hydra" / "overrides.yaml").write_text("[]")
+        for name in (".reproduces", ".hydra/hydra.yaml"):
+            match record:
+                case "fifo":
+                    os.mkfifo(run / name)
+                case "device":
+                    (run / name).symlink_to("/dev/zero")
+                case _:
+                    (run / name).write_text(record)
+    if of_a_sweep:
+        (folder.parent / "multirun.yaml").touch()
+    assert verbs.main(["list", str(folder.parent)]) == 0
+    assert verbs.main(["verify", str(folder.parent)]) == int(record != "{}")
+    assert len(open_run(folder.parent).jobs()) >= 1
+    assert not capsys.readouterr().err
+
+
 def test_a_hundred_thousand_million_shards_are_not_counted_out(whole: Path):
     manifest = Manifest.load(whole)
     for count, lines in ((10**11, 21), (3, 2)):

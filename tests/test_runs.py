@@ -394,7 +394,9 @@ def test_a_folder_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pyt
     code, out, _ = told(capsys, "list", tmp_path)
     lines = [line for line in out.splitlines() if "odd/" in line]
     assert code == 0 and len(lines) == len(ODD_MANIFESTS) + 2
-    assert sum("cannot be read" in line for line in lines) == 4  # huge numbers, no time, no JSON, no table
+    assert (
+        sum("cannot be read" in line for line in lines) == 6
+    )  # huge, negative and infinite numbers, no time, no JSON, no table
     assert any("odd/a good" in line and "tiny" in line for line in lines)
 
 

@@ -152,9 +152,9 @@ def test_other_columns_are_no_documents(tmp_path: Path):
     [
         (
             pa.table({"path": ["../outside"], "error": [None]}, pa.schema({"path": "str", "error": "str"})),
-            "no folder below",
+            "outside the sweep",
         ),
-        (pa.table({"path": ["/etc"], "error": ["x"]}), "no folder below"),
+        (pa.table({"path": ["/etc"], "error": ["x"]}), "outside the sweep"),
         (pa.table({"path": [5], "error": ["x"]}), "no column path of text"),
         (pa.table({"path": ["0"]}), "no column error of text"),
     ],

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from sniffer.durable import durable_file
 from sniffer.environment import commit, now
 from sniffer.errors import CaptureError, RunError
-from sniffer.ownership import is_run, is_sweep, refuse_links
+from sniffer.job_folders import is_sweep
+from sniffer.ownership import is_run, refuse_links
 from sniffer.reader import Run
 
 FINDINGS = "findings.txt"
