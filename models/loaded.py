@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,13 +19,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sniffer.errors import UnsupportedModelError
-from sniffer.types import LayerGeometry
+from sniffer.types import LayerGeometry, LengthClasses
 
 from . import selfcheck
 from .architecture import value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
+from .lengths import PositionCall, study, watched
 from .provenance import code_of, packages_in_use
+from .state import ModuleState, kept, simple_parts
 from .unrotated import inputs_of, why_unproven
 
 
@@ -42,6 +45,7 @@ class LoadedBackbone:
             the geometry too.
         code, packages: what the vectors depend on besides the weights (provenance.py), as it was when this
             was made.
+        lengths: which lengths of a forward the model treats alike.
     """
 
     def __init__(self, module: PreTrainedModel) -> None:
@@ -56,8 +60,32 @@ class LoadedBackbone:
         self._takes_use_cache = _accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
         self.vocabulary = vocabulary_of(module)
+        self._changing: Sequence[ModuleState] = ()
+        with kept(simple_parts(module)):
+            seen, calls = self._probe(names)
+        self.lengths, changing = study(module, calls)
+        self._changing = [ModuleState(part) for part in changing]
+        numbers = number_layers({names[event.module]: event.module for event in seen}, module)
+        self.layer_of: Mapping[nn.Module, int] = numbers
+        windows = windows_of(module)
+        self.geometry: tuple[LayerGeometry, ...] = tuple(
+            selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
+            for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
+        )
+        self.skipped_layers = skipped_layers(module, set(numbers))
+        check_skipped(module, self.skipped_layers)
+        self.shared_keys = selfcheck.shared_keys(seen, numbers)
+        self.code, self.packages = code_of(module), packages_in_use()
+
+    def _probe(self, names: selfcheck.Modules) -> tuple[list[selfcheck.Seen], list[PositionCall]]:
+        """Proves the taps by a few forwards: what the layers have shown, and which parts were given positions.
+
+        Raises:
+            UnsupportedModelError: it cannot be tapped soundly, and why.
+        """
+        module = self.module
         ids = selfcheck.probe_ids(self.vocabulary, self.device)
-        with inputs_of(_tapped(module)) as called:
+        with inputs_of(_tapped(module)) as called, watched(module) as calls:
             first = selfcheck.observe_probe(self, ids, names, pre=False)
         check_parts(module, names)
         selfcheck.check_taps(first, names)
@@ -74,17 +102,7 @@ class LoadedBackbone:
             self.pre_missing or silent(other.seen) or why_unproven(self, ids, other.seen, inputs, module, names)
         )
         seen = [event._replace(q_pre=None, k_pre=None) for event in other.seen] if self.pre_missing else other.seen
-        numbers = number_layers({names[event.module]: event.module for event in seen}, module)
-        self.layer_of: Mapping[nn.Module, int] = numbers
-        windows = windows_of(module)
-        self.geometry: tuple[LayerGeometry, ...] = tuple(
-            selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
-            for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
-        )
-        self.skipped_layers = skipped_layers(module, set(numbers))
-        check_skipped(module, self.skipped_layers)
-        self.shared_keys = selfcheck.shared_keys(seen, numbers)
-        self.code, self.packages = code_of(module), packages_in_use()
+        return seen, calls
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records beyond the geometry, as plain values."""
@@ -94,13 +112,16 @@ class LoadedBackbone:
             "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
             "code": self.code,
             "packages": self.packages,
+            **({"lengths": asdict(self.lengths)} if self.lengths != LengthClasses() else {}),
         }
 
     def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
         """Runs right-padded token ids, with no cache and no mask; the caller opens torch.inference_mode.
 
-        Returns the last hidden state, or None from a backbone that gives none.
+        What ran before has no say in it. Returns the last hidden state, or None from a backbone that gives none.
         """
+        for state in self._changing:
+            state.restore()
         options = {"use_cache": False} if self._takes_use_cache else {}
         output = self.module(input_ids=input_ids, **options)
         return getattr(output, "last_hidden_state", None)

@@ -2,7 +2,8 @@
 
 A background thread reads and tokenises windows of documents while the model loads and runs. Within a
 window documents are sorted by length and packed, longest first, so that a batch stays within the token
-budget and pads by no more than a twentieth. What is captured does not depend on any of this.
+budget and pads by no more than a twentieth; documents of lengths that the model treats differently are kept apart.
+What is captured does not depend on any of this.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import numpy as np
 
 from sniffer.bounds import TOKENS
 from sniffer.errors import CheckpointError, DatasetError
-from sniffer.types import Dataset, Document, TokenBatch, Tokenize
+from sniffer.types import Dataset, Document, LengthClasses, TokenBatch, Tokenize
 
 WINDOW_TOKENS = 1 << 23
 WINDOW_DOCUMENTS = 4096
 ON_CPU, ELSEWHERE = 2048, 8192
 """Padded tokens per forward by default. A processor gains nothing from more: states then outgrow its caches."""
+
+ALL_ALIKE = LengthClasses()
 
 MAX_PADDING = 1.05
 """Computed tokens over real tokens, at most, in a batch of several documents."""
@@ -88,14 +91,18 @@ def windows(documents: Iterator[Document]) -> Iterator[Window]:
     yield Window(tuple(pending), last=True)
 
 
-def batches(documents: Sequence[Document], max_tokens: int, pad_id: int) -> Iterator[TokenBatch]:
+def batches(
+    documents: Sequence[Document], max_tokens: int, pad_id: int, lengths: LengthClasses = ALL_ALIKE
+) -> Iterator[TokenBatch]:
     """Packs documents, longest first, into batches of at most `max_tokens` computed tokens.
 
-    A document longer than `max_tokens` gets a batch of its own.
+    A document longer than `max_tokens` gets a batch of its own. All documents of a batch are of one class of
+    `lengths`: the model treats each as it would alone.
     """
     pending: list[Document] = []
     for document in sorted(documents, key=lambda document: (-document.n_tokens, document.example_id)):
-        if pending and not _fits(pending, document, max_tokens):
+        alike = not pending or lengths.of(document.n_tokens) == lengths.of(pending[0].n_tokens)
+        if pending and not (alike and _fits(pending, document, max_tokens)):
             yield TokenBatch(tuple(pending), pad_id)
             pending = []
         pending.append(document)
@@ -161,11 +168,15 @@ class Feed:
         read = sum(document.n_tokens for document in self.first.documents)
         return read * self.expected_documents / max(1, len(self.first.documents))
 
-    def batches(self, max_tokens: int) -> Iterator[TokenBatch]:
-        """All documents in batches of at most `max_tokens` computed tokens; to be called once."""
+    def batches(self, max_tokens: int, lengths: LengthClasses = ALL_ALIKE) -> Iterator[TokenBatch]:
+        """All documents in batches of at most `max_tokens` computed tokens; to be called once.
+
+        Args:
+            lengths: which documents the model treats alike.
+        """
         for window in chain([self.first], self._windows):
             self._check(window)
-            yield from batches(window.documents, max_tokens, self.pad_id)
+            yield from batches(window.documents, max_tokens, self.pad_id, lengths)
 
     def close(self) -> None:
         """Stops reading; nothing more is needed."""

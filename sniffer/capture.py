@@ -186,7 +186,7 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
     stored = stored_bytes(compression, dtype)
     itemsize = model.dtype.itemsize
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
-    return Plan(geometry, selection, picker, expected, batch, dtype, compression)
+    return Plan(geometry, selection, picker, expected, batch, dtype, compression, model.lengths)
 
 
 def first_manifest(

@@ -158,7 +158,7 @@ class Crew:
 
     def _wanted(self, plan: Plan, feed: Feed, store: Store, progress: CaptureProgress) -> Iterator[TokenBatch]:
         """The batches of which some row is not on disk yet."""
-        for batch in feed.batches(plan.batch_tokens):
+        for batch in feed.batches(plan.batch_tokens, plan.lengths):
             if store.kept.committed or store.kept.pending:
                 picks = draw(plan.picker, plan.selection, batch)
                 if not store.kept.lacks(batch, picks, plan.selection.heads):

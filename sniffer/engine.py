@@ -16,12 +16,15 @@ from sniffer.sampler import Picker
 from sniffer.selection import Selection
 from sniffer.stop import Stop
 from sniffer.store import Store
-from sniffer.types import LayerGeometry, ModelFacts
+from sniffer.types import LayerGeometry, LengthClasses, ModelFacts
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will capture, resolved against the loaded model."""
+    """What a run will capture, resolved against the loaded model.
+
+    `lengths` says which documents may share a batch.
+    """
 
     geometry: dict[int, LayerGeometry]
     selection: Selection
@@ -30,6 +33,7 @@ class Plan:
     batch_tokens: int
     dtype: str
     compression: str
+    lengths: LengthClasses
 
 
 class Engine(Protocol):

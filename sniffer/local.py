@@ -64,7 +64,7 @@ class LocalEngine:
 
         with capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
             try:
-                for batch in stop.each(feed.batches(plan.batch_tokens)):
+                for batch in stop.each(feed.batches(plan.batch_tokens, plan.lengths)):
                     with clock.stage("sample"):
                         picks = draw(plan.picker, plan.selection, batch)
                     if not store.kept.lacks(batch, picks, plan.selection.heads):

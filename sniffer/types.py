@@ -9,6 +9,7 @@ This module needs numpy only, so that reading a run never imports torch.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -123,6 +124,26 @@ class Picks:
 
 
 @dataclass(frozen=True)
+class LengthClasses:
+    """Which lengths a model treats alike, so that documents of these lengths may share a batch.
+
+    A forward is as long as its longest document, and some models turn positions by other angles in a long one.
+
+    Attributes:
+        breaks: the lengths at which another class begins, ascending.
+        apart_from: from this length on, each length is a class of its own; None if none is.
+    """
+
+    breaks: tuple[int, ...] = ()
+    apart_from: int | None = None
+
+    def of(self, length: int) -> tuple[int, int]:
+        """The class of a length: equal for lengths that are treated alike."""
+        apart = self.apart_from is not None and length >= self.apart_from
+        return bisect_right(self.breaks, length), length if apart else 0
+
+
+@dataclass(frozen=True)
 class LayerGeometry:
     """Shapes and facts of one attention layer, as seen at its tap.
 
@@ -174,7 +195,7 @@ class ModelFacts(Protocol):
     """What is known of a loaded model, wherever it is.
 
     `pre_missing` says why it shows no q_pre and k_pre; empty where it does. `vocabulary` counts the rows of its
-    embedding.
+    embedding. `lengths` says which documents may share a batch.
     """
 
     @property
@@ -191,6 +212,9 @@ class ModelFacts(Protocol):
 
     @property
     def vocabulary(self) -> int: ...
+
+    @property
+    def lengths(self) -> LengthClasses: ...
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of the loaded model beyond its geometry, such as layers left out."""

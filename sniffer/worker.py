@@ -26,7 +26,7 @@ from sniffer.observer import draw
 from sniffer.parts import PartWriter
 from sniffer.passes import Passes
 from sniffer.schema import Example, Part
-from sniffer.types import Checkpoint, LayerGeometry, TokenBatch
+from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Facts:
     device: torch.device
     pre_missing: str
     vocabulary: int
+    lengths: LengthClasses
     backbone: Mapping[str, Any]
     described: Mapping[str, str]
     model: Mapping[str, Any]
@@ -115,6 +116,7 @@ class Worker:
             device=self.backbone.device,
             pre_missing=self.backbone.pre_missing,
             vocabulary=self.backbone.vocabulary,
+            lengths=self.backbone.lengths,
             backbone=self.backbone.describe(),
             described=describe_device(self.backbone),
             model=self.checkpoint.describe(),
