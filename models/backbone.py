@@ -108,7 +108,7 @@ class Checkpoint:
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
-        from .architecture import value_of
+        from .config_keys import value_of
 
         text = self._config().get_text_config()
         heads = value_of(text, "num_attention_heads")

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import LengthClasses
 
-from .architecture import value_of
+from .config_keys import value_of
 from .state import ModuleState, simple_parts
 
 SHORTEST, LONGEST = 16, 1 << 24

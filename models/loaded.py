@@ -22,7 +22,7 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.types import LayerGeometry, LengthClasses
 
 from . import selfcheck
-from .architecture import value_of
+from .config_keys import value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
 from .lengths import PositionCall, study, watched
