@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +229,8 @@ class Checkpoint:
         how = weights.How(
             self.dtype, self.device, self.device_map, self.attn_implementation, self.trust_remote_code, self._options()
         )
-        return weights.read(str(self._source()), config, how, self.checkpoint)
+        plain = replace(self, config_overrides={})._config if self.config_overrides else None
+        return weights.read(str(self._source()), config, how, self.checkpoint, plain)
 
     def _config(self) -> PretrainedConfig:
         from .architecture import build_config, read_config

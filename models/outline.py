@@ -19,9 +19,10 @@ from sniffer.tap import Seen, tap
 from sniffer.types import Outline
 
 from . import selfcheck
+from .architecture import auto_class
 from .loaded import find_backbone, number_layers, why_no_pre, windows_of
 from .retrofit import retrofit
-from .weights import auto_class, with_attention
+from .weights import with_attention
 
 
 def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str) -> Outline:

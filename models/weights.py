@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
 
+from .architecture import auto_class
 from .loaded import LoadedBackbone, find_backbone
 from .retrofit import retrofit
+from .tensors import Fit, adapters_aside, check_adapter, check_tensors
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +37,16 @@ class How:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(source: str, config: PretrainedConfig, how: How, title: str) -> LoadedBackbone:
+def read(
+    source: str, config: PretrainedConfig, how: How, title: str, plain: Callable[[], PretrainedConfig] | None = None
+) -> LoadedBackbone:
     """The backbone of a checkpoint at `source`, a folder or hub id.
 
+    Args:
+        plain: the checkpoint's config without overrides, where there are some.
+
     Raises:
-        CheckpointError: the weights cannot be loaded.
+        CheckpointError: the weights cannot be loaded, or are not those of the model.
         ConfigError: the family lacks this attention implementation, or accelerate is missing.
         UnsupportedModelError: the model cannot be tapped soundly.
     """
@@ -56,12 +56,31 @@ def read(source: str, config: PretrainedConfig, how: How, title: str) -> LoadedB
     if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
-    def attempt(attention: str) -> PreTrainedModel:
-        dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
-        auto = auto_class(config)
-        return auto.from_pretrained(source, config=config, dtype=dtype, attn_implementation=attention, **options)
+    # Tensors of another shape are named by us.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    told: dict[str, Any] = {}
 
-    return _backbone(attempt, how, title)
+    def load(attention: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+        dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
+        chosen = {"config": config, "dtype": dtype, "attn_implementation": attention, **options, **more}
+        with _report_withheld(title):
+            loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(config).from_pretrained(source, **chosen)
+        return loaded
+
+    def attempt(attention: str) -> PreTrainedModel:
+        model, info = load(attention)
+        if getattr(model, "_hf_peft_config_loaded", False):
+            # What was told is of the adapter; the tensors that it is put on are looked through without reading them.
+            check_adapter(Fit.told(info), title)
+            with adapters_aside():
+                _, info = load(attention, device_map="meta")
+        told.update(info)
+        return model
+
+    def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
+        check_tensors(model, backbone, Fit.told(told), title, plain)
+
+    return _backbone(attempt, how, title, check)
 
 
 def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBackbone:
@@ -81,15 +100,6 @@ def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBac
             return auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)
 
     return _backbone(attempt, how, title)
-
-
-def auto_class(config: PretrainedConfig) -> Any:
-    """The class a checkpoint of this kind was saved from, whose weight names therefore fit."""
-    remote = getattr(config, "auto_map", None) or {}
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config) in auto._model_mapping or auto.__name__ in remote:
-            return auto
-    return AutoModel
 
 
 def device_of(name: str) -> torch.device:
@@ -116,13 +126,19 @@ def _count(kind: str) -> int:
     return int(kind == "cpu" or torch.backends.mps.is_available())
 
 
-def _backbone(attempt: Callable[[str], PreTrainedModel], how: How, title: str) -> LoadedBackbone:
+def _backbone(
+    attempt: Callable[[str], PreTrainedModel],
+    how: How,
+    title: str,
+    check: Callable[[PreTrainedModel, PreTrainedModel], None] = lambda model, backbone: None,
+) -> LoadedBackbone:
     device = device_of(how.device)
     with _quiet_bars():
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
     retrofit(model)
     backbone = find_backbone(model)
+    check(model, backbone)
     del model  # and with it the language-model head
     if how.device_map is None:
         torch.nn.Module.to(backbone, device)
@@ -133,7 +149,9 @@ def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title
     """Tries the attention implementation asked for; `auto` is sdpa, or else eager."""
     try:
         return attempt("sdpa" if wanted == "auto" else wanted)
-    except (ValueError, OSError, EOFError, ImportError, RuntimeError, UnpicklingError, SafetensorError) as error:
+    except SnifferError:
+        raise
+    except Exception as error:  # of upstream code: any
         if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
             log.info("%s has no sdpa attention: using eager, which needs more memory", title)
             return with_attention(attempt, "eager", title)
@@ -149,7 +167,47 @@ def _unloadable(error: Exception, attention: str, title: str) -> SnifferError:
             " set model.attn_implementation=auto"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return CheckpointError(f"{title} cannot be loaded: {lines[0] if lines else type(error).__name__}")
+    reason = lines[0] if lines else type(error).__name__
+    # Messages of these are sentences; those of others, such as a KeyError's, are often a word.
+    plain = isinstance(error, (ValueError, OSError, EOFError, ImportError, RuntimeError))
+    return CheckpointError(f"{title} cannot be loaded: {reason if plain else f'{type(error).__name__}: {reason}'}")
+
+
+REPORT = "LOAD REPORT"
+"""In the table that transformers logs of tensors that do not fit."""
+
+NOT_CONVERTED = re.compile(r"^(\S+)\s*\|[^|]*CONVERSION", re.MULTILINE)
+"""A row of that table: a tensor that could not be made of those in the checkpoint."""
+
+
+@contextmanager
+def _report_withheld(title: str) -> Iterator[None]:
+    """Keeps transformers' table of tensors off the console: what matters of it is told in one line.
+
+    Raises:
+        CheckpointError: tensors, such as a layer's experts, could not be put together.
+    """
+    logger = logging.getLogger("transformers.modeling_utils")
+    tables: list[str] = []
+
+    def withhold(record: logging.LogRecord) -> bool:
+        if REPORT in (text := record.getMessage()):
+            tables.append(text)
+        return REPORT not in text
+
+    logger.addFilter(withhold)
+    try:
+        yield
+    except RuntimeError as error:
+        names = [name for table in tables for name in NOT_CONVERTED.findall(table)]
+        if names:
+            raise CheckpointError(
+                f"{title} has not all the tensors that {', '.join(names[:3])} are made of, or not in their shapes:"
+                " its config.json is not that of its weights, or they are incomplete"
+            ) from error
+        raise
+    finally:
+        logger.removeFilter(withhold)
 
 
 def _ours(error: BaseException | None) -> SnifferError | None:

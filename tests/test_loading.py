@@ -108,8 +108,11 @@ def test_nested_overrides_reach_the_rotation(tmp_path: Path):
 @pytest.fixture
 def gguf_file(tmp_path: Path) -> Path:
     """A tiny Llama as a GGUF file, written by the format's own package."""
+    return written_gguf(tmp_path / "tiny.gguf")
+
+
+def written_gguf(path: Path, without: str = "") -> Path:
     gguf = pytest.importorskip("gguf")
-    path = tmp_path / "tiny.gguf"
     width, hidden, heads, key_heads, vocabulary = 32, 48, 4, 2, 64
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2)
@@ -133,7 +136,8 @@ def gguf_file(tmp_path: Path) -> Path:
         "output.weight": (vocabulary, width),
     }
     for name, shape in tensors.items():
-        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+        if name != without:
+            writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -155,6 +159,12 @@ def test_a_gguf_file_is_a_checkpoint(gguf_file: Path):
     described = checkpoint.describe()
     assert described["gguf_file"] == "tiny.gguf" and list(described["files"]) == ["tiny.gguf"]
     assert Checkpoint(str(gguf_file.parent), gguf_file="tiny.gguf", device="cpu").limits() == limits
+
+
+def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path):
+    path = written_gguf(tmp_path / "tiny.gguf", without="blk.1.attn_k.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensor \(model.layers.1.self_attn.k_proj.weight\)"):
+        Checkpoint(str(path), device="cpu", dtype="float32").load()
 
 
 def test_a_gguf_file_that_is_missing_is_named(tmp_path: Path):
