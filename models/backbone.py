@@ -108,16 +108,11 @@ class Checkpoint:
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
-        from .config_keys import value_of
+        from . import finder
+        from .limits import limits_of
 
-        text = self._config().get_text_config()
-        heads = value_of(text, "num_attention_heads")
-        return ModelLimits(
-            layers=_integer(value_of(text, "num_hidden_layers")),
-            query_heads=_integer(heads),
-            key_heads=_integer(value_of(text, "num_key_value_heads") or heads),
-            max_positions=_integer(value_of(text, "max_position_embeddings")),
-        )
+        finder.install()
+        return limits_of(self._config(), trust_remote_code=self.trust_remote_code)
 
     def tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with.
@@ -302,7 +297,3 @@ def _check_device_map(value: Any) -> None:
         raise ConfigError(
             f"model.device_map={value} is no map: give {', '.join(DEVICE_MAPS)}, or a mapping from modules to devices"
         )
-
-
-def _integer(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

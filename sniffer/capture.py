@@ -12,6 +12,7 @@ The same path takes up an earlier, stopped session: what it has on disk (kept.py
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -159,12 +160,25 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
         ConfigError: the user asks for more positions than the model has.
     """
     wanted, possible = config.dataset.max_tokens, limits.max_positions
-    if wanted is not None and possible is not None and wanted > possible:
-        raise ConfigError(
-            f"dataset.max_tokens={wanted} is more than the model's {possible} positions: lower it, or extend the "
-            f"model with 'model.config_overrides={{max_position_embeddings: {wanted}}}' and a RoPE scaling"
-        )
-    return wanted if wanted is not None else possible
+    if wanted is None or possible is None:
+        return wanted if wanted is not None else possible
+    most = max(possible, limits.reach or 0)
+    if wanted > most:
+        way = to_extend(limits, wanted)
+        raise ConfigError(f"dataset.max_tokens={wanted} is more than the model's {most} positions: lower it, {way}")
+    return wanted
+
+
+def to_extend(limits: ModelLimits, tokens: int) -> str:
+    """How a model may come to take that many tokens."""
+    key, rows = limits.position_key, tokens + limits.rows_before
+    override = f"'model.config_overrides={{{key}: {rows}}}'"
+    if limits.reach is not None and limits.max_positions is not None:
+        factor = math.ceil(tokens / limits.max_positions)
+        return f"or extend its RoPE scaling with 'model.config_overrides={{rope_parameters: {{factor: {factor}.0}}}}'"
+    if limits.rope:
+        return f"or extend the model with {override} and a RoPE scaling"
+    return f"or, unless its positions are learned, extend the model with {override}"
 
 
 def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:

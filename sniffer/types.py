@@ -142,6 +142,11 @@ class LengthClasses:
         apart = self.apart_from is not None and length >= self.apart_from
         return bisect_right(self.breaks, length), length if apart else 0
 
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; empty where all lengths are alike."""
+        apart = {} if self.apart_from is None else {"apart_from": self.apart_from}
+        return ({"breaks": list(self.breaks)} if self.breaks else {}) | apart
+
 
 @dataclass(frozen=True)
 class LayerGeometry:
@@ -162,12 +167,25 @@ class LayerGeometry:
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """What a checkpoint's config tells before any weight is read; None where it does not say."""
+    """What a checkpoint's config tells before any weight is read; None where it does not say.
+
+    Attributes:
+        layers, query_heads: there are no more than these.
+        max_positions: the tokens of the longest document that the model was made for.
+        reach: the tokens that it can be given at most, where a scaling of RoPE serves longer ones.
+        position_key: how the config calls the number of positions.
+        rows_before: what that number counts beside positions.
+        rope: whether positions are rotary.
+    """
 
     layers: int | None
     query_heads: int | None
     key_heads: int | None
     max_positions: int | None
+    reach: int | None = None
+    position_key: str = "max_position_embeddings"
+    rows_before: int = 0
+    rope: bool = False
 
 
 @dataclass(frozen=True)

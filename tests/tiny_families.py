@@ -60,6 +60,8 @@ SMALL: dict[str, int] = {
     **dict.fromkeys(("rotary_dim",), 8),
     **dict.fromkeys(("num_kv_shared_layers",), 2),
     **dict.fromkeys(("n_positions", "n_ctx", "max_position_embeddings"), 128),
+    **dict.fromkeys(("mamba_chunk_size",), 16),
+    **dict.fromkeys(("max_target_positions", "max_seq_len", "model_max_length"), 128),
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
 }
 FILLED = (
