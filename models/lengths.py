@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import LengthClasses
 
-from .config_keys import value_of
+from .config_keys import leaves, value_of
 from .state import ModuleState, simple_parts
 
 SHORTEST, LONGEST = 16, 1 << 24
@@ -191,25 +191,16 @@ def _may_scale(backbone: PreTrainedModel) -> bool:
     """Whether angles may depend on the length in a way that cannot be seen from outside."""
     config = backbone.config
     rope = [value_of(config, "rope_parameters"), value_of(config, "rope_scaling")]
-    kinds = {value for one in rope for key, value in _leaves(one) if key in ("rope_type", "type")}
+    kinds = {value for one in rope for path, value in leaves(one) if path and path[-1] in ("rope_type", "type")}
     return type(backbone).__module__.startswith("transformers_modules.") or not kinds <= {None, "default"}
 
 
 def _points(config: Any) -> list[int]:
     """Lengths to compare: powers of two, and every number of the config with the one after it."""
     powers = [1 << n for n in range(LONGEST.bit_length())]
-    numbers = [value for _, value in _leaves(config) if isinstance(value, int)]
+    numbers = [value for _, value in leaves(config) if isinstance(value, int)]
     points = {*powers, *numbers, *(number + 1 for number in numbers)}
     return sorted(point for point in points if SHORTEST <= point <= LONGEST)
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping by their own name."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _leaves(inner, str(key))
-    else:
-        yield name, value
 
 
 def _tour(classes: LengthClasses) -> list[int]:

@@ -8,9 +8,9 @@ the list of layers, since the `layer_idx` that modules carry is wrong or missing
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sniffer.errors import UnsupportedModelError
-from sniffer.types import LayerGeometry, LengthClasses
+from sniffer.types import LayerGeometry
 
 from . import selfcheck
-from .config_keys import value_of
+from .config_keys import POSITION_KEYS, value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME, TAPPED_CLASSES, is_modelling_module, is_tapped
-from .lengths import PositionCall, study, watched
+from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
 from .state import ModuleState, kept, simple_parts
 from .unrotated import inputs_of, why_unproven
+
+log = logging.getLogger(__name__)
 
 
 class LoadedBackbone:
@@ -65,6 +67,10 @@ class LoadedBackbone:
             seen, calls = self._probe(names)
         self.lengths, changing = study(module, calls)
         self._changing = [ModuleState(part) for part in changing]
+        if self.lengths == UNKNOWN:
+            log.info(
+                "nothing shows that this model turns positions alike in texts of any length: batches hold one length"
+            )
         numbers = number_layers({names[event.module]: event.module for event in seen}, module)
         self.layer_of: Mapping[nn.Module, int] = numbers
         windows = windows_of(module)
@@ -112,7 +118,7 @@ class LoadedBackbone:
             "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
             "code": self.code,
             "packages": self.packages,
-            **({"lengths": asdict(self.lengths)} if self.lengths != LengthClasses() else {}),
+            **({"lengths": lengths} if (lengths := self.lengths.as_json()) else {}),
         }
 
     def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
@@ -252,7 +258,7 @@ def one_line(error: BaseException) -> str:
 
 def other_length(module: PreTrainedModel) -> int:
     """Of a second probe: longer than the first where the model has positions enough, else shorter."""
-    known = [value_of(module.config, key) for key in POSITIONS]
+    known = [value_of(module.config, key) for key in POSITION_KEYS]
     # Some families leave a few of their positions unused.
     room = min((number for number in known if isinstance(number, int)), default=1 << 30) - 4
     return next(seq for seq in selfcheck.OTHER_SEQS if seq <= room or seq < selfcheck.PROBE_SEQ)
@@ -306,9 +312,6 @@ def _accepts(module: nn.Module, name: str, *, only_named: bool = False) -> bool:
     starred = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     return name in parameters or (starred and not only_named)
 
-
-POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
-"""Keys by which configs say how many positions there are."""
 
 WINDOW_KEYS = {
     "sliding_attention": "sliding_window",

@@ -15,40 +15,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-HOUSEKEEPING = {*vars(nn.Module()), "training"}
-"""Attributes that every module has; which parameters, submodules and hooks there are is left alone."""
+from sniffer.errors import UnsupportedModelError
+
+FIXED = {*vars(nn.Module())} - {"training", "_buffers", "_non_persistent_buffers_set"}
+"""What a forward never touches, or what is given back in its own way: parameters, parts and hooks."""
+
+LARGE = 1 << 20
+"""Bytes of a tensor beyond which it is not copied, but watched: no forward in evaluation mode writes to such ones."""
 
 
 class ModuleState:
-    """The buffers and plain attributes of one module, as they are now."""
+    """The attributes, buffers and flags of one module, as they are now; they can be put back any number of times."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._plain = {name: value for name, value in vars(module).items() if name not in HOUSEKEEPING}
-        self._contents = [(one, copy(one)) for one in self._plain.values() if isinstance(one, (dict, list, set))]
-        self._buffers = dict(module._buffers)
-        self._passing = set(module._non_persistent_buffers_set)
-        self._values = [(one, one.clone()) for one in [*self._buffers.values(), *self._plain.values()] if _held(one)]
+        self._plain = {name: value for name, value in vars(module).items() if name not in FIXED}
+        inside = [value for value in self._plain.values() if isinstance(value, (dict, list, set))]
+        self._containers = [(one, copy(one)) for one in inside]
+        held = [value for value in (*self._plain.values(), *module._buffers.values()) if _has_values(value)]
+        self._values = [(one, one.clone() if one.nbytes <= LARGE else None) for one in held]
         self._versions = [_version(one) for one, _ in self._values]
 
     def restore(self) -> None:
-        """Puts back what was there, and takes away what was not; only tensors that were written to are copied."""
+        """Puts back what was there, and takes away what was not; only tensors that were written to are copied.
+
+        Raises:
+            UnsupportedModelError: a large tensor was written to, of which there is no copy.
+        """
         own = vars(self._module)
-        for name in [name for name in own if name not in HOUSEKEEPING and name not in self._plain]:
+        for name in own.keys() - self._plain.keys() - FIXED:
             del own[name]
         own.update(self._plain)
-        for container, content in self._contents:
-            container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
-        self._module._buffers.clear()
-        self._module._buffers.update(self._buffers)
-        self._module._non_persistent_buffers_set.clear()
-        self._module._non_persistent_buffers_set.update(self._passing)
+        for container, content in self._containers:
+            _refill(container, content)
         for (tensor, value), version in zip(self._values, self._versions, strict=True):
             if version is None or _version(tensor) != version:
-                with torch.inference_mode():
-                    tensor.copy_(value)
+                self._put_back(tensor, value)
         self._versions = [_version(tensor) for tensor, _ in self._values]
+
+    def _put_back(self, tensor: Tensor, value: Tensor | None) -> None:
+        if value is not None:
+            with torch.inference_mode():
+                tensor.copy_(value)
+        elif _version(tensor) is not None:
+            name = type(self._module).__name__
+            raise UnsupportedModelError(
+                f"a forward of this model writes to a tensor of {tensor.nbytes:,} bytes in {name}: the change would"
+                " stay, and be seen by what runs afterwards"
+            )
 
 
 @contextmanager
@@ -73,11 +87,19 @@ def simple_parts(root: nn.Module) -> list[nn.Module]:
     return [part for part in simple if not isinstance(part, tables)]
 
 
-def _held(value: Any) -> bool:
-    """Whether it is a tensor with values to keep; those of an offloaded one are elsewhere."""
+def _has_values(value: Any) -> bool:
+    """Whether it is a tensor whose values are here; those of an offloaded one are elsewhere."""
     return isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and value.device.type != "meta"
 
 
 def _version(tensor: Tensor) -> int | None:
-    """Counts what has been written to a tensor; None where torch does not count."""
+    """Counts what is written to a tensor; None where torch does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)

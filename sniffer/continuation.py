@@ -26,6 +26,7 @@ UNKNOWN_EARLIER = (
     "dataset.sha256",
     "backbone.code",
     "backbone.packages",
+    "backbone.lengths.apart_from",
 )
 """What early releases did not record, or not always: where one side lacks it, nothing is known to differ."""
 

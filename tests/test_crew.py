@@ -156,6 +156,16 @@ def test_a_crew_captures_what_one_process_does(by_crew, whole: Path, more: tuple
     must_be_whole(by_crew(OneEngine(well), *more), whole)
 
 
+def test_a_crew_keeps_lengths_apart_as_one_process_does(by_crew, runs: Runs):
+    """Documents of 66 and 68 tokens would share a batch; this model turns positions otherwise from 67 on."""
+    rope = "{rope_type: longrope, factor: 4.0, original_max_position_embeddings: 66"
+    rope += f", short_factor: {[1.0] * 4}, long_factor: {[4.0] * 4}}}"
+    model = f"model.config_overrides={{rope_parameters: {rope}}}"
+    whole = runs.start("longrope", model)
+    assert Manifest.load(whole).backbone["lengths"] == {"breaks": [67]}
+    must_be_whole(by_crew(OneEngine(well), model), whole)
+
+
 def test_workers_compress_as_asked(by_crew, whole: Path):
     folder = by_crew(OneEngine(well), "output.compression=zstd")
     assert codecs(folder) == {"ZSTD"}

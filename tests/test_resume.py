@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import yaml
@@ -411,3 +412,27 @@ def test_an_edited_copy_is_named(runs: Runs, whole: Path, tmp_path: Path):
     with imported(tmp_path):
         take_up(folder)
     assert Manifest.load(folder).digest == Manifest.load(whole).digest
+
+
+SCALED = {
+    "longrope": {"factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", list(SCALED))
+def test_runs_of_models_that_treat_lengths_differently_go_on(runs: Runs, tmp_path: Path, kind: str):
+    """Early releases had documents of either side of longrope in one batch, whose rows were then others."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 64, **SCALED[kind]}
+    model = f"model.checkpoint={save_checkpoint(tmp_path / kind, rope_parameters=rope)}"
+    whole, folder = runs.start("whole", model), runs.start("run", model, stop_after=2)
+    earlier = copytree(folder, tmp_path / "earlier")
+    take_up(folder)
+    must_be_whole(folder, whole)
+    forget_or_change(earlier, "backbone.lengths", lambda place, name: place.pop(name))
+    if kind == "longrope":
+        with pytest.raises(RunError, match=r"backbone.lengths.breaks: absent then, \[65\] now"):
+            take_up(earlier)
+    else:
+        take_up(earlier)
+        must_be_whole(earlier, whole)

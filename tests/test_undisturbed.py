@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sniffer.models.undisturbed import LARGE, undisturbed
+from sniffer.models.state import LARGE
+from sniffer.models.undisturbed import undisturbed
 from torch import Tensor, nn
 
 from sniffer.errors import UnsupportedModelError
