@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer import batching
-from sniffer.batching import MAX_PADDING, Ahead, Feed, Tokenizer, Window, batches, windows
+from sniffer.batching import MAX_PADDING, batches, windows, Ahead, Feed, Tokenizer, Window
 from sniffer.errors import CheckpointError, DatasetError
-from sniffer.types import Document
+from sniffer.types import Document, LengthClasses
 
 
 def document(number: int, n_tokens: int) -> Document:
@@ -63,6 +63,23 @@ def test_batches_do_not_depend_on_the_order_of_documents(lengths: list[int], ran
         return [[d.example_id for d in batch.documents] for batch in batches(source, 500, pad_id=0)]
 
     assert ids(documents) == ids(shuffled)
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    st.integers(1, 1000),
+    st.lists(st.integers(2, 300), max_size=3, unique=True),
+    st.none() | st.integers(1, 300),
+)
+def test_documents_of_a_batch_are_treated_alike(lengths: list[int], most: int, breaks: list[int], apart: int | None):
+    classes = LengthClasses(tuple(sorted(breaks)), apart)
+    documents = [document(i, n) for i, n in enumerate(lengths)]
+    made = list(batches(documents, most, 0, classes))
+    assert sorted(d.example_id for batch in made for d in batch.documents) == list(range(len(lengths)))
+    for batch in made:
+        sizes = {d.n_tokens for d in batch.documents}
+        assert not any(min(sizes) < limit <= max(sizes) for limit in breaks)
+        assert len(sizes) == 1 or apart is None or max(sizes) < apart
 
 
 def test_padding_is_on_the_right():

@@ -7,19 +7,24 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from sniffer.models import finder
+from sniffer.models import finder, loaded
 from sniffer.models.loaded import LoadedBackbone, find_backbone
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from sniffer.tap import TAP
+from sniffer.types import LengthClasses
+from tests import helpers_overrides
 from tests.conformance import __main__ as suite
-from tests.conformance import checks
+from tests.conformance import checks, lengths
 from tests.conformance.__main__ import surprises
 from tests.conformance.report import CHECKS, render
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
@@ -91,6 +96,55 @@ def test_layers_that_go_missing_are_found():
     assert checks.check_numbers(tapped, seen[:-1])
     tapped.module.config.num_hidden_layers = 5
     assert "where the config has 5" in checks.check_numbers(tapped, seen)
+
+
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [
+        ({"max_positions": 40, "rows_before": 88}, "is no limit of it"),
+        ({"max_positions": 127}, "does not fit"),
+        ({"layers": 3}, "more than the 3 layers"),
+        ({"query_heads": 2}, "more than the 2 query heads"),
+    ],
+)
+def test_limits_that_are_not_the_models_are_found(monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any], found: str):
+    model = tiny_model(tiny_config("llama"))
+    tapped = LoadedBackbone(find_backbone(model))
+    assert not lengths.check_limits(model, tapped)
+    honest = lengths.limits_of(model.config)
+    monkeypatch.setattr(lengths, "limits_of", lambda config: replace(honest, **lie))
+    assert found in lengths.check_limits(model, tapped)
+
+
+def test_a_table_that_ends_before_its_limit_is_found(monkeypatch: pytest.MonkeyPatch):
+    model = tiny_model(tiny_config("gpt2"))
+    tapped = LoadedBackbone(find_backbone(model))
+    assert not lengths.check_limits(model, tapped)
+    honest = lengths.limits_of(model.config)
+    for most, found in ((129, "does not run at its limit of 129 tokens"), (None, "limits do not tell")):
+        monkeypatch.setattr(lengths, "limits_of", lambda config, most=most: replace(honest, max_positions=most))
+        assert found in lengths.check_limits(model, tapped)
+
+
+def test_batches_that_have_a_say_are_found(monkeypatch: pytest.MonkeyPatch):
+    build = partial(checks.build, "llama")
+    assert not lengths.check_batches(build)
+    honest = loaded.study
+    monkeypatch.setattr(loaded, "study", lambda *given: (honest(*given)[0], []))
+    assert "other vectors after longer texts" in lengths.check_batches(build)
+    monkeypatch.setattr(loaded, "study", lambda *given: (LengthClasses(), honest(*given)[1]))
+    assert "in a batch that differ" in lengths.check_batches(build)
+
+
+def test_overrides_that_change_more_are_found(monkeypatch: pytest.MonkeyPatch):
+    def careless(model_type: str, overrides: dict[str, Any]) -> Any:
+        return AutoConfig.for_model(
+            model_type, **overrides, rope_parameters={"rope_type": "default", "rope_theta": 7.0}
+        )
+
+    assert not helpers_overrides.changed_too_much("llama")
+    monkeypatch.setattr(helpers_overrides, "build_config", careless)
+    assert "changes rope_parameters.rope_theta" in helpers_overrides.changed_too_much("llama")[0]
 
 
 def result_of(name: str, **changes: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from transformers import PretrainedConfig
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, StopForward, tap
 from tests import tiny_families as tiny
+from tests.conformance.lengths import check_batches, check_limits
+from tests.helpers_overrides import changed_too_much
 
 PADDING = 5
 EXACT_ENOUGH = 1e-3
@@ -65,6 +68,9 @@ def run_tapped(model_type: str) -> dict[str, Any]:
         "pre": backbone.pre_missing or check_pre(backbone, with_pre, ids),
         "mask": check_mask(backbone, ids),
         "early_exit": check_early_exit(backbone, ids, seen),
+        "limits": check_limits(model, backbone),
+        "batches": check_batches(partial(build, model_type)),
+        "overrides": "; ".join(changed_too_much(model_type)[:1]),
     }
 
 
@@ -73,8 +79,10 @@ def run_untapped(model_type: str, path: str) -> dict[str, Any]:
     return {"digest": digest(forward(build(model_type).get_submodule(path), tiny.tiny_ids()))}
 
 
-def build(model_type: str) -> Any:
-    return built(tiny.tiny_config(model_type))
+def build(model_type: str, change: Callable[[PretrainedConfig], None] = lambda config: None) -> Any:
+    config = tiny.tiny_config(model_type)
+    change(config)
+    return built(config)
 
 
 def built(config: PretrainedConfig) -> Any:

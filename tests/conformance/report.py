@@ -13,6 +13,9 @@ CHECKS = {
     "pre": "pre-checked",
     "mask": "mask-dropped equal",
     "early_exit": "early-exit equal",
+    "limits": "limits true",
+    "batches": "batch-independent",
+    "overrides": "overrides exact",
 }
 """The checks of a tapped family: the name in the results, and the title people read."""
 
@@ -30,6 +33,9 @@ types](#further-types), encoder-decoders and speech models among them, are tappe
 | pre-checked | pre kinds equal the post kinds once rotary is replaced by the identity |
 | mask-dropped equal | vectors of real tokens are the same with a mask, without one, and without padding |
 | early-exit equal | ending the forward after a layer leaves the layers up to it as they are |
+| limits true | it runs at the length that its config tells, one token more is refused; so with layers and heads |
+| batch-independent | vectors are those of a document alone, also with RoPE that is scaled by the length |
+| overrides exact | each key of its config, overridden in turn, changes nothing but what follows from it |
 
 *Layers* counts attending layers (+ skipped ones: linear attention, state space, convolution) of the tiny model.
 *Attention* is the implementation used: eager where the family has no sdpa. *Part* is the part of the model that runs:
