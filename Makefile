@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLD := .venv-old
 OLD_TRANSFORMERS := 5.0.0
-MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit undisturbed proofs notebook listener conformance
+MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit undisturbed proofs notebook listener conformance lengths limits overrides tensors
 
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
