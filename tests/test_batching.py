@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer import batching
-from sniffer.batching import MAX_PADDING, batches, windows, Ahead, Feed, Tokenizer, Window
+from sniffer.batching import MAX_PADDING, Ahead, Feed, Tokenizer, Window, batches, windows
 from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Document, LengthClasses
 
