@@ -14,7 +14,7 @@ MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit undistur
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
 
-.PHONY: help demo demo-report browser-test cluster-test test lint check bench bench-peers format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report browser-test cluster-test install-test test lint check bench bench-peers format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench   the measurements that performance claims rest on"
 	@echo "make bench-peers            the same for transformer-lens and nnsight, each in an environment of its own"
 	@echo "make browser-test           the report in a real browser (chromium)"
+	@echo "make install-test           the wheel, in a project with folders named as ours"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
@@ -52,7 +53,10 @@ demo-report: embedded
 browser-test: $(INSTALLED)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ echo "the browser test needs chromium and chromedriver: apt-get install -y chromium chromium-driver"; exit 1; }
-	$(RUN) -m pytest tests/experiments/test_browser.py
+	$(RUN) -m pytest tests/experiments/browser.py
+
+install-test: $(INSTALLED)
+	$(RUN) -m pytest -n 2 tests/installed.py
 
 test: embedded
 	$(RUN) -m pytest $(PYTEST_ARGS)

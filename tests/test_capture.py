@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from sniffer.models.backbone import Checkpoint
+from sniffer.models.provenance import packages_in_use
 
 from sniffer import estimate, local, open_run, passes
 from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
@@ -80,7 +81,7 @@ def test_the_manifest_counts_what_is_there(run):
         "skipped_layers": [],
         "shared_keys": {},
         "code": code,
-        "packages": {},
+        "packages": packages_in_use(),
     }
     assert manifest.counts == {"examples": 3, "skipped_empty": 0, "truncated": 0, "tokens": tokens}
     assert manifest.rows_by_kind == {

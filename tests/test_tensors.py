@@ -174,7 +174,8 @@ def test_a_tower_that_is_missing_is_no_matter_to_the_language_model(tmp_path: Pa
 
 
 def test_what_an_adapter_is_put_on_is_held_to_the_same(tmp_path: Path):
-    peft = pytest.importorskip("peft")
+    import peft
+
     folder = saved(tmp_path / "adapted")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
     peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(folder)
