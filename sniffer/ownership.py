@@ -64,6 +64,12 @@ def never_began(folder: Path) -> bool:
     return "config.yaml" in names and not set(MANIFESTS) & set(names) and _has_begun(folder, ours)
 
 
+def has_nothing_yet(folder: Path) -> bool:
+    """Whether a run of ours was stopped here before it had a whole configuration to go on with."""
+    names = _names(folder)
+    return bool(names) and "config.yaml" not in names and not is_run(folder) and not strangers(folder)
+
+
 def refuse_foreign_sweep(folder: Path) -> None:
     """Raises RunError where a sweep can neither begin nor go on, since the folder holds what is no sweep's."""
     for name in OF_A_SWEEP:

@@ -127,7 +127,7 @@ def _file_opener(disk: Disk, honest: Callable[..., Any]) -> Callable[..., Any]:
             return honest(path, mode, buffering, *text, **options)
         writes = not set(mode).isdisjoint("wax+")
         disk.step("open to write" if writes else "open to read", path)
-        raw = _Raw(disk, path, mode.replace("b", "").replace("t", ""))
+        raw = _Raw(disk, path, mode.replace("b", "").replace("t", ""), options.pop("opener", None))
         file = io.BufferedWriter(raw) if writes else io.BufferedReader(raw)
         return file if "b" in mode else io.TextIOWrapper(file, *text, **options)
 
@@ -137,8 +137,8 @@ def _file_opener(disk: Disk, honest: Callable[..., Any]) -> Callable[..., Any]:
 class _Raw(io.FileIO):
     """A file whose reads and writes count. A write that fails has written half: a full disk takes what fits."""
 
-    def __init__(self, disk: Disk, path: Any, mode: str) -> None:
-        super().__init__(path, mode)
+    def __init__(self, disk: Disk, path: Any, mode: str, opener: Callable[[str, int], int] | None = None) -> None:
+        super().__init__(path, mode, opener=opener)
         self._disk = disk
 
     def write(self, data: Any) -> int:

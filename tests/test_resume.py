@@ -289,6 +289,14 @@ def test_a_run_that_never_began_is_begun(runs: Runs, whole: Path):
     must_be_whole(folder, whole)
 
 
+def test_a_run_without_a_whole_configuration_is_begun_by_its_command(runs: Runs, whole: Path, tmp_path: Path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "rerun.yaml").write_bytes((whole / "rerun.yaml").read_bytes())
+    with pytest.raises(RunError, match="before it had written its configuration: run its command again"):
+        take_up(folder)
+
+
 def test_no_run_folder(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(RunError, match="not a"):

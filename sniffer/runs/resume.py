@@ -21,7 +21,7 @@ from sniffer.kept import Kept, look
 from sniffer.loading import Load, load_anew
 from sniffer.lock import hold
 from sniffer.manifest import Manifest
-from sniffer.ownership import is_run, never_began
+from sniffer.ownership import has_nothing_yet, is_run, never_began
 from sniffer.runs.saved import Trust, build, needed_config, same_threads
 from sniffer.store import save
 from sniffer.writer import Listing
@@ -53,6 +53,10 @@ def resume(
         raise RunError(f"{folder} is not a folder: give the folder that a run printed")
     refuse_links(folder)
     if not (begun := never_began(folder)):
+        if has_nothing_yet(folder):
+            raise RunError(
+                f"{folder} is of a run that was stopped before it had written its configuration: run its command again"
+            )
         Manifest.recover(folder)  # says that it is no run's, before a lock is left in it
     with hold(folder):
         if begun and not is_run(folder):

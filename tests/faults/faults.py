@@ -57,6 +57,12 @@ def test_kill_before_a_step_to_the_disk(patient: Patient, step: int, survived: S
     if (patient.folder / "manifest.json").exists():
         verify = patient.verb("verify")
         assert verify.wait() == 0, verify.text
+    if not (patient.folder / "config.yaml").exists():
+        # There is nothing to go on with, and nothing that keeps the same command from beginning anew.
+        resume = patient.verb("resume")
+        assert resume.wait() == 1 and "run its command again" in resume.text, resume.text
+        again = patient.start()
+        assert again.wait() == 0, again.text
     patient.must_recover()
     survived("kill -9 right before a flush or rename")
 
