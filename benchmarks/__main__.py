@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.drawing import draw
 from benchmarks.measure import Figure, circumstances
-from sniffer.terminal import show_table
+from sniffer.terminal.tables import show_table
 
 SUITES = {
     "overhead": "what capturing adds to the forward pass",

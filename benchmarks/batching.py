@@ -12,14 +12,14 @@ from sniffer.models.loaded import LoadedBackbone
 
 from benchmarks.bench import EMBEDDED, loaded
 from benchmarks.measure import Figure, Timed, both, figure
-from sniffer.batching import ELSEWHERE, Tokenizer, batches
-from sniffer.config import CaptureConfig
-from sniffer.dataset import Pydoc
-from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.dataset.batching import ELSEWHERE, batches
+from sniffer.dataset.packages import Pydoc
+from sniffer.dataset.tokenizing import Tokenizer
+from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.selection import CaptureConfig, select
+from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
-from sniffer.selection import select
 from sniffer.tap import tap
-from sniffer.transfer import transfer_for
 from sniffer.types import Document, TokenBatch
 
 N_DOCUMENTS, MAX_TOKENS = 12, 512

@@ -12,14 +12,13 @@ from sniffer.models.backbone import Checkpoint
 from sniffer.models.loaded import LoadedBackbone
 
 from benchmarks.measure import timed
-from sniffer.config import CaptureConfig
-from sniffer.dataset import Pydoc
-from sniffer.heap import keep_freed_memory
-from sniffer.observer import GatherPlan, Observer, draw
+from sniffer.dataset.packages import Pydoc
+from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.selection import CaptureConfig, select
+from sniffer.forward.transfer import Vectors, transfer_for
+from sniffer.process.memory import keep_freed_memory
 from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform
-from sniffer.selection import select
 from sniffer.tap import Seen, StopForward, tap
-from sniffer.transfer import Vectors, transfer_for
 from sniffer.types import KINDS, Document, TokenBatch
 
 EMBEDDED = "embedded:SmolLM2-135M-Instruct"

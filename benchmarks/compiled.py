@@ -9,7 +9,7 @@ from sniffer.models.backbone import Checkpoint
 
 from benchmarks.bench import EMBEDDED, EVERY, Bench, Capture
 from benchmarks.measure import Figure, Timed, both, figure, timed
-from sniffer.transfer import Vectors
+from sniffer.forward.transfer import Vectors
 
 LENGTHS = (512, 2048)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sniffer.schema import Columns
+from sniffer.forward.rows import Columns
 
 
 def write_heads(folder: Path, layer: int, kind: str, columns: Columns) -> None:

@@ -35,7 +35,7 @@ half of its imports would be left for later, and ours, which come to the same po
 
 UP_TO_THE_MODEL = """
 from hydra import compose, initialize_config_dir
-from sniffer.config import conf_folder, register, resolve
+from sniffer.config.resolve import conf_folder, register, resolve
 register()
 with initialize_config_dir(str(conf_folder()), version_base="1.3"):
     cfg = compose("config", overrides=["dataset=pydoc", "hydra.runtime.output_dir=."])

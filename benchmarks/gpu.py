@@ -13,7 +13,7 @@ import torch
 from benchmarks.bench import EVERY, EVERY_5, LOG, LOG_64, Bench, Capture, Way
 from benchmarks.measure import Figure, both
 from benchmarks.repeats import AGAIN, once, repeated
-from sniffer.observer import Observer
+from sniffer.forward.observer import Observer
 from sniffer.tap import tap
 
 BATCHES = 16

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import Figure, WholeRun, figure, slope, whole_run
-from sniffer.dataset import Pydoc
+from sniffer.dataset.packages import Pydoc
 
 DOCUMENTS = (10, 20, 40, 80)
 LAYERS = (5, 10, 20, 30)

@@ -47,7 +47,7 @@ def main(how: str, length: str) -> None:
     from sniffer.models.backbone import Checkpoint
 
     from benchmarks.bench import EMBEDDED, real_batch
-    from sniffer.heap import keep_freed_memory
+    from sniffer.process.memory import keep_freed_memory
 
     input_ids = torch.from_numpy(real_batch([int(length)]).input_ids())
     backbone = Checkpoint(EMBEDDED).load()

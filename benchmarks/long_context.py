@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.measure import Figure, WholeRun, figure, slope, whole_run
-from sniffer.dataset import Pydoc
+from sniffer.dataset.packages import Pydoc
 
 LENGTHS = (8_192, 16_384, 32_768)
 LONGEST = 131_072

@@ -10,7 +10,7 @@ import sys
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from sniffer.dataset import Pydoc
+from sniffer.dataset.packages import Pydoc
 
 
 @torch.inference_mode()

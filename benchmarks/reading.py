@@ -12,8 +12,8 @@ import torch
 from benchmarks.default_layout import head_file, write_heads
 from benchmarks.measure import Figure, Timed, both, figure, timed, whole_run
 from sniffer import open_run
-from sniffer.reader import Run
-from sniffer.schema import Columns
+from sniffer.forward.rows import Columns
+from sniffer.reader.run import Run
 
 TEXT = ("dataset=sotu", "dataset.max_examples=8", "dataset.max_tokens=2048", "sampler=all")
 MANY_LAYERS = (

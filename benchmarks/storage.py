@@ -14,16 +14,16 @@ import torch
 from benchmarks.bench import Bench
 from benchmarks.default_layout import bytes_in, write_heads
 from benchmarks.measure import Figure, both, figure, timed
-from sniffer.accumulator import Accumulator
-from sniffer.config import CaptureConfig
-from sniffer.observer import GatherPlan, Observer, draw
-from sniffer.parts import WRITERS
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.rows import Columns
+from sniffer.forward.selection import CaptureConfig, select
+from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
-from sniffer.schema import Columns, Footer, part_path
-from sniffer.selection import select
+from sniffer.storage.part_writer import WRITERS
+from sniffer.storage.schema import Footer, part_path
+from sniffer.storage.writer import write_part
 from sniffer.tap import tap
-from sniffer.transfer import transfer_for
-from sniffer.writer import write_part
 
 SPILLS = 8
 

@@ -14,7 +14,7 @@ def tell(kind: type[BaseException], error: BaseException, trace: TracebackType |
     if not told or os.environ.get("HYDRA_FULL_ERROR") == "1":
         sys.__excepthook__(kind, error, trace)
     else:
-        from sniffer.printing import line
+        from sniffer.terminal.printing import line
 
         line(f"analyses need {name}, which is not installed: pip install 'qk-sniffer[experiments]'", error=True)
 

@@ -8,8 +8,8 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from sniffer.printing import line
-from sniffer.streams import standard_streams
+from sniffer.terminal.printing import line
+from sniffer.terminal.streams import standard_streams
 
 
 def analyses() -> dict[str, str]:

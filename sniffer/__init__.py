@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sniffer.notebook import sniff
-    from sniffer.reader import open_run
+    from sniffer.notebook.sniffing import sniff
+    from sniffer.reader.sweep import open_run
 
 __all__ = ["open_run", "sniff"]
 
@@ -24,11 +24,11 @@ if not Path(__path__[0], "models").is_dir():
 
 def __getattr__(name: str) -> Any:
     if name == "open_run":
-        from sniffer.reader import open_run
+        from sniffer.reader.sweep import open_run
 
         return open_run
     if name == "sniff":
-        from sniffer.notebook import sniff
+        from sniffer.notebook.sniffing import sniff
 
         return sniff
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,17 +30,18 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sniffer.config import ROLES, conf_folder, holds_results, refuse_results, register, resolve, save_config
+from sniffer.config.rerun import composable
+from sniffer.config.resolve import ROLES, conf_folder, register, resolve
+from sniffer.config.saving import holds_results, refuse_results, save_config
+from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import RunError
-from sniffer.loading import Load, load_anew
-from sniffer.lock import hold
-from sniffer.made_folder import forget, remove_empty
-from sniffer.ownership import refuse_links
-from sniffer.printing import line
-from sniffer.rerun import composable
-from sniffer.streams import standard_streams
-from sniffer.told import one_line
-from sniffer.watch import Watch, sweeps_checked
+from sniffer.storage.lock import hold
+from sniffer.storage.made_folder import forget, remove_empty
+from sniffer.storage.ownership import refuse_links
+from sniffer.sweep.callback import Watch, sweeps_checked
+from sniffer.terminal.printing import line
+from sniffer.terminal.streams import standard_streams
+from sniffer.words import one_line
 
 log = logging.getLogger("sniffer")  # not __main__, of which nobody knows whose it is (logs.py)
 
@@ -87,7 +88,7 @@ def forgotten_if_refused(folder: Path) -> Iterator[None]:
 
 def job_of_sweep(cfg: DictConfig, sweep: Path, folder: Path, typed: Sequence[str]) -> None:
     """A job of a sweep: begun, gone on with, or left alone where it is complete."""
-    from sniffer.sweeping import MODEL, go_on, noted
+    from sniffer.sweep.job import MODEL, go_on, noted
 
     if Watch.sweep is None:  # a launcher's process, which shares the terminal with others
         rich.reconfigure(force_terminal=False)
@@ -180,7 +181,7 @@ def run_all(arguments: Namespace) -> int:
         lost = f"{type(error).__name__}: {one_line(error)}"
     finally:
         if Watch.sweep is not None:
-            from sniffer.sweeping import finish
+            from sniffer.sweep.job import finish
 
             code = finish(Watch.sweep, Watch.done_before, lost)
     return code

@@ -16,23 +16,26 @@ import math
 from contextlib import closing, suppress
 from pathlib import Path
 
-from sniffer.batching import Feed, batch_tokens
-from sniffer.clock import Clock
-from sniffer.config import Config, saved_config
-from sniffer.continuation import Earlier
-from sniffer.engine import Engine, Plan, dtype_name
+from sniffer.config.saving import saved_config
+from sniffer.config.schema import Config
+from sniffer.dataset.batching import batch_tokens
+from sniffer.dataset.feed import Feed
+from sniffer.engine.base import Engine, Plan, dtype_name
+from sniffer.engine.local import LocalEngine
+from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
-from sniffer.estimate import estimate, refuse_if_too_large, stored_bytes
-from sniffer.loading import Load, load_anew
-from sniffer.local import LocalEngine
-from sniffer.manifest import Manifest
+from sniffer.forward.estimate import estimate, refuse_if_too_large, stored_bytes
+from sniffer.forward.selection import check_request, select
+from sniffer.process.clock import Clock
+from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import Picker, describe
-from sniffer.selection import check_request, select
-from sniffer.stop import Stop, Stopped
-from sniffer.store import Store
-from sniffer.terminal import estimate_line, resume_line, show_summary, waiting_for
-from sniffer.told import one_line
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.same_run import Earlier
+from sniffer.storage.store import Store
+from sniffer.terminal.progress import waiting_for, write_progress
+from sniffer.terminal.summary import estimate_line, resume_line, show_summary
 from sniffer.types import ModelFacts, ModelLimits, Tokenize
+from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +80,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             checkpoint_every=config.output.checkpoint_every,
             memory_limit=room.limit,
             kept=earlier.kept,
+            progress=write_progress,
         )
         try:
             infer_and_write(engine, plan, feed, store, clock, stop)
@@ -91,7 +95,7 @@ def engine_for(config: Config, load: Load) -> Engine:
     """What runs the model; `load` is how this process would come by it."""
     if config.engine.name == "local":
         return LocalEngine(load)
-    from sniffer.ray_engine import RayEngine
+    from sniffer.engine.ray import RayEngine
 
     return RayEngine(config.engine)
 

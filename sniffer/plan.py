@@ -16,17 +16,19 @@ from typing import Any
 
 from rich.table import Table
 
-from sniffer.batching import ELSEWHERE, Tokenizer
-from sniffer.build import checked
-from sniffer.config import Config
+from sniffer.config.build import checked
+from sniffer.config.schema import Config
+from sniffer.dataset.batching import ELSEWHERE
+from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import ConfigError, RunError
-from sniffer.estimate import Estimate, estimate, peak_ram, size, stored_bytes
-from sniffer.manifest import Manifest
-from sniffer.printing import Grid
+from sniffer.forward.estimate import Estimate, estimate, peak_ram, stored_bytes
+from sniffer.forward.selection import Selection, check_request, select
 from sniffer.sampler import Picker
-from sniffer.selection import Selection, check_request, select
-from sniffer.terminal import duration, show_table
+from sniffer.storage.manifest import Manifest
+from sniffer.terminal.printing import Grid
+from sniffer.terminal.tables import show_table
 from sniffer.types import Outline
+from sniffer.words import duration, size
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,20 @@ settings.load_profile("sniffer")
 
 CHECKED = (
     "sampler",
-    "gather",
-    "observer",
-    "accumulator",
-    "call",
-    "call_batch",
-    "call_history",
-    "transfer",
-    "arrange",
-    "digest",
-    "finite",
     "hashing",
-    "schema",
-    "writer",
+    "forward.gather",
+    "forward.observer",
+    "forward.rows",
+    "forward.accumulator",
+    "forward.transfer",
+    "notebook.call",
+    "notebook.batch",
+    "notebook.history",
+    "storage.sort",
+    "storage.digest",
+    "storage.finite",
+    "storage.schema",
+    "storage.writer",
 )
 install_import_hook([f"sniffer.{name}" for name in CHECKED], "beartype.beartype")
 
@@ -64,7 +65,8 @@ def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable:
     from hydra import compose, initialize_config_dir
 
     from sniffer import capture, open_run
-    from sniffer.config import conf_folder, register, resolve, save_config
+    from sniffer.config.resolve import conf_folder, register, resolve
+    from sniffer.config.saving import save_config
     from tests.tiny_run import overrides
 
     numbers = iter(range(100))
@@ -94,7 +96,7 @@ def invoke(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     from hydra.core.global_hydra import GlobalHydra
 
     from sniffer.__main__ import main
-    from sniffer.manifest import Manifest
+    from sniffer.storage.manifest import Manifest
 
     def run(config: object, folder: Path, **_: object) -> None:
         logging.getLogger("sniffer").info("captured")

@@ -10,11 +10,15 @@ from unittest.mock import patch
 import polars as pl
 from hydra import compose, initialize_config_dir
 
-from sniffer import capture, local, passes
-from sniffer.config import conf_folder, register, resolve, save_config
-from sniffer.reader import Run, open_run
+from sniffer import capture
+from sniffer.config.resolve import conf_folder, register, resolve
+from sniffer.config.saving import save_config
+from sniffer.config.trust import Trust
+from sniffer.engine import local
+from sniffer.forward import passes
+from sniffer.reader.run import Run
+from sniffer.reader.sweep import open_run
 from sniffer.runs.resume import resume
-from sniffer.runs.saved import Trust
 from sniffer.runs.verify import verify
 from tests.tiny_run import overrides
 

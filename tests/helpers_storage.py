@@ -11,11 +11,12 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from sniffer.manifest import Manifest
+from sniffer.forward.rows import Columns
 from sniffer.sampler import LogUniform, Picker, describe
-from sniffer.schema import Columns, Example, Footer, Part, part_path
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.schema import Example, Footer, Part, part_path
+from sniffer.storage.writer import write_examples, write_part
 from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
-from sniffer.writer import write_examples, write_part
 
 SAMPLER = LogUniform(base_rate=4.0, min_bucket_size=8)
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}

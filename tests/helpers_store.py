@@ -15,18 +15,19 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from sniffer import capture, store
-from sniffer.accumulator import Accumulator
-from sniffer.clock import Clock
+from sniffer import capture
 from sniffer.errors import SnifferError
-from sniffer.kept import Kept, look
-from sniffer.manifest import Manifest
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.selection import Selection
+from sniffer.process.clock import Clock
+from sniffer.process.stop import Stop
 from sniffer.runs.verify import verify
 from sniffer.sampler import LogUniform, Picker
-from sniffer.schema import Part, part_path
-from sniffer.selection import Selection
-from sniffer.stop import Stop
-from sniffer.store import Store
+from sniffer.storage import store
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.on_disk import Kept, look
+from sniffer.storage.schema import Part, part_path
+from sniffer.storage.store import Store
 from sniffer.types import DRAW_OF_KIND, Document, TokenBatch
 from tests.helpers_disk import Disk, failing
 from tests.helpers_storage import make_manifest

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from sniffer.build import TRUSTED, build
+from sniffer.config.build import TRUSTED, build
 from sniffer.errors import ConfigError
 from tests.tiny_run import overrides, save_checkpoint, save_texts
 

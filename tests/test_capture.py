@@ -14,11 +14,13 @@ import torch
 from sniffer.models.backbone import Checkpoint
 from sniffer.models.provenance import packages_in_use
 
-from sniffer import estimate, local, open_run, passes
+from sniffer import open_run
+from sniffer.engine import local
 from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
-from sniffer.estimate import Estimate, Room
-from sniffer.manifest import Manifest
-from sniffer.reader import Run
+from sniffer.forward import estimate, passes
+from sniffer.forward.estimate import Estimate, Room
+from sniffer.reader.run import Run
+from sniffer.storage.manifest import Manifest
 from tests.helpers_storage import codecs
 from tests.tiny_run import TEXTS, save_texts
 

@@ -15,9 +15,11 @@ import yaml
 from sniffer.experiments.common.rows import load
 from sniffer.models.embedded import _convert
 
-from sniffer import config, jobs
+from sniffer.config import saving
 from sniffer.errors import SnifferError, first_line, reason
-from sniffer.reader import Run, open_run
+from sniffer.reader import index as jobs
+from sniffer.reader.run import Run
+from sniffer.reader.sweep import open_run
 from sniffer.runs.rows import check_part
 from tests.helpers_storage import make_run
 
@@ -53,7 +55,7 @@ def run(tmp_path: Path) -> Run:
 
 READERS: dict[str, tuple[Callable[[Run], Any], Any, str, Exception]] = {
     "config.yaml": (lambda run: run.config, yaml, "load", yaml.YAMLError()),
-    "config.yaml of a rerun": (lambda run: config.saved_config(run.folder), yaml, "load", yaml.YAMLError()),
+    "config.yaml of a rerun": (lambda run: saving.saved_config(run.folder), yaml, "load", yaml.YAMLError()),
     "overrides": (lambda run: jobs.overrides_of(run.folder), yaml, "load", yaml.YAMLError()),
     "an index": (lambda run: jobs.errors(run.folder), pq, "ParquetFile", pa.ArrowInvalid("")),
     "a head": (lambda run: run.vectors(layer=0, head=0), pq, "ParquetFile", pa.ArrowInvalid("")),

@@ -17,11 +17,11 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
 from sniffer.__main__ import main, one_line
-from sniffer.config import Config
-from sniffer.durable import HashedFile
+from sniffer.config.schema import Config
 from sniffer.errors import CaptureError
-from sniffer.manifest import Manifest
 from sniffer.runs.resume import never_began
+from sniffer.storage.durable import HashedFile
+from sniffer.storage.manifest import Manifest
 from tests.helpers_disk import Disk, failing
 
 REPOSITORY = Path(__file__).parents[1]

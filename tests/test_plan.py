@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from sniffer.models.backbone import Checkpoint
 
 from sniffer.__main__ import main
-from sniffer.config import Config, conf_folder, register, resolve
+from sniffer.config.resolve import conf_folder, register, resolve
+from sniffer.config.schema import Config
 from sniffer.errors import ConfigError, RunError, UnsupportedModelError
 from sniffer.plan import Needs, facts, needs, request
 from tests.tiny_run import TEXTS, overrides

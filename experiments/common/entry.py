@@ -18,13 +18,13 @@ import yaml
 from rich.progress import track
 
 from sniffer import open_run
-from sniffer.build import build
-from sniffer.config import conf_folder
+from sniffer.config.build import build
+from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError, SnifferError
-from sniffer.printing import line, say
-from sniffer.reader import Run
-from sniffer.streams import standard_streams
-from sniffer.told import one_line
+from sniffer.reader.run import Run
+from sniffer.terminal.printing import line, say
+from sniffer.terminal.streams import standard_streams
+from sniffer.words import one_line
 
 from . import results
 from .results import Result

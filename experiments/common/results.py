@@ -16,12 +16,12 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
-from sniffer.durable import durable_file
-from sniffer.environment import commit, now
 from sniffer.errors import CaptureError, RunError
-from sniffer.job_folders import is_sweep
-from sniffer.ownership import is_run, refuse_links
-from sniffer.reader import Run
+from sniffer.process.environment import commit, now
+from sniffer.reader.job_folders import is_sweep
+from sniffer.reader.run import Run
+from sniffer.storage.durable import durable_file
+from sniffer.storage.ownership import is_run, refuse_links
 
 FINDINGS = "findings.txt"
 PROVENANCE = "provenance.json"

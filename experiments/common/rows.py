@@ -14,10 +14,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from sniffer.config import numbers
 from sniffer.errors import ConfigError, RunError, first_line
-from sniffer.finite import count_not_finite
-from sniffer.reader import Run
+from sniffer.forward.selection import numbers
+from sniffer.reader.run import Run
+from sniffer.storage.finite import count_not_finite
 
 WEIGHTS = ("positions", "rows")
 MIN_ROWS = 8

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Int64
 from matplotlib.figure import Figure
 
 from sniffer.errors import ConfigError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 
 from ..common.entry import progress
 from ..common.figures import canvas, head_map

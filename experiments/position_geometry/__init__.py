@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from sniffer.errors import ConfigError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 
 from ..common.entry import progress
 from ..common.figures import BLUE, ORANGE, canvas, head_map, scatter_by_layer

@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from sniffer.errors import ConfigError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 
 from ..common.entry import progress
 from ..common.figures import head_map, lines

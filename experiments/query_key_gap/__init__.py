@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from matplotlib.figure import Figure
 
 from sniffer.errors import ConfigError, RunError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 
 from ..common.entry import progress
 from ..common.figures import by_layer, head_map, lines

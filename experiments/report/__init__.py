@@ -14,8 +14,8 @@ from typing import Any
 
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
-from sniffer.printing import say
-from sniffer.reader import Run
+from sniffer.reader.run import Run
+from sniffer.terminal.printing import say
 
 from ..common import results
 from ..common.entry import destination, make, opened, overrides

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from sniffer.errors import RunError, first_line
-from sniffer.reader import Run
-from sniffer.untrusted import CONFIG_BYTES, read_json, read_text
+from sniffer.reader.run import Run
+from sniffer.storage.untrusted import CONFIG_BYTES, read_json, read_text
 
 from ..common.results import FINDINGS, PROVENANCE
 from .glossary import ABOUT, ORDER

@@ -12,7 +12,7 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from sniffer.errors import ConfigError, RunError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 from sniffer.sampler import Picker
 
 from ..common.entry import progress

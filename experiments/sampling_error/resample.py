@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sniffer.errors import RunError
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 from sniffer.sampler import LogUniform, Picker, Sampler, Uniform
 from sniffer.types import Document
 

@@ -19,14 +19,14 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
-from sniffer.config import register
-from sniffer.job_folders import REPRODUCED
-from sniffer.logs import LineFormatter, LogFile, console_handler
-from sniffer.ownership import is_run, never_began
-from sniffer.printing import line
-from sniffer.runs.saved import Trust
-from sniffer.streams import is_lost, standard_streams
-from sniffer.told import one_line
+from sniffer.config.resolve import register
+from sniffer.config.trust import Trust
+from sniffer.reader.job_folders import REPRODUCED
+from sniffer.storage.ownership import is_run, never_began
+from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
+from sniffer.terminal.printing import line
+from sniffer.terminal.streams import is_lost, standard_streams
+from sniffer.words import one_line
 
 LOG = "sniffer.log"
 WIDTH = 180

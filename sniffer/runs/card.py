@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from sniffer.manifest import Manifest
-from sniffer.printing import printable
-from sniffer.terminal import not_finite_line
+from sniffer.storage.manifest import Manifest
+from sniffer.terminal.summary import not_finite_line
+from sniffer.words import printable
 
 TEXT_LICENCES = {
     "sniffer.dataset.Sotu": "public domain (works of the United States government)",

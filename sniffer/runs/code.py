@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sniffer.build import TRUSTED, build
-from sniffer.config import ROLES
-from sniffer.continuation import differences
+from sniffer.config.build import TRUSTED, build
+from sniffer.config.resolve import ROLES
 from sniffer.errors import RunError, SnifferError
-from sniffer.manifest import Manifest
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.same_run import differences
 
 COPY = "local copy, "
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import polars as pl
 
-from sniffer.documents import refuse_repeated
-from sniffer.durable import temporary_for
 from sniffer.errors import RunError
-from sniffer.integrity import damage
-from sniffer.made_folder import made
-from sniffer.manifest import Manifest
-from sniffer.reader import Run
+from sniffer.reader.run import Run
+from sniffer.storage.documents import refuse_repeated
+from sniffer.storage.durable import temporary_for
+from sniffer.storage.integrity import damage
+from sniffer.storage.made_folder import made
+from sniffer.storage.manifest import Manifest
 
 LAYOUTS = ("heads",)
 COLUMNS = ("bucket", "example_id", "position", "vector", "sliding_window")

@@ -9,14 +9,14 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from sniffer.estimate import size
-from sniffer.manifest import Manifest
-from sniffer.printing import Grid
+from sniffer.reader.folders import state
 from sniffer.runs.code import code_of
-from sniffer.runs.folders import state
 from sniffer.runs.listing import age, sampler_of
-from sniffer.terminal import not_finite_line, rows_by_bucket
+from sniffer.storage.manifest import Manifest
+from sniffer.terminal.printing import Grid
+from sniffer.terminal.summary import not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry
+from sniffer.words import size
 
 
 def tables(folder: Path) -> Iterator[RenderableType]:

@@ -9,7 +9,7 @@ import polars as pl
 
 from sniffer.runs.rows import Places
 from sniffer.sampler import Picker
-from sniffer.schema import Example
+from sniffer.storage.schema import Example
 from sniffer.types import DRAW_OF_KIND, Document
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.table import Table
 
 from sniffer.errors import RunError, first_line
-from sniffer.estimate import size
-from sniffer.job_folders import in_order, run_folders, sweep_folders
-from sniffer.jobs import read_jobs
-from sniffer.manifest import Manifest
-from sniffer.printing import Grid
-from sniffer.runs.folders import state
+from sniffer.reader.folders import state
+from sniffer.reader.index import read_jobs
+from sniffer.reader.job_folders import in_order, run_folders, sweep_folders
+from sniffer.storage.manifest import Manifest
+from sniffer.terminal.printing import Grid
+from sniffer.words import size
 
 LONGEST = 40
 """Characters of a cell, so that the names of folders have room; `inspect` tells all of it."""

@@ -13,7 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from sniffer.errors import RunError
-from sniffer.manifest import Manifest
+from sniffer.storage.manifest import Manifest
 
 URL = r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)(?P<user>[^\s/@]*@)?(?P<rest>[^\s'\",;)\]}>]*)"
 PATH = r"(?<![\w/.~-])(?:~[\w-]*/|/|[A-Za-z]:[\\/])[^\s'\",;:)\]}>]+"

@@ -14,15 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sniffer.config import save_plain
-from sniffer.documents import refuse_repeated
+from sniffer.config.saving import save_plain
 from sniffer.errors import RunError
-from sniffer.integrity import PART, damage
-from sniffer.made_folder import made
-from sniffer.manifest import MANIFEST_PATH, Manifest
 from sniffer.runs.card import card
 from sniffer.runs.private import public, refuse_private
-from sniffer.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH
+from sniffer.storage.documents import refuse_repeated
+from sniffer.storage.integrity import PART, damage
+from sniffer.storage.made_folder import made
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.manifest_file import MANIFEST_PATH
+from sniffer.storage.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete

@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sniffer.config import save_plain
-from sniffer.continuation import differences
+from sniffer.config.saving import save_plain
+from sniffer.config.trust import Trust, allowed, build, needed_config
 from sniffer.errors import RunError
-from sniffer.job_folders import REPRODUCES_PATH
-from sniffer.lock import hold
-from sniffer.made_folder import holds_rows, made
-from sniffer.manifest import Manifest
-from sniffer.reader import Run
+from sniffer.process.threads import same_threads
+from sniffer.reader.run import Run
 from sniffer.runs.code import told_copies
-from sniffer.runs.saved import Trust, allowed, build, needed_config, same_threads
+from sniffer.storage.lock import hold
+from sniffer.storage.made_folder import holds_rows, made
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.ownership import REPRODUCES_PATH
+from sniffer.storage.same_run import differences
 
 KEY = ("head", "example_id", "position")
 

@@ -12,19 +12,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sniffer.config import save_plain
-from sniffer.continuation import Earlier, as_plain, differences, refusal
-from sniffer.environment import versions
+from sniffer.config.saving import save_plain
+from sniffer.config.trust import Trust, build, needed_config
+from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import RunError
-from sniffer.integrity import leftovers, refuse_links
-from sniffer.kept import Kept, look
-from sniffer.loading import Load, load_anew
-from sniffer.lock import hold
-from sniffer.manifest import Manifest
-from sniffer.ownership import has_nothing_yet, is_run, never_began
-from sniffer.runs.saved import Trust, build, needed_config, same_threads
-from sniffer.store import save
-from sniffer.writer import Listing
+from sniffer.process.environment import versions
+from sniffer.process.threads import same_threads
+from sniffer.storage.integrity import leftovers, refuse_links
+from sniffer.storage.lock import hold
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.on_disk import Kept, look
+from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
+from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
+from sniffer.storage.store import save
+from sniffer.storage.writer import Listing
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int32, Int64
 
-from sniffer.digest import Digest, digest_rows, sum_places
 from sniffer.errors import first_line
-from sniffer.finite import NotFinite, count_not_finite
-from sniffer.manifest import Manifest
-from sniffer.scan import contents_of, require_part
-from sniffer.schema import Footer, Part, row_schema
+from sniffer.reader.scan import contents_of, require_part
+from sniffer.storage.digest import Digest, digest_rows, sum_places
+from sniffer.storage.finite import NotFinite, count_not_finite
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.schema import Footer, Part, row_schema
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,25 @@ from typing import Any
 
 import yaml
 
-from sniffer.build import TRUSTED, build
-from sniffer.config import ROLES, saved_config
-from sniffer.continuation import differences
+from sniffer.config.build import TRUSTED, build
+from sniffer.config.resolve import ROLES
+from sniffer.config.saving import saved_config
 from sniffer.errors import RunError, SnifferError
-from sniffer.examples import read_examples
-from sniffer.integrity import damage, foreign, leftovers
-from sniffer.job_folders import run_folders
-from sniffer.jobs import jobs_without_results, read_jobs
-from sniffer.lock import is_held
-from sniffer.manifest import MANIFEST_PATH, TWIN_PATH, Manifest
-from sniffer.printing import line
+from sniffer.reader.index import jobs_without_results, read_jobs
+from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import Places, check_part
 from sniffer.sampler import Picker
-from sniffer.schema import EXAMPLES_TWIN_PATH, Example, Part
-from sniffer.untrusted import read_yaml
+from sniffer.storage.examples import read_examples
+from sniffer.storage.integrity import damage, foreign, leftovers
+from sniffer.storage.lock import is_held
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.manifest_file import MANIFEST_PATH, TWIN_PATH
+from sniffer.storage.same_run import differences
+from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.storage.untrusted import read_yaml
+from sniffer.terminal.printing import line
 
 
 def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[str]]:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from sniffer.manifest import Manifest
 from sniffer.runs.verify import verify
+from sniffer.storage.manifest import Manifest
 from tests.tiny_run import overrides, save_checkpoint, save_texts
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from sniffer import open_run
-from sniffer.sweep import Sweep
+from sniffer.reader.sweep import Sweep
 from tests.cluster.conftest import Command, Place
 from tests.cluster.slurm import Slurm, missing
 

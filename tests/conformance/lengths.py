@@ -21,8 +21,8 @@ from sniffer.models.loaded import LoadedBackbone, find_backbone
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sniffer.batching import batches
 from sniffer.capture import token_limit
+from sniffer.dataset.batching import batches
 from sniffer.errors import ConfigError
 from sniffer.tap import Seen, tap
 from sniffer.types import Document, ModelLimits

@@ -12,12 +12,13 @@ import yaml
 from sniffer.experiments.common.rows import Rows
 
 from sniffer import open_run
-from sniffer.manifest import Manifest
-from sniffer.reader import Run
+from sniffer.forward.rows import Columns
+from sniffer.reader.run import Run
 from sniffer.sampler import Picker, Sampler, Uniform, describe
-from sniffer.schema import Columns, Example, Footer, part_path
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.schema import Example, Footer, part_path
+from sniffer.storage.writer import write_examples, write_part
 from sniffer.types import DRAW_OF_KIND, Document, LayerGeometry, TokenBatch
-from sniffer.writer import write_examples, write_part
 
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
 DIM = 8

@@ -14,11 +14,11 @@ from sniffer.experiments.common import entry
 from sniffer.experiments.common.moments import moments, pool
 from sniffer.experiments.common.rows import align, chosen_layers, load
 
-from sniffer.config import conf_folder
+from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError
-from sniffer.integrity import foreign
-from sniffer.manifest import Manifest
 from sniffer.sampler import LogUniform
+from sniffer.storage.integrity import foreign
+from sniffer.storage.manifest import Manifest
 from tests.experiments.planted import HEADS, noise, planted_run
 
 OF_Q_AND_K = ("attention_plasticity", "key_rank", "position_geometry", "quantisation", "query_key_gap")

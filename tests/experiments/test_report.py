@@ -17,7 +17,7 @@ from sniffer.experiments.report.collect import NOT_STATISTICS, collect, coverage
 from sniffer.experiments.report.glossary import ABOUT, ORDER
 
 from sniffer import open_run
-from sniffer.reader import Run
+from sniffer.reader.run import Run
 from sniffer.sampler import All
 from tests.experiments.planted import HEADS, planted_run, roped
 

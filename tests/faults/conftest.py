@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sniffer.manifest import Manifest
+from sniffer.storage.manifest import Manifest
 from tests.faults.driver import NO_FAULT, Command, Fault, runs, sniff
 from tests.tiny_run import overrides, save_checkpoint, save_texts
 

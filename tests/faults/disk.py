@@ -19,20 +19,22 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from sniffer import capture
-from sniffer.config import Config, conf_folder, register, resolve, save_config
+from sniffer.config.resolve import conf_folder, register, resolve
+from sniffer.config.saving import save_config
+from sniffer.config.schema import Config
+from sniffer.config.trust import Trust
+from sniffer.engine.model_cache import LastModel
 from sniffer.errors import SnifferError
-from sniffer.loading import LastModel
-from sniffer.manifest import Manifest
 from sniffer.runs.resume import resume
-from sniffer.runs.saved import Trust
 from sniffer.runs.verify import verify
+from sniffer.storage.manifest import Manifest
 from tests import helpers_store
+from tests.engine.test_crew import OneEngine, well
 from tests.faults.conftest import Patient
 from tests.faults.driver import Fault
 from tests.helpers_disk import READING, WRITING, Disk, failing
 from tests.helpers_runs import LAW, TEXTS
 from tests.helpers_store import OUTPUTS, Outputs, Session, killed, must_survive, n_calls, prepared, repeat, whole_digest
-from tests.test_crew import OneEngine, well
 from tests.tiny_run import overrides, save_checkpoint, save_texts
 
 Survived = Callable[[str], None]

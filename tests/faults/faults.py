@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sniffer.manifest import Manifest
+from sniffer.storage.manifest import Manifest
 from tests.faults.conftest import Patient, Whole
 from tests.faults.driver import Command, Fault
 

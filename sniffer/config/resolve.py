@@ -1,0 +1,99 @@
+"""The configuration: what Hydra composes, checked once and turned into real objects.
+
+The root is a typed dataclass, so that Hydra itself refuses an unknown key or a wrong type. The groups
+model, dataset and sampler are constructor calls written down; `resolve` builds them (build.py), and past
+it there is no DictConfig.
+
+Torch and transformers are not imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from sniffer.config.build import TRUSTED, build, checked
+from sniffer.config.saving import is_free, plain_values
+from sniffer.config.schema import Config
+from sniffer.config.typed import typed_strings
+from sniffer.errors import ConfigError
+from sniffer.limits import LAYERS
+from sniffer.storage.lock import is_held
+
+
+def register() -> None:
+    """Makes Hydra know the schema, and where a run's own record goes."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    OmegaConf.register_new_resolver("record_folder", _record_folder, replace=True)
+
+
+def conf_folder() -> Path:
+    """The configuration files: inside the package when installed, beside it in the repository."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+ROLES = {
+    "sampler": ("bucket", "probability"),
+    "dataset": ("check", "texts", "describe"),
+    "model": ("check", "limits", "tokenizer", "load", "describe"),
+}
+"""What a run asks of the objects of each group (types.py)."""
+
+
+def resolve(cfg: DictConfig, overrides: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None) -> Config:
+    """Checks a composed configuration and builds what it describes.
+
+    Args:
+        cfg: what Hydra composed, without the hydra node.
+        overrides: the words that were typed; only they can extend the trusted targets.
+        roles: what the object of each group must be able to do, where it is one of ours; nothing by default.
+
+    Raises:
+        ConfigError: in one line, the key, the value found and the one wanted.
+    """
+    return build_config(cfg, typed_strings(overrides, "trusted_targets"), roles)
+
+
+def build_config(
+    cfg: DictConfig, trust: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None
+) -> Config:
+    """As `resolve`; `trust` are the prefixes that were typed, whether or not `cfg` asks for them."""
+    plain = plain_values(cfg)
+    trusted = _trusted_targets(plain.pop("trusted_targets"), trust)
+    _require_countable_layers(plain["model"])
+    config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
+    for key in _BUILT:
+        setattr(config, key, build(plain[key], key, trusted, (roles or {}).get(key, ())))
+    return config
+
+
+def _require_countable_layers(model: Any, name: str = "model") -> None:
+    """Refuses more layers than a part's column can count, before a list of them is made."""
+    for key, value in model.items() if isinstance(model, dict) else ():
+        if isinstance(value, int) and "layer" in str(key) and value > LAYERS:
+            raise ConfigError(f"{name}.{key}={value} is more than the {LAYERS:,} layers that a run can have")
+        _require_countable_layers(value, f"{name}.{key}")
+
+
+_BUILT = ("sampler", "dataset", "model")
+"""Cheap ones first: importing a model's class brings torch along."""
+
+
+def _record_folder(output_dir: str, plan: Any = False) -> str | None:
+    """Hydra's record of the job goes to .hydra, but nowhere if something else is there already, or for a plan."""
+    folder = Path(output_dir)
+    return None if plan or is_held(folder) or not is_free(folder) else ".hydra"
+
+
+def _trusted_targets(wanted: list[str], typed: Sequence[str]) -> tuple[str, ...]:
+    if not set(wanted) <= set(typed):
+        raise ConfigError("trusted_targets is set in a file: it is honoured on the command line only")
+    if not all(wanted):
+        raise ConfigError("trusted_targets has an empty prefix, which would trust everything: name the package")
+    return (*TRUSTED, *wanted)

@@ -1,0 +1,136 @@
+"""What a run folder keeps of its configuration, and whether the folder may be written into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sniffer.config.build import config_error
+from sniffer.config.schema import Config
+from sniffer.errors import ConfigError, RunError, first_line, reason
+from sniffer.storage.durable import durable_file
+from sniffer.storage.ownership import RERUN_HEAD, refuse_taken
+from sniffer.storage.untrusted import CONFIG_BYTES, read_yaml
+
+
+def save_config(folder: Path, cfg: DictConfig) -> None:
+    """Writes config.yaml, the resolved configuration, and rerun.yaml, which composes to the same one."""
+    plain = plain_values(cfg)
+    # Trust is given on a command line, each time: a run folder may come from someone else.
+    for key in ONCE:
+        del plain[key]
+    save_plain(folder, plain)
+
+
+def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
+    """As `save_config`, from plain values.
+
+    Raises:
+        CaptureError: the disk is full or cannot be written to.
+        ConfigError: it is too long to be read again.
+    """
+    length = len(json.dumps(plain, default=str))
+    if length > CONFIG_BYTES // 4:
+        raise ConfigError(
+            f"the configuration has {length:,} characters, more than the {CONFIG_BYTES // 4:,} that can be saved: "
+            "shorten its lists, such as capture.heads, by ranges"
+        )
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(plain)))
+    head = f"{RERUN_HEAD} [key=value ...]\n"
+    defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
+    # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both, and
+    # where there is one, the rerun.yaml tells that it is ours (ownership.py).
+    for name, content in (("rerun.yaml", head + defaults + text), ("config.yaml", text)):
+        with durable_file(folder / name) as file:
+            file.write(content.encode())
+
+
+RERUN_DEFAULTS = ("schema", "common", "_self_")
+"""What a rerun.yaml is composed of."""
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """What config.yaml of a run folder says; nothing where there is none.
+
+    Raises:
+        RunError: the file is not YAML, or not a mapping.
+    """
+    path = folder / "config.yaml"
+    try:
+        values = read_yaml(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RunError(f"could not read {path}: {first_line(error)}; {RESTORE}") from error
+    if not isinstance(values, dict):
+        raise RunError(f"{path} is not a mapping of keys to values: {RESTORE}")
+    return values
+
+
+RESTORE = "restore the file, or let `python -m sniffer.runs resume RUN --restore` write it again"
+
+
+ONCE = ("trusted_targets", "plan")
+"""Keys of one command line, which a run does not save."""
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run has already written into this folder."""
+    return (folder / "manifest.json").exists() or (folder / "captures").exists()
+
+
+def refuse_results(folder: Path) -> None:
+    """Raises RunError where an earlier run's results, or anyone's files, would be overwritten."""
+    if holds_results(folder):
+        raise RunError(f"{folder} already holds results: choose another hydra.run.dir, or remove it first")
+    refuse_taken(folder)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a run can begin in this folder."""
+    try:
+        refuse_results(folder)
+    except RunError:
+        return False
+    return True
+
+
+def plain_values(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain dicts and lists: interpolations resolved, local paths made absolute."""
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise config_error(error, "", Config) from error
+    except OverflowError as error:  # of OmegaConf, which then does not name the key
+        raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
+    assert isinstance(plain, dict)
+    return _with_absolute_paths({str(key): value for key, value in plain.items()})
+
+
+def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
+    """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
+    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
+        node = plain[group]
+        # A folder such as 2024 is read as a number.
+        if isinstance(node, dict) and type(node.get(key)) is int:
+            node[key] = str(node[key])
+        if isinstance(node, dict) and isinstance(node.get(key), str):
+            # Such as from a shell variable that is not set; it would mean the folder one stands in.
+            if not node[key].strip():
+                raise ConfigError(f"{group}.{key} is empty: give a path{'' if key == 'path' else ' or a hub id'}")
+            try:
+                local = Path(node[key]).expanduser()
+                # A path is always one; a name may be a hub id too.
+                if key == "path" or local.is_dir() or node[key].startswith(("./", "../", "~")):
+                    node[key] = str(local.absolute())
+            except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
+                why = reason(error) if isinstance(error, OSError) else first_line(error)
+                raise ConfigError(f"{group}.{key}={node[key]:.80} cannot be a path: {why}") from error
+    return plain

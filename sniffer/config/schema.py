@@ -1,0 +1,137 @@
+"""The configuration's keys and their types; what a value must be is checked as it is made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from omegaconf import MISSING
+
+from sniffer.errors import ConfigError
+from sniffer.forward.selection import CaptureConfig
+from sniffer.types import COMPRESSIONS
+
+
+@dataclass
+class BatchConfig:
+    """How documents share a forward pass; results do not depend on it.
+
+    `max_tokens` is null for what suits the device (batching.py).
+    """
+
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ConfigError(
+                f"batch.max_tokens={self.max_tokens} must be 1 or more, or null for what suits the device"
+            )
+
+
+@dataclass
+class OutputConfig:
+    """How vectors are compressed, and when rows leave memory before the end of a run.
+
+    `compression` is one of sniffer.types.COMPRESSIONS. `memory_limit` is in bytes, or text with a unit such as
+    "8GiB"; here it becomes an integer. `checkpoint_every` counts documents.
+    """
+
+    compression: str = "auto"
+    memory_limit: Any = None
+    checkpoint_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_limit is not None:
+            self.memory_limit = n_bytes("output.memory_limit", self.memory_limit)
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
+        if self.compression not in COMPRESSIONS:
+            raise ConfigError(f"output.compression={self.compression} is not one of {', '.join(COMPRESSIONS)}")
+
+
+ENGINES = ("local", "ray")
+
+
+@dataclass
+class EngineConfig:
+    """What runs the model: this process (local), or workers on a Ray cluster, each with a model of its own.
+
+    The other keys are for ray. `address` is null for a cluster of this machine alone, auto or host:port for one that
+    runs. `workers` is null for one per GPU, or without GPUs one per node; `cpus_per_worker` and `gpus_per_worker` are
+    null for an equal share of a node. `start_timeout`: seconds to wait for a first worker to have its model.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    cpus_per_worker: int | None = None
+    gpus_per_worker: float | None = None
+    start_timeout: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ENGINES:
+            raise ConfigError(f"engine.name={self.name} is not one of {', '.join(ENGINES)}")
+        for key, least in (("workers", 1), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+            value = getattr(self, key)
+            if value is not None and not value >= least:
+                raise ConfigError(f"engine.{key}={value} must be {least} or more, or null")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise ConfigError(f"engine.workers={self.workers} is more than the {MOST_WORKERS} that one run can have")
+        if not self.start_timeout > 0:
+            raise ConfigError(f"engine.start_timeout={self.start_timeout} must be more than 0 seconds")
+        for key in ("address", "workers", "cpus_per_worker", "gpus_per_worker"):
+            if self.name == "local" and getattr(self, key) is not None:
+                raise ConfigError(f"engine.{key} is for engine=ray: engine=local runs the model in this process")
+        if self.name == "ray" and find_spec("ray") is None:
+            raise ConfigError("engine=ray needs Ray: pip install 'qk-sniffer[ray]'")
+
+
+@dataclass
+class Config:
+    """The root. `resolve` puts built objects in the place of model, dataset and sampler.
+
+    `plan`: true, or a mapping (plan.py), to be told what a run would need instead of running it.
+    """
+
+    seed: int = 0
+    model: Any = MISSING
+    dataset: Any = MISSING
+    sampler: Any = MISSING
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    plan: Any = False
+    trusted_targets: list[str] = field(default_factory=list)
+
+
+UNITS = {"B": 1} | {
+    f"{prefix}{suffix}": base ** (power + 1)
+    for power, prefix in enumerate("KMGT")
+    for suffix, base in (("B", 1000), ("iB", 1024))
+}
+
+
+def n_bytes(key: str, value: Any) -> int:
+    """A number of bytes, from an integer or from text such as "8GiB", "500MB" or "1e9".
+
+    Raises:
+        ConfigError: anything else, or nothing left.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([A-Za-z]*)\s*", str(value))
+    unit = {name.lower(): factor for name, factor in UNITS.items()}.get((match[2] or "B").lower()) if match else None
+    try:
+        found = int(float(match[1]) * unit) if match and unit else 0
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise ConfigError(f"{key}={value} is not a size: give bytes, or a number with one of {', '.join(UNITS)}")
+    return found
+
+
+OWN_CLUSTER = (None, "auto", "local")
+"""Addresses of clusters that run, or are started, on this machine."""
+
+MOST_WORKERS = 1 << 14

@@ -1,0 +1,134 @@
+"""Datasets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sniffer.dataset.files import file_facts
+from sniffer.dataset.source import Source
+from sniffer.dataset.tables import _require_columns, _require_text
+from sniffer.errors import DatasetError, first_line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hub(Source):
+    """A dataset on the Hugging Face hub, or any other that `datasets.load_dataset` takes by name.
+
+    With HF_HUB_OFFLINE=1 the copy in the local cache is used.
+    """
+
+    home: ClassVar[str] = "sniffer.tables"
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text_column: str = "text"
+    id_column: str | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} ({self.split})"
+
+    def row_ids(self) -> Iterator[Any]:
+        columns = self._table.column_names
+        _require_columns(self.title, [self.text_column], columns)
+        feature = self._table.features[self.text_column]
+        _require_text(self.title, self.text_column, getattr(feature, "dtype", type(feature).__name__))
+        if self.id_column is None:
+            return iter(range(len(self._table)))
+        _require_columns(self.title, [self.id_column], columns)
+        return iter(self._table[self.id_column])
+
+    def row_texts(self, rows: range) -> Iterator[Any]:
+        chosen = self._table.select_columns([self.text_column]).select(rows)
+        return (row[self.text_column] for row in chosen)
+
+    def facts(self) -> dict[str, Any]:
+        """The commit; of a local folder, and of a cached copy that names none, what its files hold."""
+        commit = self._commit or self._cached_commit
+        return {"commit": commit, **({} if commit else file_facts(self._files))}
+
+    @property
+    def _cached_commit(self) -> str | None:
+        """The commit that `datasets` has in the path of its own copy; a local folder has none."""
+        homes = {Path(file["filename"]).parent.name for file in self._table.cache_files}
+        commits = [home for home in homes if re.fullmatch(r"[0-9a-f]{40}", home)]
+        return commits[0] if len(commits) == 1 == len(homes) else None
+
+    @property
+    def _files(self) -> list[Path]:
+        """A local folder's data files and what it says of them; else those of the cached copy."""
+        folder = Path(self.name).expanduser()
+        if not folder.is_dir():
+            return sorted(Path(file["filename"]) for file in self._table.cache_files)
+        import datasets
+
+        named = datasets.load_dataset_builder(self.name, self.config).config.data_files or {}
+        files = {Path(file) for listed in named.values() for file in listed}
+        about = {folder / name for name in ("README.md", "dataset_infos.json")}
+        return sorted(file for file in files | about if file.is_file())
+
+    @cached_property
+    def _table(self) -> Any:
+        commit = self._commit
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.name, self.config, split=self.split, revision=commit or self.revision)
+        except Exception as error:
+            reason = first_line(_innermost(error))
+            raise DatasetError(f"{self.title} cannot be loaded: {reason}") from error
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """The commit to load; None for a local folder, or when the cache is to be used."""
+        return None if Path(self.name).expanduser().exists() else hub_commit(self.name, self.revision)
+
+
+def hub_commit(name: str, revision: str | None) -> str | None:
+    """Asks the hub whether a dataset may be read, and for its commit; None if told to stay offline.
+
+    Raises:
+        DatasetError: gated, not found, or no network; at once, where loading would try for half a minute.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    hub = HfApi()
+    try:
+        hub.auth_check(name, repo_type="dataset")
+        return hub.dataset_info(name, revision=revision, timeout=10).sha
+    except OfflineModeIsEnabled:
+        return None
+    except GatedRepoError as error:
+        problem = f"is gated: accept its terms on https://huggingface.co/datasets/{name}, then run `hf auth login`"
+        raise DatasetError(f"the dataset {name} {problem}") from error
+    except RevisionNotFoundError as error:
+        raise DatasetError(f"the dataset {name} has no revision {revision}: check dataset.revision") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        problem = "is not on the hub, or private: check dataset.name, or run `hf auth login`"
+        raise DatasetError(f"the dataset {name} {problem}") from error
+    except Exception as error:  # whichever HTTP library the hub's client is built on
+        problem = f"no network to the hub ({first_line(error)})"
+        raise DatasetError(
+            f"{problem}: connect, set HF_HUB_OFFLINE=1 to use a cached copy of {name}, or choose local text"
+        ) from error
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """`datasets` wraps what went wrong; the first cause is what a person can act on."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return error

@@ -1,0 +1,188 @@
+"""Datasets: where the text comes from, and the identity of each document.
+
+A dataset yields (example_id, source_id, text). The source_id is the exact id in the data; the example_id
+an integer that stands for it in every table and seeds the document's draws: the id itself where it is an
+integer, else a stable 63-bit hash of it. So a document draws the same positions in every run, selection
+and shard that includes it. Identities are checked before any model loads.
+
+This file has the base and the sources whose documents are files or parts of a package; tables are in
+tables.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar
+
+from sniffer.errors import ConfigError, DatasetError
+from sniffer.hashing import stable_id
+
+LARGEST_ID = (1 << 63) - 1
+MISSING = object()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One worker's part: of the dataset's documents, those with number % count == index."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ConfigError(
+                f"dataset.shard.index={self.index} with dataset.shard.count={self.count}: "
+                f"the index must be from 0 to count - 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(ABC):
+    """What every dataset shares; a source says what its ids are and how a row's text is read.
+
+    `max_examples`: only so many first documents, counted before sharding. `max_tokens`: only so many
+    first tokens of each, cut by whoever tokenises. `home` is where saved runs say that its class is.
+    """
+
+    home: ClassVar[str] = "sniffer.dataset"
+
+    max_examples: int | None = None
+    max_tokens: int | None = None
+    shard: Shard = field(default_factory=Shard)
+
+    def __post_init__(self) -> None:
+        for key in ("max_examples", "max_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"dataset.{key}={value} must be 1 or more, or null for no limit")
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What messages call this dataset."""
+
+    @abstractmethod
+    def row_ids(self) -> Iterator[Any]:
+        """The id of every row, in order, without reading texts where that can be avoided."""
+
+    @abstractmethod
+    def row_texts(self, rows: range) -> Iterator[Any]:
+        """The text of these rows, in order."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else the manifest should record, so that a reader knows which data this was."""
+        return {}
+
+    def check(self) -> None:
+        """Reads and checks every id.
+
+        Raises:
+            DatasetError: the data are missing, unreadable, empty, or an id is unusable or not unique.
+        """
+        _ = self._ids
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def texts(self) -> Iterator[tuple[int, str, str]]:
+        """Yields (example_id, source_id, text) in order; empty texts included.
+
+        Raises:
+            DatasetError: as `check`, or a text is not a string.
+        """
+        texts = iter(self.row_texts(self._rows))
+        for row in self._rows:
+            text: Any = next(texts, MISSING)
+            if text is MISSING:
+                raise DatasetError(
+                    f"{self.title} ends before row {row}: it is damaged, or has changed since it was read"
+                )
+            require_string(text, row, self.title)
+            yield example_id(self._ids[row]), str(self._ids[row]), text
+
+    def describe(self) -> dict[str, Any]:
+        """The dataset as plain values: its class, its fields, its number of documents, its facts."""
+        home = self.home if type(self).__module__.startswith("sniffer.") else type(self).__module__
+        name = f"{home}.{type(self).__qualname__}"
+        return {"_target_": name, **asdict(self), "documents": len(self), **self.facts()}
+
+    @cached_property
+    def _ids(self) -> Sequence[int | str]:
+        most = None if self.max_examples is None else min(self.max_examples, sys.maxsize)
+        ids = checked_ids(islice(self.row_ids(), most), self.title)
+        if not ids:
+            raise DatasetError(f"{self.title} is empty: point the dataset at some text")
+        return ids
+
+    @property
+    def _rows(self) -> range:
+        n = len(self._ids)
+        # Numbers beyond the last row are as good as it, and those who count by these rows know only so large ones.
+        return range(min(self.shard.index, n), n, min(self.shard.count, n))
+
+
+def example_id(identity: int | str) -> int:
+    """The integer in [0, 2^63) that stands for an id."""
+    return identity if isinstance(identity, int) else stable_id(identity)
+
+
+def checked_ids(ids: Iterator[Any], title: str) -> list[int | str]:
+    """The ids as a list, each of them a usable integer or string, no two with one example_id.
+
+    Raises:
+        DatasetError: naming the row, or the two rows.
+    """
+    checked: list[int | str] = []
+    row_of: dict[int, int] = {}
+    for row, identity in enumerate(ids):
+        _require_usable(identity, row, title)
+        first = row_of.setdefault(example_id(identity), row)
+        if first != row:
+            raise DatasetError(_clash(checked[first], first, identity, row, title))
+        checked.append(identity)
+    return checked
+
+
+def require_string(text: Any, row: int, title: str) -> None:
+    """Raises DatasetError where a row's text is not text; an empty one is fine."""
+    if not isinstance(text, str):
+        found = "null" if text is None else f"a {type(text).__name__}"
+        raise DatasetError(f"row {row} of {title} has {found} where its text should be: fix that row")
+    if (place := _lone_surrogate(text)) is not None:
+        raise DatasetError(f"row {row} of {title} has {text[place]!r} in its text, half a character: fix that row")
+
+
+def _lone_surrogate(text: str) -> int | None:
+    """Where a string is no valid Unicode, which neither a tokenizer nor a file takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _require_usable(identity: Any, row: int, title: str) -> None:
+    if isinstance(identity, bool) or not isinstance(identity, int | str) or identity == "":
+        found = "no id" if identity in (None, "") else f"the id {identity!r} ({type(identity).__name__})"
+        raise DatasetError(f"row {row} of {title} has {found}: ids must be integers or non-empty strings")
+    if isinstance(identity, str) and _lone_surrogate(identity) is not None:
+        raise DatasetError(f"row {row} of {title} has the id {identity!r}, which is not valid Unicode: rename it")
+    if isinstance(identity, int) and not 0 <= identity <= LARGEST_ID:
+        raise DatasetError(f"row {row} of {title} has the id {identity}, outside [0, 2^63): store it as a string")
+
+
+def _clash(first: int | str, first_row: int, second: int | str, second_row: int, title: str) -> str:
+    if first == second:
+        return (
+            f"rows {first_row} and {second_row} of {title} both have the id {first!r}: "
+            f"make ids unique, or set dataset.id_column=null to use row numbers"
+        )
+    return (
+        f"the ids {first!r} (row {first_row}) and {second!r} (row {second_row}) of {title} "
+        f"share the 63-bit example_id {example_id(first)}: rename one of them"
+    )

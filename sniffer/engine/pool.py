@@ -1,0 +1,66 @@
+"""Where workers come from, and what each has in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from sniffer.engine.worker import Facts
+from sniffer.types import TokenBatch
+
+Ticket = Hashable
+"""Of a call that a worker was asked to do."""
+
+
+class WorkerLost(Exception):  # noqa: N818 - what happens to a worker is no error of the run
+    """A worker's process or machine is gone; the text says how."""
+
+
+class Pool(Protocol):
+    """Where workers come from. A worker does what it is called for one by one, in order."""
+
+    def hire(self) -> Any:
+        """A new worker; it may begin later, when there is room for it."""
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Ticket:
+        """Asks a `sniffer.engine.worker.Worker` to do something."""
+
+    def wait(self, tickets: Sequence[Ticket], seconds: float) -> Sequence[Ticket]:
+        """Those of the calls that have ended, in the order given; waits up to `seconds` for the first."""
+
+    def result(self, ticket: Ticket) -> Any:
+        """What a call that has ended returned, or raises what it raised; WorkerLost if there is no one to ask."""
+
+    def dismiss(self, worker: Any) -> None:
+        """Ends a worker, wherever it is in its work."""
+
+
+@dataclass(eq=False)
+class Hand:
+    """A worker, and what it has in hand.
+
+    `calls` are what it was asked and has not answered: the method, and for `run` the batch. `held` are batches
+    whose rows it holds in memory, `rows` and `nbytes` how many.
+    """
+
+    worker: Any
+    calls: dict[Ticket, tuple[str, TokenBatch | None]] = field(default_factory=dict)
+    held: list[TokenBatch] = field(default_factory=list)
+    facts: Facts | None = None
+    rows: int = 0
+    nbytes: int = 0
+
+    @property
+    def running(self) -> list[TokenBatch]:
+        return [batch for _, batch in self.calls.values() if batch is not None]
+
+    @property
+    def flushing(self) -> bool:
+        return any(method == "flush" for method, _ in self.calls.values())
+
+
+def name_of(batch: TokenBatch) -> str:
+    first = batch.documents[0]
+    more = f" and {len(batch.documents) - 1} more" if len(batch.documents) > 1 else ""
+    return f"document {first.source_id!r}{more} ({batch.padded_tokens:,} tokens)"

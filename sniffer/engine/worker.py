@@ -1,0 +1,180 @@
+"""A worker: one process with a model of its own, which captures the batches it is given and writes parts.
+
+It knows nothing of other workers, nor of what runs it; a crew (crew.py) hands out the batches, and names in the
+manifest what a worker has written. Everything that goes in and out is plain data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from sniffer.engine.base import Plan, describe_device, dtype_name
+from sniffer.errors import CaptureError
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.observer import draw
+from sniffer.forward.passes import Passes
+from sniffer.process.clock import Clock
+from sniffer.process.environment import versions
+from sniffer.process.memory import available_memory, keep_freed_memory
+from sniffer.storage.part_writer import PartWriter
+from sniffer.storage.schema import Example, Part
+from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, TokenBatch
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a worker's model is, and where: `sniffer.types.ModelFacts`, and what the driver plans with.
+
+    `model` is what the checkpoint says of itself where the worker is, `described` is its device.
+    `available` and `resident` are bytes of memory: what its machine has left, and what the process holds.
+    """
+
+    geometry: tuple[LayerGeometry, ...]
+    dtype: torch.dtype
+    device: torch.device
+    pre_missing: str
+    vocabulary: int
+    lengths: LengthClasses
+    backbone: Mapping[str, Any]
+    described: Mapping[str, str]
+    model: Mapping[str, Any]
+    threads: int
+    versions: Mapping[str, str]
+    process: int
+    available: int
+    resident: int
+
+    def describe(self) -> dict[str, Any]:
+        return dict(self.backbone)
+
+
+@dataclass(frozen=True)
+class Report:
+    """After a batch: rows and bytes held since the last flush, and seconds by stage since the last report."""
+
+    rows: int
+    nbytes: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Flushed:
+    """What was written: parts with the rows of these documents, with all of them if it is `whole`.
+
+    `failure` says why some rows could not be had, or not be written.
+    """
+
+    parts: tuple[Part, ...]
+    examples: tuple[Example, ...]
+    rows: int
+    seconds: Mapping[str, float]
+    whole: bool = True
+    failure: Exception | None = None
+
+
+class Worker:
+    """One process's share of a run.
+
+    Args:
+        folder: of the run, on a file system that the driver shares.
+        threads: of a forward pass on a CPU.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, folder: Path, threads: int) -> None:
+        self.checkpoint = checkpoint
+        self.folder = folder
+        self.threads = threads
+        self.clock = Clock()
+        self.examples: list[Example] = []
+
+    def open(self) -> Facts:
+        """Loads the model.
+
+        Raises:
+            CaptureError: the run folder is not to be seen from here.
+            SnifferError: as `Checkpoint.load`.
+        """
+        if not (self.folder / "config.yaml").is_file():
+            raise CaptureError(
+                f"a worker does not see {self.folder}: choose hydra.run.dir on a file system that all nodes share"
+            )
+        torch.set_num_threads(self.threads)
+        self.checkpoint.check()
+        self.backbone = self.checkpoint.load()
+        keep_freed_memory(self.backbone.device)
+        return Facts(
+            geometry=self.backbone.geometry,
+            dtype=self.backbone.dtype,
+            device=self.backbone.device,
+            pre_missing=self.backbone.pre_missing,
+            vocabulary=self.backbone.vocabulary,
+            lengths=self.backbone.lengths,
+            backbone=self.backbone.describe(),
+            described=describe_device(self.backbone),
+            model=self.checkpoint.describe(),
+            threads=torch.get_num_threads(),
+            versions=versions(),
+            process=os.getpid(),
+            available=available_memory(),
+            resident=psutil.Process().memory_info().rss,
+        )
+
+    def begin(self, plan: Plan) -> None:
+        """Takes the plan that all batches to come follow."""
+        self.plan = plan
+        self.accumulator = Accumulator(plan.selection)
+        self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock)
+        dtype = dtype_name(self.backbone.dtype)
+        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression)
+
+    def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
+        """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""
+        with self.clock.stage("sample"):
+            picks = draw(self.plan.picker, self.plan.selection, batch)
+        self.passes.run(batch, picks, done)
+        self._keep(leave=1)
+        return Report(self.rows, self.accumulator.nbytes, self._seconds())
+
+    def flush(self, number: int) -> Flushed:
+        """Writes all rows that are held, as parts of this number, and lets go of them."""
+        failure, whole = None, True
+        try:
+            self._keep()
+        except Exception as error:  # what is in memory already is worth keeping all the same
+            failure = error
+        written: list[Part] = []
+
+        def told(part: Part | None) -> None:
+            if part is not None:
+                written.append(part)
+                self.accumulator.release(part.layer, part.kind)
+
+        try:
+            with self.clock.stage("commit"):
+                self.writer.write_all(self.accumulator, dict.fromkeys(self.accumulator.by_size(), number), told)
+        except Exception as error:
+            failure, whole = failure or error, False
+        examples, self.examples = tuple(self.examples), []
+        rows = self.rows
+        self.accumulator.rows = dict.fromkeys(self.accumulator.rows, 0)
+        return Flushed(tuple(written), examples, rows, self._seconds(), whole, failure)
+
+    @property
+    def rows(self) -> int:
+        """Captured since the last flush."""
+        return sum(self.accumulator.rows.values())
+
+    def _keep(self, leave: int = 0) -> None:
+        for batch in self.passes.settle(leave):
+            self.examples += [Example.of(document) for document in batch.documents]
+
+    def _seconds(self) -> Mapping[str, float]:
+        seconds, self.clock.seconds = self.clock.seconds, {}
+        return seconds

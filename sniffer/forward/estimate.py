@@ -1,0 +1,140 @@
+"""What a run will hold and write, told before it starts, and whether this machine can take it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sniffer.errors import CaptureError
+from sniffer.forward.selection import Selection
+from sniffer.sampler import Picker
+from sniffer.types import DRAW_OF_KIND, WIDE, LayerGeometry, codec
+
+if TYPE_CHECKING:
+    import torch
+from sniffer.words import size
+
+RAM_HEADROOM = 1.3
+"""Peak memory over captured bytes, while sorting and writing."""
+
+PINNED_BATCHES = 4
+"""Batches in pinned memory where a model runs on CUDA: two are on their way, and PyTorch's allocator of pinned memory
+rounds each block up to a power of two (sniffer/transfer.py)."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is available once the model is loaded: what captured rows may take by default."""
+
+ADVICE = "lower sampler.base_rate, capture.layers, capture.kinds, dataset.max_examples or dataset.max_tokens"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected vectors and bytes; `exact_lengths` when every document's length was known.
+
+    `ram_bytes` are all captured rows at once, `batch_bytes` those of the largest batch.
+    """
+
+    rows: dict[str, float]
+    ram_bytes: float
+    batch_bytes: float
+    file_bytes: float
+    exact_lengths: bool
+
+    @property
+    def vectors(self) -> float:
+        return sum(self.rows.values())
+
+
+def estimate(
+    picker: Picker,
+    selection: Selection,
+    geometry: Mapping[int, LayerGeometry],
+    lengths: Sequence[int],
+    n_documents: int,
+    itemsize: int,
+    batch_tokens: int,
+    stored: float,
+) -> Estimate:
+    """Expects picks from the sampler's law.
+
+    Args:
+        lengths: tokens of the documents that were read so far.
+        n_documents: how many there will be in all; more than len(lengths) scales up.
+        itemsize: bytes of one value in the model's dtype.
+        batch_tokens: of a batch of several documents, at most.
+        stored: bytes of one value on disk, as `stored_bytes` has it.
+    """
+    scale = n_documents / max(1, len(lengths))
+    picks = picker.expected(lengths) * scale
+    rows = dict.fromkeys(selection.kinds, 0.0)
+    ram = file = 0.0
+    for (layer, kind), heads in selection.heads.items():
+        rows[kind] += picks * len(heads)
+        values = picks * len(heads) * geometry[layer].dims[kind]
+        ram += values * itemsize
+        file += values * stored
+    # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
+    draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
+    ram += 20 * picks * len(draws)
+    # A batch is one document, or several of about one length.
+    batch_picks = max(
+        picker.expected([n]) * max(1, min(batch_tokens // n, n_documents)) for n in {max(lengths), min(lengths)}
+    )
+    batch = ram * batch_picks / max(1e-9, picks)
+    return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
+
+
+def stored_bytes(compression: str, dtype: str) -> float:
+    """Bytes that a value of this dtype takes in a file, places included; `compression` as in the configuration."""
+    if codec(compression, dtype) == "none":
+        return 4.2
+    return 3.5 if dtype in WIDE else 1.5
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes for captured rows where the model runs: what is available, and beyond how many they are written.
+
+    `pinned` is how many batches' rows are in pinned memory beside them.
+    """
+
+    available: float
+    limit: float
+    pinned: int = 0
+
+    @classmethod
+    def of(cls, available: float, wanted: int | None, device: torch.device) -> Room:
+        """`wanted` is output.memory_limit; without it, a share of what is available."""
+        limit = MEMORY_SHARE * available if wanted is None else wanted
+        return cls(available, limit, PINNED_BATCHES if device.type == "cuda" else 0)
+
+
+def peak_ram(expected: Estimate, limit: float, pinned: int = 0) -> float:
+    """Bytes that captured rows take at most, if they are written beyond `limit`, with those of `pinned` batches."""
+    rows = min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
+    return rows + pinned * expected.batch_bytes
+
+
+def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: int = 0) -> None:
+    """Stops a run that memory or the folder's disk cannot hold.
+
+    Args:
+        room: where the model runs. A batch's rows are all in memory, and the next one's too.
+        on_disk: bytes that an earlier session has written already.
+
+    Raises:
+        CaptureError: with what is needed, what there is, and what to lower.
+    """
+    needed = peak_ram(expected, room.limit, room.pinned)
+    if needed > room.available:
+        raise CaptureError(
+            f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {ADVICE}"
+        )
+    free = shutil.disk_usage(folder).free
+    if expected.file_bytes - on_disk > free:
+        raise CaptureError(
+            f"the captures need about {size(expected.file_bytes)} of disk, {size(free)} is free at {folder}: {ADVICE}"
+        )

@@ -1,0 +1,122 @@
+"""The observer of one batch: it knows the picks, and gathers them as each layer is seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sniffer.errors import CaptureError
+from sniffer.forward.gather import gather
+from sniffer.forward.selection import Selection
+from sniffer.forward.transfer import Transfer
+from sniffer.sampler import Picker
+from sniffer.tap import Seen, StopForward
+from sniffer.types import DRAW_OF_KIND, LayerGeometry, Picks, TokenBatch
+
+
+class Observer:
+    """Gathers what a selection wants from every attention layer of one forward pass.
+
+    Before the forward it draws all picks and sends their indices to the device in one piece. It is then
+    called with each layer's inputs; after the last wanted layer it ends the forward, unless `stops` is
+    set to False. `seconds` is the time spent in those calls.
+
+    What was proven at start-up over a short text must hold for each batch: a layer that shows something a second
+    time, or other than one vector per token, raises CaptureError.
+    """
+
+    def __init__(
+        self,
+        batch: TokenBatch,
+        picks: Mapping[tuple[int, str], Picks],
+        plan: GatherPlan,
+    ) -> None:
+        self.batch = batch
+        self.picks = picks
+        self.vectors: dict[tuple[int, str], Tensor] = {}
+        self.seconds = 0.0
+        self.stops = True
+        self._plan = plan
+        self._flat = [batch.cells(drawn) for drawn in picks.values()]
+        self._indices = {plan.device: self._upload(plan.device)}
+
+    def __call__(self, seen: Seen) -> None:
+        started = time.perf_counter()
+        layer = self._plan.layer_of.get(seen.module)
+        if layer is not None:
+            for kind in self._plan.kinds.get(layer, ()):
+                self._keep(layer, kind, getattr(seen, kind))
+        self.seconds += time.perf_counter() - started
+        if self.stops and layer == self._plan.last_layer:
+            raise StopForward
+
+    def _keep(self, layer: int, kind: str, states: Tensor) -> None:
+        self._check(layer, kind, states)
+        # A model spread over several devices needs the indices on each of them.
+        if states.device not in self._indices:
+            self._indices[states.device] = self._upload(states.device)
+        flat = self._indices[states.device][layer, DRAW_OF_KIND[kind]]
+        rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
+        self.vectors[layer, kind] = self._plan.transfer.download(rows)
+
+    def _check(self, layer: int, kind: str, states: Tensor) -> None:
+        ended = self.stops and layer == self._plan.last_layer
+        if (layer, kind) in self.vectors and not ended:
+            raise CaptureError(
+                f"layer {layer} shows its {kind} twice in one forward: only one tap may stand in its way"
+            )
+        wanted = (self.batch.n_rows, self.batch.seq_len)
+        if (states.shape[0], states.shape[2]) != wanted:
+            raise CaptureError(
+                f"layer {layer} shows its {kind} as {tuple(states.shape)}, wanted ({wanted[0]}, heads, {wanted[1]}, "
+                "dim): one vector per token"
+            )
+
+    def _upload(self, device: torch.device) -> dict[tuple[int, str], Tensor]:
+        """One index tensor for the whole batch, cut into views by (layer, draw)."""
+        whole = np.concatenate([np.empty(0, np.int32), *self._flat])
+        uploaded = self._plan.transfer.upload(whole, device)
+        return dict(zip(self.picks, uploaded.split([len(part) for part in self._flat]), strict=True))
+
+
+class GatherPlan:
+    """What stays the same for every batch of a run.
+
+    `layer_of` numbers the attention modules, `kinds` lists what each layer is wanted for, `transfer` is
+    the way to and from the device, `device` where the model's input goes.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        geometry: Mapping[int, LayerGeometry],
+        layer_of: Mapping[torch.nn.Module, int],
+        transfer: Transfer,
+        device: torch.device,
+    ) -> None:
+        self.layer_of = layer_of
+        self.transfer = transfer
+        self.device = device
+        self.kinds = {layer: selection.kinds_of(layer) for layer in selection.layers}
+        self.last_layer = max(selection.layers)
+        self._selection = selection
+        self._geometry = geometry
+        self._heads: dict[tuple[int, str, torch.device], Tensor | None] = {}
+
+    def heads(self, layer: int, kind: str, device: torch.device) -> Tensor | None:
+        """The active heads as an index on `device`; None when all are active, which gathers whole rows."""
+        key = (layer, kind, device)
+        if key not in self._heads:
+            active = self._selection.heads[layer, kind]
+            every = len(active) == self._geometry[layer].heads[kind]
+            self._heads[key] = None if every else self.transfer.upload(np.array(active, dtype=np.int32), device)
+        return self._heads[key]
+
+
+def draw(picker: Picker, selection: Selection, batch: TokenBatch) -> dict[tuple[int, str], Picks]:
+    """The picks of a batch, by (layer, draw)."""
+    return {(layer, side): picker.pick(batch, layer, side) for layer, side in selection.draws}

@@ -1,0 +1,60 @@
+"""Forward passes: the picked rows of each batch, from the model into the accumulator.
+
+Rows are kept one batch late, so that the copies of one batch to the host overlap the next forward.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+
+from sniffer.forward.accumulator import NOTHING, Accumulator
+from sniffer.forward.observer import GatherPlan, Observer
+from sniffer.forward.selection import Selection
+from sniffer.forward.transfer import transfer_for
+from sniffer.process.clock import Clock
+from sniffer.tap import tap
+from sniffer.types import Backbone, Picks, TokenBatch
+
+
+class Passes:
+    """One model at work.
+
+    `clock` gets the seconds of `forward`, and of `capture`, the part of it that is ours.
+    """
+
+    def __init__(self, backbone: Backbone, selection: Selection, accumulator: Accumulator, clock: Clock) -> None:
+        self.backbone = backbone
+        self.accumulator = accumulator
+        self.clock = clock
+        self.transfer = transfer_for(backbone.device)
+        geometry = {layer.layer: layer for layer in backbone.geometry}
+        self._plan = GatherPlan(selection, geometry, backbone.layer_of, self.transfer, backbone.device)
+        self._wants_pre = any(kind.endswith("_pre") for kind in selection.kinds)
+        self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
+
+    @torch.inference_mode()
+    def run(
+        self,
+        batch: TokenBatch,
+        picks: Mapping[tuple[int, str], Picks],
+        done: Mapping[tuple[int, str], Collection[int]] = NOTHING,
+    ) -> None:
+        """One batch through the model; its rows are kept by a later `settle`, but those that are `done` already."""
+        observer = Observer(batch, picks, self._plan)
+        with self.clock.stage("forward"), tap(observer, pre=self._wants_pre):
+            self.backbone(self.transfer.upload(batch.input_ids(), self.backbone.device))
+        self.transfer.end_batch()
+        self._in_flight.append((observer, done))
+
+    @torch.inference_mode()
+    def settle(self, leave: int = 0) -> Iterator[TokenBatch]:
+        """Keeps the rows of all batches but the `leave` last ones; yields each batch whose rows are now kept."""
+        while len(self._in_flight) > leave:
+            observer, done = self._in_flight.popleft()
+            vectors = self.transfer.settle(observer.vectors)
+            self.accumulator.add(observer.batch, observer.picks, vectors, done)
+            self.clock.add("capture", observer.seconds)
+            yield observer.batch

@@ -1,0 +1,207 @@
+"""The configuration: what Hydra composes, checked once and turned into real objects.
+
+The root is a typed dataclass, so that Hydra itself refuses an unknown key or a wrong type. The groups
+model, dataset and sampler are constructor calls written down; `resolve` builds them (build.py), and past
+it there is no DictConfig.
+
+Torch and transformers are not imported here: `--help` must answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sniffer.errors import ConfigError
+from sniffer.hashing import key_of
+from sniffer.limits import HEADS, LAYERS
+from sniffer.types import DRAW_OF_KIND, KINDS, LayerGeometry, ModelLimits
+
+
+@dataclass
+class HeadSampling:
+    """Keeps `count` query heads in all (null: every one), drawn by `seed`."""
+
+    count: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"capture.head_sampling.count={self.count} must be 1 or more, or null for all")
+
+
+@dataclass
+class CaptureConfig:
+    """Which vectors to keep.
+
+    `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7" (both ends
+    included), "0:8" (the end left out), or a list of these. Here they become sorted tuples.
+    """
+
+    kinds: list[str] = field(default_factory=lambda: ["q", "k"])
+    layers: Any = None
+    heads: Any = None
+    head_sampling: HeadSampling = field(default_factory=HeadSampling)
+    full_attention_only: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds or len(set(self.kinds)) != len(self.kinds):
+            raise ConfigError(f"capture.kinds={self.kinds} must name some of {list(KINDS)}, each once")
+        self.layers = numbers("capture.layers", self.layers)
+        self.heads = numbers("capture.heads", self.heads)
+
+
+def numbers(key: str, value: Any) -> tuple[int, ...] | None:
+    """Numbers and ranges as a sorted tuple: 3, "0-7", "0:8", or a list of these; None stays None.
+
+    Raises:
+        ConfigError: anything else, a negative number, or nothing at all.
+    """
+    if value is None:
+        return None
+    items = value if isinstance(value, list | tuple) else [value]
+    found = {number for item in items for number in _range(key, item)}
+    if not found:
+        raise ConfigError(f"{key}={value} names nothing: use null for all")
+    return tuple(sorted(found))
+
+
+MOST = 1 << 20
+"""Beyond any model's layers and heads; a range is written out as numbers."""
+
+
+def _range(key: str, item: Any) -> Sequence[int]:
+    if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+        return (item,)
+    if isinstance(item, str) and (match := re.fullmatch(r"(\d{1,99})(?:([-:])(\d{1,99}))?", item)):
+        first, last = int(match[1]), int(match[3] or match[1]) + (match[2] != ":")
+        if last > MOST:
+            raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
+        if last <= first:
+            raise ConfigError(f"{key} has {item!r}, which names nothing: give the lower end first, as in 0-7 or 0:8")
+        return range(first, last)
+    raise ConfigError(f"{key} has {item!r:.60}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The captured heads of each (layer, kind), ascending; a pair that is absent is not captured."""
+
+    heads: Mapping[tuple[int, str], tuple[int, ...]]
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted({layer for layer, _ in self.heads}))
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(kind for _, kind in self.heads))
+
+    @property
+    def draws(self) -> tuple[tuple[int, str], ...]:
+        """The (layer, draw) pairs that need positions."""
+        return tuple(dict.fromkeys((layer, DRAW_OF_KIND[kind]) for layer, kind in self.heads))
+
+    def kinds_of(self, layer: int) -> tuple[str, ...]:
+        return tuple(kind for other, kind in self.heads if other == layer)
+
+
+def check_request(capture: CaptureConfig, limits: ModelLimits) -> None:
+    """Refuses layers and heads that the checkpoint's config already rules out.
+
+    Raises:
+        ConfigError: a layer or head that does not exist; or the checkpoint claims more than a run can count.
+    """
+    for what, claimed, most in (("layers", limits.layers, LAYERS), ("query heads", limits.query_heads, HEADS)):
+        if claimed is not None and claimed > most:
+            raise ConfigError(f"the checkpoint's config claims {claimed:,} {what}, more than a run can have ({most:,})")
+    if limits.layers is not None and capture.layers is not None:
+        _check_members("capture.layers", capture.layers, range(limits.layers), "layers")
+    if limits.query_heads is not None and capture.heads is not None:
+        _check_members("capture.heads", capture.heads, range(limits.query_heads), "query heads")
+
+
+def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missing: str = "") -> Selection:
+    """Resolves the request against the layers that the model really has.
+
+    `pre_missing` says why the model shows no pre kinds, for the message.
+
+    Raises:
+        ConfigError: a layer, head or kind that does not exist, or nothing left to capture.
+    """
+    layers = {layer.layer: layer for layer in geometry}
+    wanted = tuple(layers) if capture.layers is None else tuple(capture.layers)
+    _check_members("capture.layers", wanted, layers, "attention layers")
+    eligible = [
+        layers[number]
+        for number in sorted(set(wanted))
+        if not (capture.full_attention_only and layers[number].sliding_window is not None)
+    ]
+    for layer in eligible:
+        _check_kinds(capture.kinds, layer, pre_missing)
+    query_heads = _sample_heads(_requested_heads(eligible, capture.heads), capture)
+    heads = {
+        (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
+        for layer in eligible
+        for kind in capture.kinds
+        if query_heads[layer.layer]
+    }
+    if not heads:
+        raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")
+    return Selection(heads)
+
+
+def key_head(query_head: int, query_heads: int, key_heads: int) -> int:
+    """The key head that a query head attends with, under grouped-query attention."""
+    return query_head * key_heads // query_heads
+
+
+def _requested_heads(layers: Iterable[LayerGeometry], heads: Sequence[int] | None) -> dict[int, tuple[int, ...]]:
+    requested = {}
+    for layer in layers:
+        existing = range(layer.heads["q"])
+        wanted = existing if heads is None else sorted(set(heads))
+        _check_members("capture.heads", wanted, existing, f"query heads of layer {layer.layer}")
+        requested[layer.layer] = tuple(wanted)
+    return requested
+
+
+def _sample_heads(requested: dict[int, tuple[int, ...]], capture: CaptureConfig) -> dict[int, tuple[int, ...]]:
+    """Keeps `head_sampling.count` query heads in all; a larger count keeps a superset."""
+    count = capture.head_sampling.count
+    if count is None:
+        return requested
+    pairs = [(layer, head) for layer, heads in requested.items() for head in heads]
+    if count > len(pairs):
+        raise ConfigError(
+            f"capture.head_sampling.count={count} asks for more than the {len(pairs)} eligible query heads"
+        )
+    drawn = sorted(pairs, key=lambda pair: key_of(capture.head_sampling.seed, "head", *pair))[:count]
+    return {layer: tuple(h for h in heads if (layer, h) in set(drawn)) for layer, heads in requested.items()}
+
+
+def _heads_of_kind(layer: LayerGeometry, kind: str, query_heads: Sequence[int]) -> tuple[int, ...]:
+    if DRAW_OF_KIND[kind] == "q":
+        return tuple(query_heads)
+    return tuple(sorted({key_head(head, layer.heads["q"], layer.heads[kind]) for head in query_heads}))
+
+
+def _check_kinds(kinds: Sequence[str], layer: LayerGeometry, pre_missing: str) -> None:
+    missing = [kind for kind in kinds if kind not in layer.heads]
+    if missing:
+        reason = f" ({pre_missing})" if pre_missing else ""
+        raise ConfigError(
+            f"capture.kinds names {missing}, which layer {layer.layer} of this model does not show{reason}:"
+            f" take some of {list(layer.heads)}"
+        )
+
+
+def _check_members(key: str, wanted: Iterable[int], existing: Iterable[int], what: str) -> None:
+    missing = sorted(set(wanted) - set(existing))
+    if missing:
+        numbers = sorted(existing)
+        shown = f"{numbers[0]} to {numbers[-1]}" if numbers == list(range(len(numbers))) else str(numbers)
+        raise ConfigError(f"{key} names {missing}, but the model's {what} are {shown}")

@@ -1,0 +1,15 @@
+"""Telling what state a run is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sniffer.storage.lock import is_held
+from sniffer.storage.manifest import Manifest
+
+
+def state(folder: Path, manifest: Manifest) -> str:
+    """complete, interrupted, running, or killed: it says running, but no process holds it."""
+    if manifest.status == "running" and not is_held(folder):
+        return "killed"
+    return manifest.status

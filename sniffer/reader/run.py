@@ -1,0 +1,288 @@
+"""The reader: what a run captured, as tables and arrays.
+
+A run is its manifest: only the files it names are read. Lazy polars scans skip files by layer and kind (from
+the path) and row groups by head, bucket and position (from their statistics), and so does pyarrow where one
+head is wanted as arrays: asking for one head of one layer reads one head of one layer. Neither torch nor
+the model is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+import yaml
+from jaxtyping import Float32, Float64, Int32, Int64
+
+from sniffer.errors import RunError, first_line
+from sniffer.reader.scan import PLACES, check_parts, join, read_rows, require_room, scan_parts
+from sniffer.storage.examples import examples_table
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.manifest_file import MANIFEST_PATH
+from sniffer.storage.schema import Part
+from sniffer.storage.untrusted import read_yaml
+from sniffer.types import DRAW_OF_KIND, KINDS
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Captured vectors of one head, ordered by (bucket, example, position).
+
+    `inclusion_probability` is the probability with which the sampler kept each position: weight by
+    its inverse to estimate sums over all positions without bias (Horvitz and Thompson, 1952).
+    """
+
+    vectors: Float32[np.ndarray, "n head_dim"]
+    positions: Int32[np.ndarray, " n"]
+    buckets: Int32[np.ndarray, " n"]
+    token_ids: Int32[np.ndarray, " n"]
+    example_ids: Int64[np.ndarray, " n"]
+    inclusion_probability: Float64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The query of one head and the key it is compared with, at the positions where both were kept.
+
+    `inclusion_probability` is that of the pair.
+    """
+
+    q: Float32[np.ndarray, "n head_dim"]
+    k: Float32[np.ndarray, "n head_dim"]
+    q_head: int
+    k_head: int
+    positions: Int32[np.ndarray, " n"]
+    buckets: Int32[np.ndarray, " n"]
+    token_ids: Int32[np.ndarray, " n"]
+    example_ids: Int64[np.ndarray, " n"]
+    inclusion_probability: Float64[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Run:
+    """A run folder, opened for reading."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self.manifest.status}, {self.manifest.rows:,} rows)"
+
+    @property
+    def complete(self) -> bool:
+        """False while the run goes on and after an interruption: what is there is right, but not all."""
+        return self.manifest.status == "complete"
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration that made the run."""
+        path = self.folder / "config.yaml"
+        try:
+            return dict(read_yaml(path))
+        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+            raise RunError(f"could not read {path}: {first_line(error)}; restore the file, or capture again") from error
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(self.manifest.selection)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        captured = {kind for kinds in self.manifest.selection.values() for kind in kinds}
+        return tuple(kind for kind in KINDS if kind in captured)
+
+    def heads(self, layer: int, kind: str) -> tuple[int, ...]:
+        """The captured heads of one layer and kind.
+
+        Raises:
+            RunError: the layer or the kind was not captured; the message says which were.
+        """
+        self._check("layer", layer, self.layers, "this run")
+        self._check("kind", kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
+        return self.manifest.selection[layer][kind]
+
+    def captured(self, layers: Iterable[int] | None = None, kinds: Iterable[str] | None = None) -> set[tuple[int, str]]:
+        """The captured (layer, kind) pairs among those wanted; None wants all.
+
+        Raises:
+            RunError: a layer or kind was not captured at all.
+        """
+        layers = self.layers if layers is None else tuple(layers)
+        kinds = self.kinds if kinds is None else tuple(kinds)
+        for layer in layers:
+            self._check("layer", layer, self.layers, "this run")
+        for kind in kinds:
+            self._check("kind", kind, self.kinds, "this run")
+        return {(layer, kind) for layer in layers for kind in kinds if kind in self.manifest.selection[layer]}
+
+    def examples(self) -> pl.DataFrame:
+        """The captured documents: example_id, source_id, n_tokens, truncated."""
+        if self.manifest.examples is None:
+            raise RunError(f"{self.folder} has no examples yet: the run was stopped before its first commit")
+        path = self.folder / self.manifest.examples.path
+        try:
+            return cast(pl.DataFrame, pl.from_arrow(examples_table(path, self.manifest.examples)))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
+
+    def scan(
+        self,
+        layers: Iterable[int] | None = None,
+        kinds: Iterable[str] | None = None,
+        inclusion_probability: bool = False,
+    ) -> pl.LazyFrame:
+        """All captured rows, lazily.
+
+        Args:
+            layers, kinds: what to read; None reads all. A filter on the result does as well.
+            inclusion_probability: whether to add that column (float64), each row's probability of
+                having been kept.
+
+        Returns:
+            A frame with columns layer, kind, head, bucket, position, token_id, example_id, vector. The
+            vector is an Array of float32, or a List where vectors of different lengths meet.
+
+        Raises:
+            RunError: a layer or kind was not captured.
+        """
+        pairs = self.captured(layers, kinds)
+        by_dim: dict[int, list[Part]] = {dim: [] for dim in sorted({self._dim(*pair) for pair in pairs})}
+        for part in self.manifest.parts:
+            if (part.layer, part.kind) in pairs:
+                by_dim[self._dim(part.layer, part.kind)].append(part)
+        frame = join([scan_parts(self.folder, parts, dim) for dim, parts in by_dim.items()])
+        if inclusion_probability:
+            law = self._probability_by_bucket
+            column = pl.col("bucket").replace_strict(list(law), list(law.values()), return_dtype=pl.Float64)
+            frame = frame.with_columns(column.alias("inclusion_probability"))
+        return frame
+
+    def vectors(
+        self,
+        *,
+        layer: int,
+        head: int,
+        kind: str = "q",
+        buckets: Iterable[int] | None = None,
+        max_position: int | None = None,
+    ) -> Vectors:
+        """One head's vectors as arrays; only that head's part of the file is read.
+
+        Args:
+            layer, head, kind: which; heads count key heads for k, v and k_pre.
+            buckets: the buckets to keep; None keeps all.
+            max_position: the last position to keep.
+
+        Raises:
+            RunError: the layer, kind or head was not captured; the message says which were.
+        """
+        self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
+        kept = None if buckets is None else frozenset(buckets)
+        parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
+        n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
+        require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
+        rows = read_rows(self.folder, parts, head, dim, kept, max_position)
+        return Vectors(vectors=rows["vector"], **self._places(rows))
+
+    def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
+        """Queries and keys at the same (example, position), ordered by (bucket, example, position).
+
+        The key head is the one that the query head attends with (grouped-query attention). When q and
+        k are drawn independently, few positions have both: capture with `sampler.seed_by` without
+        "kind", or with sampler=all, to have all.
+
+        Raises:
+            RunError: the layer, a kind or a head was not captured; the message says which were.
+        """
+        if DRAW_OF_KIND.get(query_kind, "q") != "q" or DRAW_OF_KIND.get(key_kind, "k") != "k":
+            raise RunError(
+                f"pairs of query_kind={query_kind!r} and key_kind={key_kind!r} make no sense: "
+                "take q or q_pre for the first, and k, v or k_pre for the second"
+            )
+        queries = self._head(layer, query_kind, q_head).rename({"vector": "q"})
+        heads = self.manifest.layer(layer).heads
+        self._check("kind", key_kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
+        k_head = q_head * heads[key_kind] // heads[query_kind]
+        keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector")
+        table = queries.join(keys, on=["example_id", "position"]).sort("bucket", "example_id", "position").collect()
+        places = self._places({name: table[name].to_numpy() for name in PLACES})
+        if "kind" in self.manifest.sampler.get("seed_by", ()):
+            places["inclusion_probability"] **= 2  # two independent draws
+        return Pairs(q=table["q"].to_numpy(), k=table["k"].to_numpy(), q_head=q_head, k_head=k_head, **places)
+
+    def check(self, layer: int, kind: str) -> None:
+        """Looks at what is about to be read whole, all heads of one layer and kind, before memory is taken for it.
+
+        Raises:
+            RunError: a file is missing, damaged, or no part; or there is not so much memory.
+        """
+        parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
+        what = f"layer {layer}, kind {kind}"
+        require_room(what, sum(part.rows for part in parts), dim)
+        check_parts(what, self.folder, parts, dim)
+
+    def _head(self, layer: int, kind: str, head: int) -> pl.LazyFrame:
+        self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
+        parts = self.manifest.parts_of(layer, kind)
+        return scan_parts(self.folder, parts, self._dim(layer, kind)).filter(pl.col("head") == head)
+
+    def _places(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        buckets = rows["bucket"]
+        seen, place = np.unique(buckets, return_inverse=True)
+        if unknown := set(seen.tolist()) - self._probability_by_bucket.keys():
+            raise RunError(
+                f"{self.folder} has rows of buckets {_ranges(unknown)}, which its manifest does not know: "
+                f"`python -m sniffer.runs verify {self.folder}` tells more"
+            )
+        law = np.array([self._probability_by_bucket[int(bucket)] for bucket in seen], dtype=np.float64)
+        return {
+            "positions": rows["position"],
+            "buckets": buckets,
+            "token_ids": rows["token_id"],
+            "example_ids": rows["example_id"],
+            "inclusion_probability": law[place],
+        }
+
+    @cached_property
+    def _probability_by_bucket(self) -> dict[int, float]:
+        law: dict[int, float] = self.manifest.sampler.get("probability_by_bucket", {})
+        unknown = self.manifest.rows_by_bucket.keys() - law.keys()
+        if unknown:
+            raise RunError(
+                f"{self.folder / MANIFEST_PATH} is broken: it gives no probability for buckets "
+                f"{_ranges(unknown)}; restore the file, or capture again"
+            )
+        return law
+
+    def _dim(self, layer: int, kind: str) -> int:
+        return self.manifest.layer(layer).dims[kind]
+
+    def _check(self, what: str, value: Any, known: Sequence[Any], where: str) -> None:
+        if value not in known:
+            raise RunError(f"{what} {value} was not captured: {where} has {what}s {_ranges(known)}")
+
+
+def _ranges(values: Iterable[Any]) -> str:
+    """Names values briefly: 0-29, 31."""
+    values = list(values)
+    if not all(isinstance(value, int) for value in values):
+        return ", ".join(map(str, values))
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1].append(value)
+        else:
+            runs.append([value])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

@@ -1,0 +1,233 @@
+"""Lazy scans over parts: polars reads only the files and row groups that a query needs.
+
+The layer and kind of a part are in its path. As hive partitions they let polars skip whole files, which
+makes a query for one layer of a hundred cost as much as if there were one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sniffer.errors import RunError, first_line
+from sniffer.limits import ROWS_PER_BYTE
+from sniffer.process.memory import available_memory
+from sniffer.storage.schema import Part
+from sniffer.storage.schema import row_schema as arrow_schema
+from sniffer.storage.sort import MAX_SPAN_BYTES
+from sniffer.types import KINDS
+from sniffer.words import size
+
+PLACES = ("bucket", "position", "token_id", "example_id")
+
+LIMITED = ("head", "bucket", "position")
+"""Columns whose statistics say which row groups a query needs."""
+
+PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
+
+PLACE = pl.Schema(
+    {
+        "head": pl.Int16,
+        "bucket": pl.Int32,
+        "position": pl.Int32,
+        "token_id": pl.Int32,
+        "example_id": pl.Int64,
+    }
+)
+
+
+def row_schema(dim: int | None) -> pl.Schema:
+    """The columns of a scan; a vector of no fixed length is a List."""
+    vector = pl.List(pl.Float32) if dim is None else pl.Array(pl.Float32, dim)
+    return pl.Schema({**PARTITION, **PLACE, "vector": vector})
+
+
+def scan_parts(folder: Path, parts: Sequence[Part], dim: int) -> pl.LazyFrame:
+    """The rows of parts whose vectors have the same length, with layer and kind."""
+    schema = row_schema(dim)
+    if not parts:
+        return pl.LazyFrame(schema=schema)
+    if any("=" in name for name in folder.parts):
+        return pl.concat([_scan_alone(folder, part) for part in parts])
+    paths = [folder / part.path for part in parts]
+    in_file = pl.Schema({name: kind for name, kind in schema.items() if name not in PARTITION})
+    rows = pl.scan_parquet(paths, glob=False, schema=in_file, hive_partitioning=True, hive_schema=PARTITION)
+    return rows.select(schema.names())
+
+
+def read_rows(
+    folder: Path,
+    parts: Sequence[Part],
+    head: int,
+    dim: int,
+    buckets: Collection[int] | None = None,
+    max_position: int | None = None,
+) -> dict[str, np.ndarray]:
+    """The rows of one head of parts, by column, in the order (bucket, example_id, position).
+
+    By pyarrow, which takes half of polars' time for whole vectors.
+
+    Args:
+        dim: of the vectors, which come as a float32 array (rows, dim).
+        buckets: those to keep; None keeps all.
+        max_position: the last position to keep; None keeps all.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    wanted, limits = pc.field("head") == head, {"head": (head, head)}
+    if buckets is not None:
+        wanted &= pc.field("bucket").isin(list(buckets))
+        limits["bucket"] = (min(buckets, default=0), max(buckets, default=-1))
+    if max_position is not None:
+        wanted &= pc.field("position") <= max_position
+        limits["position"] = (0, max_position)
+    try:
+        tables = [_read_part(folder / part.path, dim, limits, wanted) for part in parts]
+        table = pa.concat_tables([arrow_schema(dim).empty_table().drop_columns("head"), *tables])
+    except (OSError, pa.ArrowException) as error:
+        raise RunError(
+            f"could not read {folder}: {first_line(error)}; python -m sniffer.runs verify {folder} tells more"
+        ) from error
+    rows = {name: table[name].to_numpy() for name in PLACES}
+    rows["vector"] = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    if len(parts) > 1:
+        order = np.lexsort((rows["position"], rows["example_id"], rows["bucket"]))
+        rows = {name: column[order] for name, column in rows.items()}
+    return rows
+
+
+def require_room(what: str, rows: int, dim: int) -> None:
+    """Raises RunError where so many rows, as arrays, do not fit into the memory that there is."""
+    needed = ROOM * rows * (4 * dim + ROW_BYTES)
+    if needed > WORTH_ASKING and needed > (there := available_memory()):
+        raise RunError(
+            f"{what} needs about {size(needed)} of memory, {size(there)} is available: read some buckets or positions "
+            "at a time, or scan it lazily"
+        )
+
+
+ROOM, ROW_BYTES, WORTH_ASKING = 2, 24, 1 << 28
+
+
+def check_parts(what: str, folder: Path, parts: Sequence[Part], dim: int) -> None:
+    """Looks at the footers of parts that are about to be read whole.
+
+    Raises:
+        RunError: a file is missing, damaged, or stands for other rows than a part can have.
+    """
+    for part in parts:
+        path = folder / part.path
+        try:
+            seen = path.stat()
+            contents = _contents(path, seen.st_size, seen.st_mtime_ns)
+            require_part(contents, seen.st_size, dim, part.rows)
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"{what} of {folder} cannot be read ({part.path}: {reason}): `python -m sniffer.runs verify {folder}` "
+                "tells more"
+            ) from error
+
+
+def require_part(contents: Contents, n_bytes: int, dim: int, rows: int | None = None) -> None:
+    """Raises pyarrow.ArrowInvalid where a footer is not a part's: a small file may stand for a large table.
+
+    Args:
+        n_bytes: of the file.
+        dim: of the vectors.
+        rows: as the manifest says, if that is to agree.
+    """
+    found, largest = contents.metadata.num_rows, max(contents.rows, default=0)
+    if rows is not None and found != rows:
+        raise pa.ArrowInvalid(f"it has {found:,} rows, the manifest says {rows:,}")
+    if found > ROWS_PER_BYTE * n_bytes:
+        raise pa.ArrowInvalid(f"it has {n_bytes:,} bytes that stand for {found:,} rows")
+    if largest > 1 and 4 * dim * largest > MAX_SPAN_BYTES:
+        raise pa.ArrowInvalid(f"it has a row group of {largest:,} rows, larger than any of ours")
+
+
+def _read_part(path: Path, dim: int, limits: Mapping[str, tuple[int, int]], wanted: pc.Expression) -> pa.Table:
+    """The wanted rows of one part, from the row groups whose statistics do not rule them out.
+
+    Args:
+        limits: by column, the first and last value wanted.
+        wanted: the same, exactly. A row group holds one head, so where only that is asked for, nothing is filtered.
+    """
+    seen = path.stat()
+    contents = _contents(path, seen.st_size, seen.st_mtime_ns)
+    require_part(contents, seen.st_size, dim)
+    chosen, whole = [], limits.keys() == {"head"}
+    for number, spans in enumerate(contents.spans):
+        if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
+            chosen.append(number)
+            whole &= spans["head"] == limits["head"]
+    require_room(str(path), sum(contents.rows[number] for number in chosen), dim)
+    columns = [*PLACES, "vector"]
+    # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
+    with pq.ParquetFile(path, metadata=contents.metadata, pre_buffer=False) as file:
+        table = file.read_row_groups(chosen, columns=columns if whole else ["head", *columns])
+    return table if whole else table.filter(wanted).select(columns)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A part's footer, and for each row group its rows, and the smallest and largest value of what is asked for."""
+
+    metadata: pq.FileMetaData
+    spans: tuple[dict[str, tuple[float, float]], ...]
+    rows: tuple[int, ...]
+
+
+@lru_cache(maxsize=64)
+def _contents(path: Path, n_bytes: int, changed: int) -> Contents:
+    """What a part holds; kept, since heads are mostly read one after the other.
+
+    Args:
+        n_bytes, changed: of the file. Parts are written once, but another file may come to be in a part's place.
+    """
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return contents_of(file)
+
+
+def contents_of(file: pq.ParquetFile) -> Contents:
+    """What an opened part holds; raises pyarrow.ArrowInvalid where it lacks a part's columns."""
+    metadata, names = file.metadata, file.schema_arrow.names
+    if missing := [name for name in LIMITED if name not in names]:
+        raise pa.ArrowInvalid(f"it is not a part: it has the columns {names}, but no {missing[0]}")
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    spans = ({name: _span(group.column(names.index(name))) for name in LIMITED} for group in groups)
+    return Contents(metadata, tuple(spans), tuple(group.num_rows for group in groups))
+
+
+def _span(column: pq.ColumnChunkMetaData) -> tuple[float, float]:
+    """The smallest and largest value of a column in a row group, as far as the file says."""
+    known = column.statistics is not None and column.statistics.has_min_max
+    return (column.statistics.min, column.statistics.max) if known else (-np.inf, np.inf)
+
+
+def join(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
+    """Scans below one another; vectors become Lists where their lengths differ."""
+    if not frames:
+        return pl.LazyFrame(schema=row_schema(None))
+    if len({frame.collect_schema()["vector"] for frame in frames}) > 1:
+        frames = [frame.with_columns(pl.col("vector").cast(pl.List(pl.Float32))) for frame in frames]
+    return pl.concat(frames)
+
+
+def _scan_alone(folder: Path, part: Part) -> pl.LazyFrame:
+    """One part of a folder whose own path would be taken for partitions too, such as runs/seed=3/.
+
+    polars does not skip files by such constants, so that a query for one layer opens them all.
+    """
+    rows = pl.scan_parquet(folder / part.path, glob=False, hive_partitioning=False)
+    layer = pl.lit(part.layer, dtype=PARTITION["layer"]).alias("layer")
+    return rows.select(layer, pl.lit(part.kind, dtype=PARTITION["kind"]).alias("kind"), pl.all())

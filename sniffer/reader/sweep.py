@@ -1,0 +1,109 @@
+"""A sweep: one run folder per job, read as one table with each job's overrides as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from sniffer.errors import RunError
+from sniffer.reader.index import override_columns, read_jobs, table
+from sniffer.reader.scan import join
+
+if TYPE_CHECKING:
+    from sniffer.reader.run import Run
+from sniffer.reader.index import errors, overrides_of
+from sniffer.reader.job_folders import INDEX_PATH, job_names
+from sniffer.reader.run import Run
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.manifest_file import MANIFEST_PATH
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The runs of a sweep by job, with what each job overrode.
+
+    `overrides` maps job -> key -> the value as it was typed, such as {"0": {"sampler.base_rate": "0.5"}}.
+    Jobs that died before they wrote a manifest are not among them, but `jobs` lists them too.
+    """
+
+    folder: Path
+    runs: Mapping[str, Run]
+    overrides: Mapping[str, Mapping[str, str]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every job is complete."""
+        return all(job.status == "complete" for job in read_jobs(self.folder))
+
+    def jobs(self) -> pl.DataFrame:
+        """One row per job, as it stands now: job, its overrides as columns, status, rows, bytes, seconds, error, path.
+
+        Raises:
+            RunError: sweep.parquet or a job's list of overrides cannot be read.
+        """
+        jobs = read_jobs(self.folder)
+        return table(jobs).with_columns(path=pl.Series([str(self.folder / job.name) for job in jobs], dtype=pl.String))
+
+    def scan(
+        self,
+        layers: Iterable[int] | None = None,
+        kinds: Iterable[str] | None = None,
+        inclusion_probability: bool = False,
+    ) -> pl.LazyFrame:
+        """All rows of all jobs, lazily: job and the overrides as columns, then those of `Run.scan`.
+
+        `layers` and `kinds` select as in `Run.scan`, from each job those that it captured.
+
+        Raises:
+            RunError: no job captured one of them.
+        """
+        wanted_layers = None if layers is None else tuple(layers)
+        wanted_kinds = None if kinds is None else tuple(kinds)
+        self._check("layer", wanted_layers, {layer for run in self.runs.values() for layer in run.layers})
+        self._check("kind", wanted_kinds, {kind for run in self.runs.values() for kind in run.kinds})
+        frames = []
+        for run, labels in zip(self.runs.values(), override_columns(self.overrides).iter_slices(1), strict=True):
+            layers = _among(wanted_layers, run.layers)
+            kinds = _among(wanted_kinds, run.kinds)
+            if not run.captured(layers, kinds):
+                continue
+            constants = [pl.lit(value[0], dtype=value.dtype).alias(value.name) for value in labels]
+            frames.append(run.scan(layers, kinds, inclusion_probability).select(*constants, pl.all()))
+        return join(frames)
+
+    @staticmethod
+    def _check(what: str, wanted: Sequence[Any] | None, known: set[Any]) -> None:
+        for value in wanted or ():
+            if value not in known:
+                names = ", ".join(map(str, sorted(known)))
+                raise RunError(f"{what} {value} was captured by no job of this sweep: they have {what}s {names}")
+
+
+def _among(wanted: Sequence[Any] | None, known: Sequence[Any]) -> Sequence[Any] | None:
+    return None if wanted is None else [value for value in wanted if value in known]
+
+
+def open_run(path: str | Path) -> Run | Sweep:
+    """Opens what a run wrote, or what a sweep of runs wrote.
+
+    Args:
+        path: a run folder, or a sweep's, or any other that holds run folders (job_folders.py says which count).
+
+    Raises:
+        RunError: neither, or broken, or written by a newer release.
+    """
+    folder = Path(path).expanduser().absolute()
+    if not (folder / MANIFEST_PATH).exists():
+        names = job_names(folder, errors)
+        jobs = {name: folder / name for name in names if (folder / name / MANIFEST_PATH).exists()}
+        if jobs or (folder / INDEX_PATH).exists():
+            return Sweep(
+                folder=folder,
+                runs={name: Run(job, Manifest.load(job)) for name, job in jobs.items()},
+                overrides={name: overrides_of(job) for name, job in jobs.items()},
+            )
+    return Run(folder, Manifest.load(folder))

@@ -1,0 +1,100 @@
+"""What cannot be in a manifest: whoever reads one may count, draw or make room by its numbers (limits.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
+from sniffer.storage.well_formed import misfits
+from sniffer.types import KINDS, LayerGeometry
+
+if TYPE_CHECKING:
+    from sniffer.storage.manifest import Manifest
+
+
+def implausible(manifest: Manifest) -> Iterator[str]:
+    """What cannot be, one phrase each; types are checked already."""
+    for name, value, least, most in _numbers(manifest):
+        if not least <= value <= most:
+            yield f"{name} is {value}, not from {least} to {most}"
+    for part in (*manifest.parts, *manifest.pending):
+        if part.rows > ROWS_PER_BYTE * part.bytes:
+            yield f"{part.path} has {part.bytes:,} bytes that stand for {part.rows:,} rows"
+    geometry = {layer.layer: layer for layer in manifest.geometry}
+    if len(geometry) != len(manifest.geometry):
+        yield "its geometry has a layer twice"
+    for layer, kinds in manifest.selection.items():
+        for kind, heads in kinds.items():
+            yield from _heads(geometry[layer], kind, heads)
+
+
+def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
+    """Name, value, least and most of every number that someone may count by."""
+    if manifest.threads is not None:
+        yield "threads", manifest.threads, 1, THREADS
+    for layer in manifest.geometry:
+        yield "a layer's number", layer.layer, 0, LAYERS
+        yield from ((f"dims.{kind}", dim, 0, DIM) for kind, dim in layer.dims.items())
+        yield from ((f"heads.{kind}", heads, 0, HEADS) for kind, heads in layer.heads.items())
+    for record in manifest.files() + list(manifest.pending):
+        yield from ((f"{name} of {record.path}", getattr(record, name), 0, LARGEST) for name in ("rows", "bytes"))
+    for part in (*manifest.parts, *manifest.pending):
+        yield f"commit of {part.path}", part.commit, 0, LARGEST
+        for name in ("rows_with_nan", "rows_with_infinity"):
+            if (count := getattr(part, name)) is not None:
+                yield f"{name} of {part.path}", count, 0, part.rows
+        yield from ((f"a bucket of {part.path}", bucket, 0, BUCKET) for bucket in part.buckets)
+        yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())
+    yield from ((f"counts.{name}", count, 0, LARGEST) for name, count in manifest.counts.items())
+    yield from ((f"timings.{name}", value, -LARGEST, LARGEST) for name, value in manifest.timings.items())
+    yield from _law(manifest.sampler.get("probability_by_bucket", {}))
+    yield "rows", sum(part.rows for part in manifest.parts), 0, LARGEST
+    yield "bytes", sum(part.bytes for part in manifest.parts), 0, LARGEST
+
+
+def _law(probability_by_bucket: Mapping[int, float]) -> Iterator[tuple[str, float, float, float]]:
+    for bucket, probability in probability_by_bucket.items():
+        yield "a bucket of the sampler", bucket, 0, BUCKET
+        yield f"the probability of bucket {bucket}", probability, 0, 1
+
+
+def _heads(layer: LayerGeometry, kind: str, heads: tuple[Any, ...]) -> Iterator[str]:
+    if list(heads) != sorted(set(heads)) or not all(0 <= head < layer.heads[kind] for head in heads[:1] + heads[-1:]):
+        yield f"it selects heads of layer {layer.layer}, kind {kind}, that are not some of its {layer.heads[kind]}"
+
+
+def require_sense(manifest: Manifest) -> None:
+    """Whoever reads a manifest may come to rely on what is checked here.
+
+    Raises:
+        ValueError: a value is of another type than its annotation, or names what is not there.
+    """
+    for wrong in misfits(manifest, type(manifest), ""):
+        raise ValueError(wrong)
+    loose: tuple[tuple[str, Any, Any], ...] = (
+        ("sampler.probability_by_bucket", manifest.sampler.get("probability_by_bucket", {}), Mapping[int, float]),
+        ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
+        ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
+        *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),
+    )
+    for name, value, hint in loose:
+        for wrong in misfits(value, hint, name):
+            raise ValueError(wrong)
+    datetime.fromisoformat(manifest.created)
+    shaped = {
+        (layer.layer, kind)
+        for layer in manifest.geometry
+        for kind in layer.heads.keys() & layer.dims.keys() & set(KINDS)
+        if layer.dims[kind] > 0
+    }
+    for number, captured in manifest.selection.items():
+        for kind in captured:
+            if (number, kind) not in shaped:
+                raise ValueError(f"it selects kind {kind!r} of layer {number}, of which it gives no shape")
+    for part in (*manifest.parts, *manifest.pending):
+        if part.kind not in manifest.selection.get(part.layer, {}):
+            raise ValueError(f"it names a part of kind {part.kind!r} of layer {part.layer}, which it does not select")
+    for wrong in implausible(manifest):
+        raise ValueError(wrong)

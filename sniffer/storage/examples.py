@@ -1,0 +1,77 @@
+"""examples.parquet read again: which text each example_id stands for, checked before its numbers are counted by.
+
+A Parquet file can stand for far more than it weighs: one long string for a million rows, a document of two thousand
+million tokens, of which every draw would be made again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sniffer.limits import TOKENS
+from sniffer.storage.schema import EXAMPLES_SCHEMA, Example, FileRecord
+
+GROWTH = 256
+"""Bytes that one byte of the file may stand for; in ours it is some ten, for ids that hardly differ thirty."""
+
+
+AS_READ = EXAMPLES_SCHEMA.set(1, EXAMPLES_SCHEMA.field(1).with_type(pa.dictionary(pa.int32(), pa.string())))
+
+
+def read_examples(path: Path, record: FileRecord | None = None) -> dict[int, Example]:
+    """The documents by example_id.
+
+    Raises:
+        ValueError, OSError: as `examples_table`.
+    """
+    rows = (Example(**row) for row in examples_table(path, record).to_pylist())
+    return {example.example_id: example for example in rows}
+
+
+def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
+    """The documents as they were written.
+
+    Args:
+        path: the file, or its twin.
+        record: what the manifest says of it, if it is to agree.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no Parquet file (then a pyarrow.ArrowInvalid), or not one that a run can have written.
+    """
+    with _opened(path) as file:
+        _check_footer(file.metadata, path.stat().st_size, record)
+        if file.schema_arrow.remove_metadata() != AS_READ:
+            raise ValueError(NOT_OURS)
+        table = file.read().unify_dictionaries()
+    for name in ("example_id", "source_id"):
+        if len(pc.unique(table[name])) != len(table):
+            raise ValueError(f"has the same {name} twice")
+    table = table.cast(EXAMPLES_SCHEMA)
+    longest = pc.min_max(table["n_tokens"]).as_py()
+    if len(table) and not 0 <= longest["min"] <= longest["max"] <= TOKENS:
+        raise ValueError(f"has documents of {longest['min']:,} to {longest['max']:,} tokens, not 0 to {TOKENS:,}")
+    return table
+
+
+NOT_OURS = f"does not have the columns {', '.join(EXAMPLES_SCHEMA.names)}"
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    """The file, its strings to be read as a dictionary: each is in memory once, however many rows have it."""
+    try:
+        return pq.ParquetFile(path, read_dictionary=["source_id"])
+    except KeyError:
+        raise ValueError(NOT_OURS) from None
+
+
+def _check_footer(footer: pq.FileMetaData, size: int, record: FileRecord | None) -> None:
+    if record is not None and footer.num_rows != record.rows:
+        raise ValueError(f"has {footer.num_rows:,} rows, the manifest says {record.rows:,}")
+    claimed = sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
+    if footer.num_rows > size or claimed > GROWTH * size:
+        raise ValueError(f"has {size:,} bytes that stand for {footer.num_rows:,} rows of {claimed:,} bytes")

@@ -1,0 +1,286 @@
+"""manifest.json: what a run is, and which of its files count.
+
+A part that the manifest does not name is a leftover, whatever it holds; so writing the manifest is the
+moment at which captured rows are kept. It is replaced as a whole and can be read while the run goes
+on. What follows from the parts (rows per kind and bucket, digests) is written out for the person who
+opens the file, and worked out again when it is read.
+
+The file ends with a checksum over itself, and has a twin, `.manifest.json`, written after it: where one of
+the two is damaged, `recover` finds the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sniffer.errors import CaptureError, RunError
+from sniffer.process.environment import commit, now, versions
+from sniffer.storage.bounds import require_sense
+from sniffer.storage.digest import combine
+from sniffer.storage.durable import durable_file
+from sniffer.storage.finite import NotFinite
+from sniffer.storage.manifest_file import (
+    CHECKSUM,
+    MANIFEST_PATH,
+    TWIN_PATH,
+    broken,
+    check_path,
+    checksum_of,
+    numbered,
+    part_from,
+    read_manifest,
+    record_from,
+    sampler_from,
+    take_checksum,
+)
+from sniffer.storage.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
+from sniffer.storage.untrusted import MANIFEST_BYTES
+from sniffer.types import LayerGeometry
+
+STATUSES = ("running", "complete", "interrupted")
+
+INSIDE_INFERENCE = ("sample", "forward", "capture")
+"""Stages that happen within the inference; capture is a part of forward."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a run beside its rows.
+
+    Attributes:
+        status: running, complete or interrupted; `reason` says why it was interrupted.
+        created, finished: UTC, as ISO 8601.
+        versions: of Python and of the packages that matter; `commit` is this project's, where it runs
+            from a checkout.
+        threads, device: what float sums may depend on.
+        backbone: what was found when the model was loaded: attention implementation, skipped layers, layers
+            that share another's keys.
+        model, dataset: what the checkpoint and the dataset say of themselves.
+        geometry: every attention layer of the model, captured or not.
+        selection: layer -> kind -> the captured heads.
+        sampler: class and fields, and `probability_by_bucket`, the keep probability of each bucket.
+        counts: of documents and tokens: examples, skipped_empty, truncated, tokens.
+        timings: seconds per stage.
+        config: the resolved configuration, as in config.yaml.
+        parts, examples: the files that count. All parts together hold the same documents for every
+            (layer, kind), those of `examples`.
+        pending: parts of documents that other (layer, kind) pairs do not have on disk yet. They are not
+            part of the run, but a resumed run need not capture them again.
+        resumes: when the run was taken up again, what had stopped it, and what was different by then.
+    """
+
+    status: str
+    seed: int
+    model: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    sampler: Mapping[str, Any]
+    geometry: tuple[LayerGeometry, ...]
+    selection: Mapping[int, Mapping[str, tuple[int, ...]]]
+    reason: str | None = None
+    created: str = field(default_factory=now)
+    finished: str | None = None
+    versions: Mapping[str, str] = field(default_factory=versions)
+    commit: str | None = field(default_factory=commit)
+    threads: int | None = None
+    device: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    pending: tuple[Part, ...] = ()
+    examples: FileRecord | None = None
+    resumes: tuple[Mapping[str, Any], ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts on disk."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        rows: Counter[str] = Counter()
+        for part in self.parts:
+            rows[part.kind] += part.rows
+        return dict(rows)
+
+    @property
+    def rows_by_bucket(self) -> dict[int, int]:
+        rows: Counter[int] = Counter()
+        for part in self.parts:
+            rows.update(part.buckets)
+        return dict(sorted(rows.items()))
+
+    @property
+    def not_finite(self) -> dict[int, dict[str, NotFinite]]:
+        """Rows with a NaN or an infinity, of each layer and kind that has any, as far as its parts say."""
+        found: dict[int, dict[str, NotFinite]] = {}
+        for part in self.parts:
+            if part.not_finite:
+                kinds = found.setdefault(part.layer, {})
+                kinds[part.kind] = kinds.get(part.kind, NotFinite()) + part.not_finite
+        return {layer: dict(sorted(found[layer].items())) for layer in sorted(found)}
+
+    @property
+    def counts_not_finite(self) -> bool:
+        """Whether all parts say how many rows hold a NaN or an infinity; those of early releases do not."""
+        return all(part.not_finite is not None for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """Of all rows: equal for two runs that captured the same, however split into parts."""
+        return combine(part.digest for part in self.parts)
+
+    @property
+    def digests(self) -> dict[int, dict[str, str]]:
+        """Of the rows of each layer and kind."""
+        found: dict[tuple[int, str], list[str]] = defaultdict(list)
+        for part in self.parts:
+            found[part.layer, part.kind].append(part.digest)
+        return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(seconds for stage, seconds in self.timings.items() if stage not in INSIDE_INFERENCE)
+
+    def parts_of(self, layer: int, kind: str) -> list[Part]:
+        return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
+
+    def layer(self, number: int) -> LayerGeometry:
+        """The geometry of one layer; KeyError if the model has none of that number."""
+        return {layer.layer: layer for layer in self.geometry}[number]
+
+    def save(self, folder: Path) -> None:
+        """Writes manifest.json, durably: from here on its parts count.
+
+        Raises:
+            CaptureError: the disk is full or cannot be written to. The previous manifest stands in at least one of
+                the two files, or this one does in the first.
+        """
+        values = self.as_json()
+        text = json.dumps(values | {CHECKSUM: checksum_of(values)}, indent=2, ensure_ascii=False).encode()
+        if len(text) >= MANIFEST_BYTES:
+            raise CaptureError(
+                f"the manifest of {len(self.parts) + len(self.pending):,} parts is too large to be read again: raise "
+                "output.checkpoint_every or output.memory_limit"
+            )
+        for path in (MANIFEST_PATH, TWIN_PATH):
+            with durable_file(folder / path) as file:
+                file.write(text + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = MANIFEST_PATH) -> Manifest:
+        """Reads and checks manifest.json; keys it does not know are left out.
+
+        Raises:
+            RunError: not a run folder, a broken manifest, a newer schema, a path that leaves the folder,
+                or (unless told otherwise) a missing part.
+        """
+        values = read_manifest(folder, path)
+        version = values.get("schema_version")
+        if not isinstance(version, int) or version < 1:
+            raise broken(folder, f"its schema_version is {version!r}, not a number from 1")
+        if version > SCHEMA_VERSION:
+            raise RunError(
+                f"{folder} was written with schema version {version}, and this release reads up to "
+                f"{SCHEMA_VERSION}: install a newer qk-sniffer"
+            )
+        try:
+            take_checksum(values)
+            manifest = _from_json(values)
+        except KeyError as error:
+            raise broken(folder, f"it lacks {error}") from error
+        except (TypeError, ValueError, AttributeError) as error:
+            raise broken(folder, " ".join(str(error).split())) from error
+        for record in (*manifest.files(), *manifest.pending):
+            check_path(folder, record.path)
+            if isinstance(record, Part) and not PART_NUMBER.search(record.path):
+                raise broken(folder, f"it names {record.path!r}, which is no name of a part")
+        for record in manifest.files() if parts_must_exist else ():
+            if not (folder / record.path).is_file():
+                raise RunError(
+                    f"{folder} lacks {record.path}, which its manifest names: restore it, or "
+                    f"`python -m sniffer.runs resume {folder}` to capture its rows again"
+                )
+        return manifest
+
+    @classmethod
+    def recover(cls, folder: Path) -> tuple[Manifest, str | None]:
+        """The manifest, or its twin where the manifest is damaged; and what was wrong with it, if anything.
+
+        Raises:
+            RunError: as `load`; neither can be read.
+        """
+        try:
+            return cls.load(folder, parts_must_exist=False), None
+        except RunError as error:
+            try:
+                return cls.load(folder, parts_must_exist=False, path=TWIN_PATH), str(error)
+            except RunError:
+                raise error from None
+
+    def files(self) -> list[FileRecord]:
+        """Every file that counts, examples.parquet included."""
+        return [*([self.examples] if self.examples else []), *self.parts]
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values of the kinds that JSON has."""
+        values = asdict(self)
+        parts, pending, examples = values.pop("parts"), values.pop("pending"), values.pop("examples")
+        values["rows"] = {
+            "total": self.rows,
+            "by_kind": self.rows_by_kind,
+            "by_bucket": self.rows_by_bucket,
+            "not_finite": _plain(self.not_finite) if self.counts_not_finite else None,
+        }
+        values["digest"] = self.digest
+        values["digests"] = self.digests
+        ordered = {
+            "schema_version": self.schema_version,
+            **values,
+            "examples": examples,
+            "pending": pending,
+            "parts": parts,
+        }
+        # A value that JSON does not know is written as text: better than to lose a night's rows over it.
+        plain: dict[str, Any] = json.loads(json.dumps(ordered, ensure_ascii=False, default=str))
+        return plain
+
+
+def _plain(not_finite: Mapping[int, Mapping[str, NotFinite]]) -> dict[int, dict[str, dict[str, int]]]:
+    return {layer: {kind: asdict(found) for kind, found in kinds.items()} for layer, kinds in not_finite.items()}
+
+
+def _from_json(values: Mapping[str, Any]) -> Manifest:
+    names = [name for name in Manifest.__dataclass_fields__ if name in values]
+    plain = {name: values[name] for name in names}
+    if values["status"] not in STATUSES:
+        raise ValueError(f"its status is {values['status']!r}, not one of {', '.join(STATUSES)}")
+    manifest = Manifest(
+        **plain
+        | {
+            "geometry": tuple(record_from(LayerGeometry, layer) for layer in values["geometry"]),
+            "selection": {
+                layer: {kind: tuple(heads) for kind, heads in kinds.items()}
+                for layer, kinds in numbered(values["selection"]).items()
+            },
+            "sampler": sampler_from(values["sampler"]),
+            "parts": tuple(part_from(part) for part in values["parts"]),
+            "pending": tuple(part_from(part) for part in values.get("pending", ())),
+            "resumes": tuple(values.get("resumes", ())),
+            "examples": record_from(FileRecord, values["examples"]) if values["examples"] else None,
+        }
+    )
+    require_sense(manifest)
+    return manifest

@@ -1,0 +1,145 @@
+"""What an earlier, stopped session of a run has on disk: of which documents nothing need be captured again.
+
+A committed document is there for every (layer, kind). A document of a pending part is there for that pair
+only. What is missing follows from the law: positions that a draw keeps, of a document whose rows of that
+pair are not on disk. So a run is resumed exactly, whatever stopped it, and a damaged file is made good
+by capturing its rows again: its whole commit becomes pending, and lacks just them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sniffer.errors import RunError
+from sniffer.storage.documents import examples_by_pair, repeated
+from sniffer.storage.examples import read_examples
+from sniffer.storage.integrity import damage
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.types import DRAW_OF_KIND, Document, Picks, TokenBatch
+
+log = logging.getLogger(__name__)
+
+READERS = 4
+Pair = tuple[int, str]
+"""(layer, kind), or (layer, draw)."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some.
+
+    `strict`: a document that is not what it was is refused.
+    """
+
+    committed: Mapping[int, Example] = field(default_factory=dict)
+    pending: Mapping[Pair, frozenset[int]] = field(default_factory=dict)
+    strict: bool = True
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Documents that are there for some (layer, kind) and not, or not for sure, for all."""
+        return frozenset().union(*self.pending.values())
+
+    def done(self, batch: TokenBatch, pairs: Iterable[Pair]) -> dict[Pair, frozenset[int]]:
+        """Of the batch's documents, those that are there, by (layer, kind)."""
+        if not self.committed and not self.pending:
+            return {}
+        ids = frozenset(document.example_id for document in batch.documents)
+        everywhere = ids & self.committed.keys()
+        return {pair: everywhere | (ids & self.pending.get(pair, frozenset())) for pair in pairs}
+
+    def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
+        """Whether a forward pass is needed: some draw keeps a position whose row is not on disk.
+
+        Raises:
+            RunError: a document is not what it was when its rows were captured.
+        """
+        for document in batch.documents if self.strict else ():
+            self._check(document)
+        new = [row for row, document in enumerate(batch.documents) if document.example_id not in self.committed]
+        if not new or not self.pending:
+            return bool(new)
+        return any(self._lacks(batch, picks[pair[0], DRAW_OF_KIND[pair[1]]], pair, new) for pair in pairs)
+
+    def _lacks(self, batch: TokenBatch, drawn: Picks, pair: Pair, new: list[int]) -> bool:
+        there = self.pending.get(pair, frozenset())
+        missing = [row for row in new if batch.documents[row].example_id not in there]
+        return bool(np.isin(drawn.rows, missing).any())
+
+    def _check(self, document: Document) -> None:
+        then = self.committed.get(document.example_id)
+        if then is not None and then != Example.of(document):
+            raise RunError(
+                f"document {document.source_id!r} has changed: {then.n_tokens} tokens when it was captured, "
+                f"{document.n_tokens} now; put the text back, or capture again into a new folder"
+            )
+
+
+def look(folder: Path, manifest: Manifest) -> tuple[Manifest, Kept]:
+    """Reads what is on disk, every byte of it, and tells what the manifest should say of it now.
+
+    Damaged files are logged, and no longer named, and so are files whose rows another one has too; what else
+    belongs to their commit becomes pending.
+    """
+    whole = _whole(folder, (*manifest.parts, *manifest.pending))
+    spare, beside = _twice(folder, [part for part in (*manifest.parts, *manifest.pending) if part.path in whole])
+    whole -= spare
+    examples = find_examples(folder, manifest)
+    broken = {
+        part.commit for part in manifest.parts if part.path not in whole or part.path in beside or examples is None
+    }
+    committed = tuple(part for part in manifest.parts if part.commit not in broken)
+    demoted = (part for part in manifest.parts if part.commit in broken)
+    pending = tuple(part for part in (*manifest.pending, *demoted) if part.path in whole)
+    documents = examples or {}
+    if broken:
+        still = frozenset().union(*examples_by_pair(folder, committed).values())
+        documents = {number: example for number, example in documents.items() if number in still}
+    found = replace(manifest, parts=committed, pending=pending, examples=None)
+    return found, Kept(documents, examples_by_pair(folder, pending))
+
+
+def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None:
+    """The committed documents, by example id, from examples.parquet or its twin; None if both are damaged."""
+    record = manifest.examples
+    if record is None:
+        return {}
+    for path in (record.path, EXAMPLES_TWIN_PATH):
+        if damage(folder, replace(record, path=path)) is None:
+            try:
+                return read_examples(folder / path, record)
+            except (OSError, ValueError) as error:
+                log.warning("%s %s", path, " ".join(str(error).split()))
+    log.warning("%s is damaged: it will be written again", record.path)
+    return None
+
+
+def _whole(folder: Path, parts: Iterable[Part]) -> set[str]:
+    """The paths of those that are undamaged."""
+    ordered = list(parts)
+    with ThreadPoolExecutor(READERS, "reader") as pool:
+        wrongs = dict(
+            zip([part.path for part in ordered], pool.map(lambda part: damage(folder, part), ordered), strict=True)
+        )
+    for path, wrong in wrongs.items():
+        if wrong:
+            log.warning("%s %s: its rows will be captured again", path, wrong)
+    return {path for path, wrong in wrongs.items() if not wrong}
+
+
+def _twice(folder: Path, parts: Iterable[Part]) -> tuple[set[str], set[str]]:
+    """The paths of parts whose rows are in others too, and of those others.
+
+    Releases up to 0.1.0 could write rows twice after a write that failed.
+    """
+    found = list(repeated(folder, parts))
+    for part, other in found:
+        log.warning("%s has rows that %s has too: it is left out", part.path, other.path)
+    return {part.path for part, _ in found}, {other.path for _, other in found}

@@ -1,0 +1,159 @@
+"""What a captured row looks like, on its way to disk and on disk.
+
+A *part* is one Parquet file with rows of one (layer, kind): its path says which, its footer says under
+which law they were sampled. `Columns` are such rows before they are written, still in the model's own
+dtype; `Part` is what the manifest remembers of the file. Adding a footer key or a manifest key keeps
+SCHEMA_VERSION; changing the meaning of what is there raises it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from sniffer.storage.finite import NotFinite
+from sniffer.types import Document
+
+if TYPE_CHECKING:
+    pass
+
+SCHEMA_VERSION = 1
+FOOTER_KEY = b"sniffer"
+VECTOR_LEAF = "vector.list.element"
+"""Parquet's path of the floats. Encodings set on any other spelling are silently ignored."""
+
+METADATA_COLUMNS = ("head", "bucket", "position", "token_id", "example_id")
+
+EXAMPLES_PATH = "examples.parquet"
+EXAMPLES_TWIN_PATH = ".examples.parquet"
+"""The same file as of the last finished commit, in case a kill or a bad disk hits the first."""
+EXAMPLES_SCHEMA = pa.schema(
+    [
+        pa.field("example_id", pa.int64(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("n_tokens", pa.int32(), nullable=False),
+        pa.field("truncated", pa.bool_(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a part's own footer says of it, so that a lone file still explains itself.
+
+    `source_dtype` is the model's dtype before widening to float32, such as "bfloat16"; `sampler` the
+    sampler's class and fields.
+    """
+
+    layer: int
+    kind: str
+    dim: int
+    source_dtype: str
+    sliding_window: int | None
+    scaling: float | None
+    sampler: Mapping[str, Any]
+    seed: int
+    seed_by: tuple[str, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    def encode(self) -> dict[bytes, bytes]:
+        """As Parquet's key-value metadata."""
+        return {FOOTER_KEY: json.dumps(asdict(self), sort_keys=True).encode()}
+
+    @classmethod
+    def decode(cls, metadata: Mapping[bytes, bytes]) -> Footer:
+        """From Parquet's key-value metadata; keys that a later release added are left out.
+
+        Raises:
+            KeyError, TypeError, ValueError: the file is not one of ours.
+        """
+        try:
+            values = json.loads(metadata[FOOTER_KEY])
+        except RecursionError:
+            raise ValueError("its footer is nested too deep") from None
+        values["seed_by"] = tuple(values["seed_by"])
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row of examples.parquet: the text that an example_id stands for."""
+
+    example_id: int
+    source_id: str
+    n_tokens: int
+    truncated: bool
+
+    @classmethod
+    def of(cls, document: Document) -> Example:
+        return cls(document.example_id, document.source_id, document.n_tokens, document.truncated)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file that counts: `path` is relative to the run folder, with forward slashes."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+PART_NUMBER = re.compile(r"-([0-9]+)\.parquet$")
+
+
+@dataclass(frozen=True)
+class Part(FileRecord):
+    """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
+
+    Parts of one `commit`, counted from 0, hold the same documents. How many rows hold a number that is not finite
+    (see finite.py) is None where an early release wrote the part and did not count.
+    """
+
+    layer: int
+    kind: str
+    digest: str
+    buckets: Mapping[int, int]
+    commit: int = 0
+    rows_with_nan: int | None = None
+    rows_with_infinity: int | None = None
+
+    @property
+    def not_finite(self) -> NotFinite | None:
+        """None where nobody has counted."""
+        if self.rows_with_nan is None or self.rows_with_infinity is None:
+            return None
+        return NotFinite(self.rows_with_nan, self.rows_with_infinity)
+
+    @property
+    def number(self) -> int:
+        """Among the parts of its (layer, kind), as its name says."""
+        found = PART_NUMBER.search(self.path)
+        assert found is not None
+        return int(found[1])
+
+
+def row_schema(dim: int) -> pa.Schema:
+    """The Arrow schema of a part; no column may hold a null."""
+    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
+    return pa.schema(
+        [
+            pa.field("head", pa.int16(), nullable=False),
+            pa.field("bucket", pa.int32(), nullable=False),
+            pa.field("position", pa.int32(), nullable=False),
+            pa.field("token_id", pa.int32(), nullable=False),
+            pa.field("example_id", pa.int64(), nullable=False),
+            pa.field("vector", vector, nullable=False),
+        ]
+    )
+
+
+def part_path(layer: int, kind: str, number: int, n_layers: int) -> str:
+    """Where a part lives in its run folder; layers are padded so that names sort as numbers."""
+    width = max(2, len(str(n_layers - 1)))
+    return f"captures/layer={layer:0{width}d}/kind={kind}/part-{number:05d}.parquet"

@@ -1,0 +1,177 @@
+"""Rows to Parquet: one part per (layer, kind), sorted so that a reader skips what it does not want.
+
+Every head has row groups of its own, written one span at a time (see arrange.py), so that beside the
+captured rows only one span of one head is in memory. Widening to float32 is exact for bfloat16 and
+float16. Parts share nothing: several threads may each write one.
+
+Floats hardly repeat, but their sign and exponent bytes do: BYTE_STREAM_SPLIT puts equal bytes of neighbouring
+floats side by side, and zstd then takes a narrower dtype of the model back out: a bfloat16 takes 1.5 bytes, not 4.
+Of float32 that would save a sixth, for half as much processor time again to write, and a quarter to read (the
+suites storage and reading of benchmarks/), so those are left plain unless `output.compression` says otherwise.
+Metadata columns are small once a dictionary or deltas have taken out what repeats; zstd on those too would cost a
+tenth of the time and save a hundredth of the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float32
+
+from sniffer.forward.rows import Columns
+from sniffer.storage.digest import Digest, digest_rows, sum_places
+from sniffer.storage.durable import durable_file
+from sniffer.storage.finite import NotFinite, count_not_finite
+from sniffer.storage.schema import (
+    EXAMPLES_PATH,
+    EXAMPLES_SCHEMA,
+    METADATA_COLUMNS,
+    VECTOR_LEAF,
+    Example,
+    FileRecord,
+    Footer,
+    Part,
+    row_schema,
+)
+from sniffer.storage.sort import sort_rows, spans
+from sniffer.types import codec
+
+DELTA_COLUMNS = ("position",)
+"""Ascending within an example and bucket, so that differences are small."""
+
+UNCOMPRESSED_PAGE_BYTES = 128 * 1024
+"""A page that is not compressed stays in the processor's cache while it is put together. zstd wants large ones."""
+
+WRITE_BYTES = 1024 * 1024
+"""Handed to the file at a time: pyarrow itself writes page by page, and each of those calls goes through Python."""
+
+
+def parquet_options(vector_codec: str) -> dict[str, Any]:
+    """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it."""
+    if vector_codec == "zstd":
+        encoding, of_pages = "BYTE_STREAM_SPLIT", dict[str, Any](compression_level={VECTOR_LEAF: 1})
+    else:
+        encoding, of_pages = "PLAIN", dict[str, Any](data_page_size=UNCOMPRESSED_PAGE_BYTES)
+    return {
+        "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), VECTOR_LEAF: vector_codec},
+        "use_dictionary": [column for column in METADATA_COLUMNS if column not in DELTA_COLUMNS],
+        "column_encoding": {VECTOR_LEAF: encoding, **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")},
+        "write_statistics": list(METADATA_COLUMNS),
+        **of_pages,
+    }
+
+
+def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compression: str = "auto") -> Part:
+    """Writes one part, durably: it appears under its name only when complete.
+
+    Args:
+        folder: the run folder.
+        path: where in it, as `schema.part_path` gives it.
+        columns: the rows, which are left as they are; no rows make a valid part without row groups.
+        footer: what the file says of itself.
+        compression: of the vectors, one of sniffer.types.COMPRESSIONS.
+
+    Returns:
+        What the manifest remembers of the part.
+
+    Raises:
+        CaptureError: the disk is full or cannot be written to. Nothing is left behind.
+    """
+    order = sort_rows(columns)
+    places = {
+        "bucket": columns.buckets[order],
+        "position": columns.positions[order],
+        "token_id": columns.token_ids[order],
+        "example_id": columns.example_ids[order],
+    }
+    plan = spans(columns, order)
+    schema = row_schema(columns.dim).with_metadata(footer.encode())
+    options = parquet_options(codec(compression, footer.source_dtype))
+    sums = sum_places(places)
+    digest, not_finite = Digest(), NotFinite()
+    with (
+        durable_file(folder / path) as file,
+        pa.BufferedOutputStream(pa.PythonFile(file, mode="w"), WRITE_BYTES) as sink,
+        pq.ParquetWriter(sink, schema, **options) as writer,
+    ):
+        for place, head in enumerate(columns.heads):
+            for span in plan:
+                vectors = span.vectors(columns, place)
+                here = {name: column[span.rows] for name, column in places.items()}
+                digest += digest_rows(footer.layer, footer.kind, head, sums[span.rows], vectors)
+                not_finite += count_not_finite(vectors)
+                for group in span.row_groups:
+                    rows = {name: column[group] for name, column in here.items()}
+                    table = _table(schema, head, rows, vectors[group])
+                    writer.write_table(table, row_group_size=table.num_rows)
+    return Part(
+        path=path,
+        rows=len(columns) * len(columns.heads),
+        bytes=file.bytes,
+        sha256=file.sha256,
+        layer=footer.layer,
+        kind=footer.kind,
+        digest=str(digest),
+        buckets=_rows_per_bucket(columns),
+        rows_with_nan=not_finite.nan,
+        rows_with_infinity=not_finite.infinity,
+    )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """examples.parquet before it is on disk: its content, and what the manifest is to say of it."""
+
+    content: bytes
+    record: FileRecord
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Listing:
+        """Which text each example_id stands for, ordered by example_id."""
+        ordered = sorted(examples, key=lambda example: example.example_id)
+        table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=EXAMPLES_SCHEMA)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+        return cls(content, FileRecord(EXAMPLES_PATH, len(ordered), len(content), sha256(content).hexdigest()))
+
+    def write(self, folder: Path, path: str = EXAMPLES_PATH) -> None:
+        """Writes the file, durably, under its own name or its twin's.
+
+        Raises:
+            CaptureError: the disk is full or cannot be written to. Nothing is left behind.
+        """
+        with durable_file(folder / path) as file:
+            file.write(self.content)
+
+
+def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
+    """Writes examples.parquet; CaptureError as `Listing.write`."""
+    listing = Listing.of(examples)
+    listing.write(folder)
+    return listing.record
+
+
+def _table(
+    schema: pa.Schema, head: int, places: dict[str, np.ndarray], vectors: Float32[np.ndarray, "rows dim"]
+) -> pa.Table:
+    """One row group."""
+    floats = pa.array(vectors.reshape(-1))
+    columns = {
+        "head": pa.array(np.full(len(vectors), head, dtype=np.int16)),
+        **{name: pa.array(column) for name, column in places.items()},
+        "vector": pa.FixedSizeListArray.from_arrays(floats, type=schema.field("vector").type),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _rows_per_bucket(columns: Columns) -> dict[int, int]:
+    buckets, positions = np.unique(columns.buckets, return_counts=True)
+    return {int(b): int(n) * len(columns.heads) for b, n in zip(buckets, positions, strict=True)}

@@ -1,0 +1,134 @@
+"""What a run will capture and has captured, in lines and tables."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+import rich
+from rich.table import Table
+
+from sniffer.config.schema import OWN_CLUSTER
+from sniffer.forward.estimate import Estimate
+from sniffer.sampler import Picker
+from sniffer.storage.finite import NotFinite
+from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
+from sniffer.terminal.printing import Grid, say
+from sniffer.words import size
+
+
+def estimate_line(expected: Estimate) -> str:
+    about = "" if expected.exact_lengths else "about "
+    kinds = ", ".join(f"{kind} {rows:,.0f}" for kind, rows in expected.rows.items())
+    return (
+        f"expecting {about}{expected.vectors:,.0f} vectors ({kinds}): "
+        f"{size(expected.ram_bytes)} of RAM, {size(expected.file_bytes)} on disk"
+    )
+
+
+def resume_line(folder: Path, manifest: Manifest) -> str:
+    """How to go on with a run that was stopped."""
+    documents = f"{manifest.examples.rows:,}" if manifest.examples else "no"
+    command = ["python", "-m", "sniffer.runs", "resume", str(folder)]
+    engine = manifest.config.get("engine")
+    address = engine.get("address") if isinstance(engine, Mapping) else None
+    if address not in OWN_CLUSTER:
+        command += ["--engine-address", str(address)]
+    return f"{documents} documents are kept; to go on: {shlex.join(command)}"
+
+
+MAX_BUCKET_LINES = 24
+
+
+def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
+    """Prints what a run captured, by kind and bucket, and the folder, which stands alone on the last line."""
+    console = rich.get_console()
+    with console.capture() as whole:
+        console.print(_facts_table(manifest))
+        console.print(_bucket_table(manifest, picker))
+        if manifest.not_finite:
+            say(f"warning: {not_finite_line(manifest)}", style="yellow")
+        say(folder, style="bold")
+    # In one piece: jobs of a sweep may share the terminal.
+    console.file.write(whole.get())
+    console.file.flush()
+
+
+def _facts_table(manifest: Manifest) -> Table:
+    table = Grid(title="captured", show_header=False)
+    table.add_column(style="cyan")
+    table.add_column()
+    for name, value in _facts(manifest).items():
+        table.add_row(name, value)
+    return table
+
+
+def _facts(manifest: Manifest) -> dict[str, str]:
+    counts, seconds = manifest.counts, manifest.timings
+    layers = list(manifest.selection)
+    rate = counts["tokens"] / max(1e-9, seconds["inference"])
+    return {
+        "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated, "
+        f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
+        "layers": f"{len(layers)} of {len(manifest.geometry)}",
+        "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
+        "seconds": _stages(seconds),
+        # The seconds of a session that was killed are not known.
+        **({} if manifest.resumes else {"speed": f"{rate:,.0f} tokens/s"}),
+        "digest": manifest.digest,
+    }
+
+
+SHOWN = 6
+"""Layers that a line names."""
+
+
+def not_finite_line(manifest: Manifest) -> str:
+    """How many vectors hold a number that is not finite, and of which layers and kinds."""
+    found = manifest.not_finite
+    if not found:
+        return "none" if manifest.counts_not_finite else "unknown: an early release did not count"
+    total = sum((one for kinds in found.values() for one in kinds.values()), NotFinite())
+    layers = [f"layer {layer} {_kinds(kinds)}" for layer, kinds in found.items()]
+    more = f"; and {len(layers) - SHOWN} more layers" if len(layers) > SHOWN else ""
+    return f"of {manifest.rows:,} vectors {total}: {'; '.join(layers[:SHOWN])}{more}"
+
+
+def _kinds(kinds: Mapping[str, NotFinite]) -> str:
+    return ", ".join(f"{kind} ({found})" for kind, found in kinds.items())
+
+
+def _stages(seconds: Mapping[str, float]) -> str:
+    inside = ", ".join(f"{stage} {seconds[stage]:.2f}" for stage in INSIDE_INFERENCE if stage in seconds)
+    outer = {stage: value for stage, value in seconds.items() if stage not in INSIDE_INFERENCE}
+    return ", ".join(
+        f"{stage} {value:.1f}" + (f" ({inside})" if stage == "inference" and inside else "")
+        for stage, value in outer.items()
+    )
+
+
+def _bucket_table(manifest: Manifest, picker: Picker) -> Table:
+    rows = rows_by_bucket(manifest)
+    table = Grid(title="vectors by bucket", show_footer=True)
+    table.add_column("bucket", "total", justify="right")
+    table.add_column("positions", justify="right")
+    for kind, total in manifest.rows_by_kind.items():
+        table.add_column(kind, f"{total:,}", justify="right")
+    shown, rest = list(rows)[:MAX_BUCKET_LINES], list(rows)[MAX_BUCKET_LINES:]
+    for bucket in shown:
+        first, last = picker.span(bucket)
+        table.add_row(str(bucket), f"{first:,} to {last:,}", *(f"{n:,}" for n in rows[bucket].values()))
+    if rest:
+        sums = (sum(rows[bucket][kind] for bucket in rest) for kind in manifest.rows_by_kind)
+        table.add_row(f"{len(rest)} more", f"to {picker.span(rest[-1])[1]:,}", *(f"{n:,}" for n in sums))
+    return table
+
+
+def rows_by_bucket(manifest: Manifest) -> dict[int, dict[str, int]]:
+    """Rows by bucket, then kind; every kind in every bucket, in ascending order of buckets."""
+    rows = {bucket: dict.fromkeys(manifest.rows_by_kind, 0) for bucket in manifest.rows_by_bucket}
+    for part in manifest.parts:
+        for bucket, count in part.buckets.items():
+            rows[bucket][part.kind] += count
+    return rows
