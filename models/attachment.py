@@ -14,7 +14,8 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, tap
 
 from . import proofs, selfcheck
-from .loaded import LoadedBackbone, find_backbone
+from .layers import find_backbone
+from .loaded import LoadedBackbone
 from .undisturbed import undisturbed
 
 

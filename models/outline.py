@@ -20,7 +20,8 @@ from sniffer.types import Outline
 
 from . import selfcheck
 from .architecture import auto_class
-from .loaded import find_backbone, number_layers, why_no_pre, windows_of
+from .layers import find_backbone, number_layers, windows_of
+from .loaded import why_no_pre
 from .retrofit import retrofit
 from .weights import with_attention
 

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from sniffer.errors import ConfigError
 
-from .config_keys import ROPE, has, leaves, own_name, value_of
+from .config_keys import ROPE, has, leaves, merged, own_name, value_of
 from .plausible import check_named, check_resolved, first_line
 from .rope_words import ORIGINAL, SCALING, TWICE, is_of_rope, named_of_rope
 
@@ -293,12 +293,3 @@ def _alike(found: Any, wanted: Any) -> bool:
     if isinstance(found, (list, tuple)) and isinstance(wanted, (list, tuple)):
         return list(found) == list(wanted)
     return bool(found == wanted) or str(found).removeprefix("torch.") == str(wanted)
-
-
-def merged(base: Values, changes: Values) -> dict[str, Any]:
-    """A mapping with changes put in, nested ones merged."""
-    result = dict(base)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merged(result[key], value) if both else value
-    return result

@@ -9,24 +9,23 @@ since code may do otherwise with longer texts. The wrappers are taken away again
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from sniffer.errors import UnsupportedModelError, first_line
 from sniffer.tap import Seen, tap
 from sniffer.types import KINDS, LayerGeometry
 
 from .attending import Attended, Received, Witness
+from .witness import witnessed
 
 PROBE_BATCH, PROBE_SEQ = 2, 11
 OTHER_SEQS = (19, 7)
@@ -227,75 +226,6 @@ def shared_keys(seen: list[Seen], numbers: Mapping[nn.Module, int]) -> dict[int,
         if first != numbers[event.module]:
             found[numbers[event.module]] = first
     return found
-
-
-@contextmanager
-def witnessed(witness: Witness | None = None) -> Iterator[list[Received]]:
-    """Wraps every attention function of transformers and of the imported families for a while; yields their calls."""
-    witness = witness or Witness(())
-    undo: list[Callable[[], None]] = []
-    try:
-        for interface in _interfaces():
-            for name in list(interface.keys()):
-                undo.append(_swap_entry(interface, name, _told(interface[name], witness)))
-        for module in _modelling_modules():
-            eager = getattr(module, "eager_attention_forward", None)
-            if eager is not None:
-                undo.append(_swap_attribute(module, "eager_attention_forward", _told(eager, witness)))
-        yield witness.calls
-    finally:
-        for restore in reversed(undo):
-            restore()
-
-
-def _told(function: Callable[..., Any], witness: Witness) -> Callable[..., Any]:
-    """An attention function that tells the witness what it is given."""
-
-    def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        named = {**dict(zip(_parameters(function)[4:], args, strict=False)), **kwargs}
-        scaling, window = named.get("scaling"), named.get("sliding_window")
-        witness.receive(Received(module, query, key, value, scaling, window))
-        with witness.aside():
-            return function(module, query, key, value, *args, **kwargs)
-
-    return attention
-
-
-def _parameters(function: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def _interfaces() -> list[AttentionInterface]:
-    """The shared registry, and the own ones that some families keep."""
-    own = [getattr(module, "ALL_ATTENTION_FUNCTIONS", None) for module in _modelling_modules()]
-    found = {id(i): i for i in [ALL_ATTENTION_FUNCTIONS, *own] if isinstance(i, AttentionInterface)}
-    return list(found.values())
-
-
-def _modelling_modules() -> list[Any]:
-    homes = ("transformers.models.", "transformers_modules.")
-    return [module for name, module in list(sys.modules.items()) if name.startswith(homes) and module]
-
-
-def _swap_entry(interface: AttentionInterface, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Shadows one entry in an interface's own mapping, and returns how to undo that."""
-    local = interface._local_mapping
-    had, before = name in local, local.get(name)
-    local[name] = wrapper
-
-    def restore() -> None:
-        if had:
-            local[name] = before
-        else:
-            local.pop(name, None)
-
-    return restore
-
-
-def _swap_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    return lambda: setattr(owner, name, before)
 
 
 def _check_layout(event: Seen, names: Modules, shape: tuple[int, ...]) -> None:

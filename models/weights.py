@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
 
 from .architecture import auto_class
-from .loaded import LoadedBackbone, find_backbone
+from .layers import find_backbone
+from .loaded import LoadedBackbone
 from .retrofit import retrofit
 from .tensors import Fit, adapters_aside, check_adapter, check_tensors
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 import transformers
-from sniffer.models import finder, selfcheck
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models import finder, witness
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from sniffer.models.syntax import ROTARY
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -158,7 +159,7 @@ def check_same(backbone: LoadedBackbone, ids: Tensor) -> str:
     """
     seen: list[Seen] = []
     products = Products()
-    with selfcheck.witnessed() as received, tap(seen.append), products:
+    with witness.witnessed() as received, tap(seen.append), products:
         forward(backbone.module, ids)
     memory = {(factor.untyped_storage().data_ptr(), factor.numel()) for factor in products.factors}
     for event in [event for event in seen if event.module in backbone.layer_of]:

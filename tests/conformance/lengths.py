@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from sniffer.models.config_keys import ROPE, rope_of, value_of
+from sniffer.models.layers import find_backbone
 from sniffer.models.limits import limits_of
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 

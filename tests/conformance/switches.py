@@ -11,7 +11,8 @@ from typing import Any
 
 from sniffer.models import finder
 from sniffer.models.architecture import override
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from transformers import PretrainedConfig
 
 from sniffer.errors import UnsupportedModelError

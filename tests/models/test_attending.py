@@ -13,7 +13,8 @@ import pytest
 import torch
 from sniffer.models import finder, selfcheck
 from sniffer.models.attending import Witness, same_values
-from sniffer.models.loaded import LoadedBackbone, find_backbone, other_length
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone, other_length
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 

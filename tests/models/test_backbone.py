@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sniffer.models import finder, locate, selfcheck, weights
+from sniffer.models import finder, locate, selfcheck, weights, witness
 from sniffer.models.architecture import build_config, override
 from sniffer.models.backbone import Checkpoint
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from transformers import AutoTokenizer, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -190,7 +191,7 @@ def test_the_self_check_catches_a_tap_that_lies(monkeypatch: pytest.MonkeyPatch,
 
 def test_attention_functions_are_given_back_after_an_exception():
     before = dict(ALL_ATTENTION_FUNCTIONS.items())
-    with pytest.raises(KeyError), selfcheck.witnessed():
+    with pytest.raises(KeyError), witness.witnessed():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
         raise KeyError
     assert dict(ALL_ATTENTION_FUNCTIONS.items()) == before and not ALL_ATTENTION_FUNCTIONS._local_mapping

@@ -9,7 +9,8 @@ import pytest
 import torch
 from sniffer.models import finder
 from sniffer.models.compiled import HELD, attending_layers, check_alike, compile_layers
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from torch._dynamo.utils import counters
 
 from sniffer.errors import ConfigError

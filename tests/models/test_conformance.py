@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 from sniffer.models import finder, loaded
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 

@@ -36,7 +36,8 @@ def test_a_copy_computes_and_shows_what_the_derived_module_does(tmp_path: Path):
         from pathlib import Path
         from sniffer.models import finder
         finder.install(Path({copies!r}))
-        from sniffer.models.loaded import LoadedBackbone, find_backbone
+        from sniffer.models.loaded import LoadedBackbone
+        from sniffer.models.layers import find_backbone
         from sniffer.tap import tap
         from tests.tiny_families import tiny_config, tiny_ids, tiny_model
         backbone = LoadedBackbone(find_backbone(tiny_model(tiny_config("llama"))))

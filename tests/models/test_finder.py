@@ -187,7 +187,7 @@ def test_a_family_imported_too_early_is_named():
         import {LLAMA} as llama
         from sniffer.models import finder
         finder.install()
-        from sniffer.models.loaded import check_imports
+        from sniffer.models.layers import check_imports
         from sniffer.errors import UnsupportedModelError
         from transformers import LlamaConfig
         small = dict(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=8)

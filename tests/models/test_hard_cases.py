@@ -10,7 +10,8 @@ import pytest
 import torch
 from sniffer.models import finder
 from sniffer.models.derive import Untapped
-from sniffer.models.loaded import LoadedBackbone, check_skipped, find_backbone
+from sniffer.models.layers import check_skipped, find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from sniffer.errors import ConfigError, UnsupportedModelError

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sniffer.models import finder, lengths, selfcheck
+from sniffer.models import finder, lengths, witness
+from sniffer.models.layers import find_backbone
 from sniffer.models.lengths import UNKNOWN, PositionCall, StandIn
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from sniffer.models.state import ModuleState, kept, simple_parts
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -78,7 +79,7 @@ def captured(backbone: LoadedBackbone, texts: Sequence[Document], max_tokens: in
 def alone(make: Callable[[], nn.Module], document: Document) -> list[Tensor]:
     """What attention receives in a model that has run nothing else."""
     ids = torch.from_numpy(document.token_ids.astype(np.int64))[None]
-    with torch.inference_mode(), selfcheck.witnessed() as received:
+    with torch.inference_mode(), witness.witnessed() as received:
         make()(input_ids=ids, use_cache=False)
     return [states[0].clone() for call in received for states in (call.q, call.k)]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from sniffer.models import finder
+from sniffer.models.layers import find_backbone
 from sniffer.models.limits import limits_of
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from sniffer.capture import token_limit

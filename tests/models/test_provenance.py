@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sniffer.models import finder, locate, provenance
 from sniffer.models.backbone import Checkpoint
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 

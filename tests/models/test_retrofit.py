@@ -18,7 +18,8 @@ import pytest
 import torch
 from sniffer.models import finder
 from sniffer.models.backbone import Checkpoint
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from sniffer.models.retrofit import attached, retrofit
 from transformers import AutoConfig, PretrainedConfig
 

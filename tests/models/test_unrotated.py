@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from sniffer.models import finder
-from sniffer.models.loaded import LoadedBackbone, find_backbone
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 from sniffer.models.unrotated import inputs_of, without_rope
 
 from sniffer.tap import Seen, tap
