@@ -33,7 +33,7 @@ def register() -> None:
 
 def conf_folder() -> Path:
     """The configuration files: inside the package when installed, beside it in the repository."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

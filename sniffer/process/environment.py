@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """This project's git commit, with "-dirty" if files differ from it; None outside a checkout."""
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
