@@ -26,10 +26,6 @@ PARTS = ("models.", "experiments.")
 """Of this package, which configurations name without it."""
 
 
-NAMED_BEFORE = {"sniffer.tables.Hub": "sniffer.dataset.hub.Hub", "sniffer.tables.": "sniffer.dataset.tables."}
-"""What configurations and saved runs name, and where it is: these names are for good."""
-
-
 def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED, role: Sequence[str] = ()) -> Any:
     """Makes the object that a `_target_` and its fields describe.
 
@@ -68,11 +64,11 @@ def _require_trusted(name: str, target: str, what: str, trusted: Sequence[str]) 
 
 
 def _import(target: str, what: str, trusted: Sequence[str]) -> Any:
-    ours = f"sniffer.{target}" if target.startswith(PARTS) else _where_now(target)
+    ours = f"sniffer.{target}" if target.startswith(PARTS) else target
     module, _, name = ours.rpartition(".")
     try:
         # A user's project may have a package `models` as well: what it has and we have not is theirs, if they say so.
-        if target.startswith(PARTS) and not _has(module, name) and target.startswith(tuple(trusted[len(TRUSTED) :])):
+        if ours != target and not _has(module, name) and target.startswith(tuple(trusted[len(TRUSTED) :])):
             module = target.rpartition(".")[0]
         return getattr(importlib.import_module(module), name)
     except SnifferError:
@@ -82,11 +78,6 @@ def _import(target: str, what: str, trusted: Sequence[str]) -> Any:
         found = getattr(sys.modules.get(target.split(".")[0]), "__file__", None)
         where = f" (looked in {found})" if found else ""
         raise ConfigError(f"{what}._target_={target} cannot be imported: {first_line(error)}{where}") from error
-
-
-def _where_now(target: str) -> str:
-    before = next((name for name in NAMED_BEFORE if target.startswith(name)), None)
-    return target if before is None else target.replace(before, NAMED_BEFORE[before], 1)
 
 
 def _has(module: str, name: str) -> bool:

@@ -266,7 +266,7 @@ def test_a_cached_copy_is_known_by_its_commit_or_by_what_it_holds(
 ) -> None:
     """Offline the hub cannot say which commit it is."""
     table = Hub(name=str(local_hub))._table
-    monkeypatch.setattr("sniffer.tables.hub_commit", lambda *_: None)
+    monkeypatch.setattr("sniffer.dataset.hub.hub_commit", lambda *_: None)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: table)
     told = Hub(name="owner/name").facts()
     assert told["commit"] is None and told["files"] == 1 and len(told["sha256"]) == 64
