@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLD := .venv-old
 OLD_TRANSFORMERS := 5.0.0
-MODELS_TESTS := derive finder copy backbone loading hard_cases retrofit undisturbed proofs notebook listener conformance lengths limits overrides tensors
+MODELS_TESTS := tests/models tests/notebook
 
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
@@ -89,7 +89,7 @@ conformance: $(INSTALLED)
 
 # The modelling rules against an older release: what a new one may change, an old one had otherwise.
 test-transformers-old: $(OLD)/.installed
-	$(OLD)/bin/python -m pytest $(addprefix tests/test_,$(addsuffix .py,$(MODELS_TESTS)))
+	$(OLD)/bin/python -m pytest $(MODELS_TESTS)
 
 $(OLD)/.installed: pyproject.toml constraints-dev.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)

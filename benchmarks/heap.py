@@ -1,4 +1,4 @@
-"""The same forwards with and without freed memory kept for the next (sniffer/heap.py), each in a process of its own."""
+"""The same forwards with and without freed memory kept for the next (process/memory.py), each in a process of its own."""
 
 from __future__ import annotations
 

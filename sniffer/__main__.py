@@ -1,7 +1,7 @@
 """The command line: `python -m sniffer`. Compose, check, run; an error is one line.
 
 Hydra prints errors over several lines, one of them its own. So it is asked to let them through, and
-they are told here. Jobs of a sweep are noted as they begin and end (sweeping.py). Exit codes: 0 done, 1 refused
+they are told here. Jobs of a sweep are noted as they begin and end (sweep/job.py). Exit codes: 0 done, 1 refused
 or failed (of a sweep: any job), 130 after Ctrl-C, 143 after SIGTERM.
 """
 
@@ -43,7 +43,7 @@ from sniffer.terminal.printing import line
 from sniffer.terminal.streams import standard_streams
 from sniffer.words import one_line
 
-log = logging.getLogger("sniffer")  # not __main__, of which nobody knows whose it is (logs.py)
+log = logging.getLogger("sniffer")  # not __main__, of which nobody knows whose it is (terminal/logs.py)
 
 
 def job(cfg: DictConfig, typed: Sequence[str], first: Path | None = None) -> None:

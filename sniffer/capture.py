@@ -1,12 +1,12 @@
 """The main job, start to end: from documents to a committed run folder.
 
-for batch in the dataset's documents:         local.py, or workers on a cluster (crew.py)
+for batch in the dataset's documents:         engine/local.py, or workers on a cluster (engine/crew.py)
     picks are drawn on the CPU
     the backbone runs once, with the tap open
     the accumulator keeps the picked rows
 the store writes, the manifest commits
 
-The same path takes up an earlier, stopped session: what it has on disk (kept.py) is not captured again.
+The same path takes up an earlier, stopped session: what it has on disk (storage/on_disk.py) is not captured again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load = load_anew) -> None:
-    """Captures what `config` asks for into `folder`, which the caller holds (lock.py).
+    """Captures what `config` asks for into `folder`, which the caller holds (storage/lock.py).
 
     Args:
         earlier: the stopped session of this run that is to be taken up; without one the folder holds no

@@ -1,10 +1,7 @@
-"""The configuration: what Hydra composes, checked once and turned into real objects.
+"""From what Hydra composed to a Config of real objects: checked once, and past this there is no DictConfig.
 
-The root is a typed dataclass, so that Hydra itself refuses an unknown key or a wrong type. The groups
-model, dataset and sampler are constructor calls written down; `resolve` builds them (build.py), and past
-it there is no DictConfig.
-
-Torch and transformers are not imported here: `--help` must answer at once.
+The root is a typed dataclass (schema.py), so that Hydra itself refuses an unknown key or a wrong type. The groups
+model, dataset and sampler are constructor calls written down, which build.py makes.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
     head = f"{RERUN_HEAD} [key=value ...]\n"
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
     # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both, and
-    # where there is one, the rerun.yaml tells that it is ours (ownership.py).
+    # where there is one, the rerun.yaml tells that it is ours (storage/ownership.py).
     for name, content in (("rerun.yaml", head + defaults + text), ("config.yaml", text)):
         with durable_file(folder / name) as file:
             file.write(content.encode())

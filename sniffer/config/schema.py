@@ -18,7 +18,7 @@ from sniffer.types import COMPRESSIONS
 class BatchConfig:
     """How documents share a forward pass; results do not depend on it.
 
-    `max_tokens` is null for what suits the device (batching.py).
+    `max_tokens` is null for what suits the device (dataset/batching.py).
     """
 
     max_tokens: int | None = None

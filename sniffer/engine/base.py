@@ -1,4 +1,4 @@
-"""Engines: what runs the model over the batches: this process (local.py), or workers on a cluster (ray_engine.py)."""
+"""Engines: what runs the model over the batches: this process (local.py), or workers on a cluster (ray.py)."""
 
 from __future__ import annotations
 

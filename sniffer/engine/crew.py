@@ -5,7 +5,7 @@
     the batches of a worker that is lost go to others: all those whose documents the manifest does not name
 
 So every document is in the manifest once, whatever becomes of workers, and its rows are those that one process
-would have captured. Who the workers are, and how one talks to them, is the `Pool`'s business (ray_engine.py).
+would have captured. Who the workers are, and how one talks to them, is the `Pool`'s business (ray.py).
 """
 
 from __future__ import annotations

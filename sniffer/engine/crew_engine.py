@@ -1,4 +1,4 @@
-"""An engine whose model is with a crew of workers; what runs them is left to a subclass (ray_engine.py)."""
+"""An engine whose model is with a crew of workers; what runs them is left to a subclass (ray.py)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ RAM_HEADROOM = 1.3
 
 PINNED_BATCHES = 4
 """Batches in pinned memory where a model runs on CUDA: two are on their way, and PyTorch's allocator of pinned memory
-rounds each block up to a power of two (sniffer/transfer.py)."""
+rounds each block up to a power of two (sniffer/forward/transfer.py)."""
 
 MEMORY_SHARE = 0.5
 """Of the memory that is available once the model is loaded: what captured rows may take by default."""

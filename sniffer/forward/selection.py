@@ -1,10 +1,7 @@
-"""The configuration: what Hydra composes, checked once and turned into real objects.
+"""Selection: which heads of which layers are captured, for each kind.
 
-The root is a typed dataclass, so that Hydra itself refuses an unknown key or a wrong type. The groups
-model, dataset and sampler are constructor calls written down; `resolve` builds them (build.py), and past
-it there is no DictConfig.
-
-Torch and transformers are not imported here: `--help` must answer at once.
+Heads are chosen as query heads. The key heads that belong to them follow from the grouped-query map,
+key head = query head * n_key_heads // n_query_heads, so that every captured query has its keys.
 """
 
 from __future__ import annotations

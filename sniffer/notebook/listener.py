@@ -1,4 +1,4 @@
-"""From calls of a model to rows that are kept: the hooks by which sniff (notebook.py) listens.
+"""From calls of a model to rows that are kept: the hooks by which sniff (sniffing.py) listens.
 
     a call begins      its arguments become pieces (call.py), their picks are drawn, the tap opens
     a layer attends    the observer gathers

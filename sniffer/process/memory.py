@@ -4,6 +4,8 @@ On a CPU, PyTorch takes its memory from the C library. glibc hands freed memory 
 64 MB lie together, and takes blocks of 32 MB and more from it one by one. The next layer then asks for the same
 again, and each page of it costs a fault: of a forward at 1 x 2048, a tenth of the processor time (`python -m
 benchmarks heap`). mallopt(3) says what may be kept.
+
+And how much memory there is to take, container limits respected.
 """
 
 from __future__ import annotations

@@ -1,12 +1,9 @@
-"""Which folders are the jobs of a sweep: the one place that says so.
+"""Which folders are ours to write into, and that no link leads out of them.
 
-A sweep is what Hydra began with -m; its folder has Hydra's multirun.yaml, and our index, sweep.parquet. Its jobs are
-the folders that the index names and those that Hydra's own records show to be jobs, however deep hydra.sweep.subdir
-has put them: not what verbs have put beside them, such as a job that was reproduced, published or run again.
-
-Any other folder of runs is read the same way, such as one of shards made by separate commands: its jobs are all the
-runs below it, each once. A copy of a run, as `publish --dry-run` makes it, is no second run; what `reproduce` made is
-no run of its own either, but the proof of another.
+A run begins in a folder that is new, is empty, or holds only what a run leaves that never got as far as a manifest. A
+sweep does in one that has its index, or nothing but jobs. What else lies in a folder is someone's: it is refused before
+anything is written, Hydra's own record included. Below a folder of ours nothing is written through a link: whoever
+made the folder may have made the link, to have something of its reader's replaced.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a person sees: a bar while it runs, plain log lines where there is no terminal, tables at the end."""
+"""Bars while something runs, on a terminal; plain log lines elsewhere."""
 
 from __future__ import annotations
 
