@@ -1,4 +1,4 @@
-"""The same forwards with and without freed memory kept for the next (process/memory.py), each in a process of its own."""
+"""The same forwards with freed memory kept for the next, and without it, each in its own process."""
 
 from __future__ import annotations
 
