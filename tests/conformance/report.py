@@ -34,7 +34,7 @@ types](#further-types), encoder-decoders and speech models among them, are tappe
 | mask-dropped equal | vectors of real tokens are the same with a mask, without one, and without padding |
 | early-exit equal | ending the forward after a layer leaves the layers up to it as they are |
 | limits true | it runs at the length that its config tells, one token more is refused; so with layers and heads |
-| batch-independent | vectors are those of a document alone, also with RoPE that is scaled by the length |
+| batch-independent | where plain RoPE can be scaled by the length, batched vectors are those of a document alone |
 | overrides exact | each key of its config, overridden in turn, changes nothing but what follows from it |
 
 *Layers* counts attending layers (+ skipped ones: linear attention, state space, convolution) of the tiny model.
