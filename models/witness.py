@@ -59,7 +59,7 @@ def _interfaces() -> list[AttentionInterface]:
 
 def _modelling_modules() -> list[Any]:
     homes = ("transformers.models.", "transformers_modules.")
-    return [module for name, module in list(sys.modules.items()) if name.startswith(homes) and module]
+    return [module for name, module in sys.modules.copy().items() if name.startswith(homes) and module]
 
 
 def _swap_entry(interface: AttentionInterface, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
