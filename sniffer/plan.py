@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from sniffer.config.build import checked
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import ELSEWHERE
@@ -25,7 +23,7 @@ from sniffer.forward.estimate import Estimate, estimate, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
 from sniffer.sampler import Picker
 from sniffer.storage.manifest import Manifest
-from sniffer.terminal.printing import Grid
+from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
 from sniffer.types import Outline
 from sniffer.words import duration, size
@@ -91,7 +89,7 @@ class Needs:
 
 def tell(config: Config) -> None:
     """Prints the plan of a run."""
-    show_table(needs_table(needs(config, request(config.plan))))
+    show_table(facts_table("what the run would need", facts(needs(config, request(config.plan)))))
 
 
 def request(value: Any) -> Request:
@@ -174,15 +172,6 @@ def measured_speed(run: Path) -> float:
     if not tokens or not seconds:
         raise RunError(f"{run} has no speed to take: it captured nothing; name a run that is complete")
     return tokens / seconds
-
-
-def needs_table(needs: Needs) -> Table:
-    table = Grid(title="what the run would need", show_header=False)
-    table.add_column(style="cyan")
-    table.add_column()
-    for name, value in facts(needs).items():
-        table.add_row(name, value)
-    return table
 
 
 def facts(needs: Needs) -> dict[str, str]:

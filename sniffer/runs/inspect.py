@@ -13,7 +13,7 @@ from sniffer.reader.folders import state
 from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
-from sniffer.terminal.printing import Grid
+from sniffer.terminal.printing import Grid, facts_table
 from sniffer.terminal.summary import not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry
 from sniffer.words import size
@@ -26,18 +26,9 @@ def tables(folder: Path) -> Iterator[RenderableType]:
         RunError: not a run folder, or one that cannot be read.
     """
     manifest = Manifest.load(folder, parts_must_exist=False)
-    yield _facts(folder, manifest)
+    yield facts_table(str(folder), _values(folder, manifest), fold=True)
     yield _layers(manifest)
     yield _buckets(manifest)
-
-
-def _facts(folder: Path, manifest: Manifest) -> Table:
-    table = Grid(title=str(folder), show_header=False)
-    table.add_column(style="cyan", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _values(folder, manifest).items():
-        table.add_row(name, value)
-    return table
 
 
 def _values(folder: Path, manifest: Manifest) -> dict[str, str]:

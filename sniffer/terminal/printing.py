@@ -7,6 +7,7 @@ So whatever is printed is made harmless here, and nowhere else: lines, tables, a
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import rich
@@ -41,6 +42,16 @@ class Grid(Table):
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         super().add_row(*map(_cell, cells), **options)
+
+
+def facts_table(title: str, facts: Mapping[str, str], *, fold: bool = False) -> Grid:
+    """A line for each fact; with `fold`, names stay in one line and long values are folded, at any width."""
+    table = Grid(title=title, show_header=False)
+    table.add_column(style="cyan", no_wrap=fold)
+    table.add_column(overflow="fold" if fold else "ellipsis")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
 
 
 HIGHLIGHTER = ReprHighlighter()

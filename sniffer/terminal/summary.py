@@ -14,7 +14,7 @@ from sniffer.forward.estimate import Estimate
 from sniffer.sampler import Picker
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
-from sniffer.terminal.printing import Grid, say
+from sniffer.terminal.printing import Grid, facts_table, say
 from sniffer.words import size
 
 
@@ -45,7 +45,7 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     """Prints what a run captured, by kind and bucket, and the folder, which stands alone on the last line."""
     console = rich.get_console()
     with console.capture() as whole:
-        console.print(_facts_table(manifest))
+        console.print(facts_table("captured", _facts(manifest)))
         console.print(_bucket_table(manifest, picker))
         if manifest.not_finite:
             say(f"warning: {not_finite_line(manifest)}", style="yellow")
@@ -53,15 +53,6 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     # In one piece: jobs of a sweep may share the terminal.
     console.file.write(whole.get())
     console.file.flush()
-
-
-def _facts_table(manifest: Manifest) -> Table:
-    table = Grid(title="captured", show_header=False)
-    table.add_column(style="cyan")
-    table.add_column()
-    for name, value in _facts(manifest).items():
-        table.add_row(name, value)
-    return table
 
 
 def _facts(manifest: Manifest) -> dict[str, str]:
