@@ -91,11 +91,8 @@ def ran() -> list:
 
 
 @pytest.fixture
-def invoke(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
-    """`python -m sniffer ARGUMENTS` in this process and an empty folder, with a capture that only notes."""
-    from hydra.core.global_hydra import GlobalHydra
-
-    from sniffer.__main__ import main
+def stand_in(ran: list) -> Callable[..., None]:
+    """What `invoke` runs instead of sniffer.capture.run: a capture that only notes."""
     from sniffer.storage.manifest import Manifest
 
     def run(config: object, folder: Path, **_: object) -> None:
@@ -103,11 +100,23 @@ def invoke(ran: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         ran.append(config)
         Manifest("complete", config.seed, {}, {}, {}, geometry=(), selection={}).save(folder)
 
+    return run
+
+
+@pytest.fixture
+def invoke(
+    stand_in: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., int]]:
+    """`python -m sniffer ARGUMENTS` in this process and an empty folder, with a stand-in for the capture."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from sniffer.__main__ import main
+
     def call(*arguments: str) -> int:
         monkeypatch.setattr(sys, "argv", ["sniffer", *arguments])
         return main()
 
-    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=stand_in))
     monkeypatch.chdir(tmp_path)
     handlers, level = logging.root.handlers[:], logging.root.level
     yield call

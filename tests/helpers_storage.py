@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import yaml
 from sniffer.forward.rows import Columns
 from sniffer.sampler import LogUniform, Picker, describe
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import Example, Footer, Part, part_path
-from sniffer.storage.writer import write_examples, write_part
+from sniffer.storage.schema import Example, FileRecord, Footer, Part, part_path
+from sniffer.storage.writer import Listing, write_part
 from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
 
 SAMPLER = LogUniform(base_rate=4.0, min_bucket_size=8)
@@ -169,3 +169,10 @@ def _draw(
         example_ids=np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
         dim=dim,
     )
+
+
+def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
+    """Writes examples.parquet; CaptureError as `Listing.write`."""
+    listing = Listing.of(examples)
+    listing.write(folder)
+    return listing.record

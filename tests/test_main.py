@@ -6,17 +6,15 @@ import logging
 import os
 import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 
-from sniffer.__main__ import main, one_line
+from sniffer.__main__ import one_line
 from sniffer.config.schema import Config
 from sniffer.errors import CaptureError
 from sniffer.runs.resume import never_began
@@ -40,8 +38,8 @@ def ran() -> list[tuple[Config, Path]]:
 
 
 @pytest.fixture
-def invoke(ran: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
-    """`python -m sniffer ARGUMENTS` in this process, in an empty folder, with a capture that only notes."""
+def stand_in(ran: list[tuple[Config, Path]]) -> Callable[..., None]:
+    """A capture that only notes, and fails for some seeds."""
 
     def run(config: Config, folder: Path, **_: object) -> None:
         logging.getLogger("sniffer").info("captured")
@@ -54,16 +52,7 @@ def invoke(ran: list[tuple[Config, Path]], tmp_path: Path, monkeypatch: pytest.M
         if config.seed == 667:
             raise KeyboardInterrupt
 
-    def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["sniffer", *arguments])
-        return main()
-
-    monkeypatch.setitem(sys.modules, "sniffer.capture", types.SimpleNamespace(run=run))
-    monkeypatch.chdir(tmp_path)
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield call
-    logging.root.handlers[:], logging.root.level = handlers, level
-    GlobalHydra.instance().clear()
+    return run
 
 
 def test_a_run_gets_real_objects_and_its_own_folder(invoke: Invoke, ran: list, tmp_path: Path) -> None:

@@ -152,13 +152,6 @@ class Listing:
             file.write(self.content)
 
 
-def write_examples(folder: Path, examples: Iterable[Example]) -> FileRecord:
-    """Writes examples.parquet; CaptureError as `Listing.write`."""
-    listing = Listing.of(examples)
-    listing.write(folder)
-    return listing.record
-
-
 def _table(
     schema: pa.Schema, head: int, places: dict[str, np.ndarray], vectors: Float32[np.ndarray, "rows dim"]
 ) -> pa.Table:

@@ -17,8 +17,9 @@ from sniffer.reader.run import Run
 from sniffer.sampler import Picker, Sampler, Uniform, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, Footer, part_path
-from sniffer.storage.writer import write_examples, write_part
+from sniffer.storage.writer import write_part
 from sniffer.types import DRAW_OF_KIND, Document, LayerGeometry, TokenBatch
+from tests.helpers_storage import write_examples
 
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
 DIM = 8
