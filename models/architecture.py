@@ -16,10 +16,9 @@ from transformers import (
     PretrainedConfig,
 )
 
-from sniffer.errors import CheckpointError, ConfigError
+from sniffer.errors import CheckpointError, ConfigError, first_line
 
 from .overrides import override
-from .plausible import first_line
 
 
 def read_config(source: str, overrides: Mapping[str, Any], **options: Any) -> PretrainedConfig:
@@ -33,7 +32,7 @@ def read_config(source: str, overrides: Mapping[str, Any], **options: Any) -> Pr
         config = AutoConfig.from_pretrained(source, **options)
         written = _written(source, options) if overrides else {}
     except Exception as error:  # configs validate themselves with exceptions of several libraries
-        raise CheckpointError(f"the config of {source} cannot be read: {first_line(error)}") from error
+        raise CheckpointError(f"the config of {source} cannot be read: {first_line(error, lines=2)}") from error
     return override(config, overrides, written)
 
 
@@ -49,7 +48,7 @@ def build_config(model_type: str, overrides: Mapping[str, Any]) -> PretrainedCon
         raise ConfigError(f"model.model_type={model_type!r} is no architecture that transformers knows") from error
     except Exception as error:  # of several libraries: some defaults are not valid
         raise ConfigError(
-            f"model.model_type={model_type} has no default config of its own ({first_line(error)}): give"
+            f"model.model_type={model_type} has no default config of its own ({first_line(error, lines=2)}): give"
             " model.checkpoint a folder with a config.json"
         ) from error
     return override(default, overrides, {})

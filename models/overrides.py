@@ -15,10 +15,10 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from sniffer.errors import ConfigError
+from sniffer.errors import ConfigError, first_line
 
 from .config_keys import ROPE, has, leaves, merged, own_name, value_of
-from .plausible import check_named, check_resolved, first_line
+from .plausible import check_named, check_resolved
 from .rope_words import ORIGINAL, SCALING, TWICE, is_of_rope, named_of_rope
 
 LENGTH = "num_hidden_layers"
@@ -58,7 +58,9 @@ def override(config: PretrainedConfig, overrides: Values, written: Values | None
     try:
         after = type(config).from_dict(_edited(config, named, said))
     except Exception as error:  # configs validate themselves with exceptions of several libraries
-        raise ConfigError(f"model.config_overrides do not fit {config.model_type}: {first_line(error)}") from error
+        raise ConfigError(
+            f"model.config_overrides do not fit {config.model_type}: {first_line(error, lines=2)}"
+        ) from error
     for name in FROM_WHERE:
         if name in vars(config):
             setattr(after, name, vars(config)[name])

@@ -23,7 +23,7 @@ from sniffer.dataset.feed import Feed
 from sniffer.engine.base import Engine, Plan, dtype_name
 from sniffer.engine.local import LocalEngine
 from sniffer.engine.model_cache import Load, load_anew
-from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
+from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError, unbroken
 from sniffer.forward.estimate import estimate, refuse_if_too_large, stored_bytes
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
@@ -142,7 +142,7 @@ def explained(error: BaseException) -> BaseException:
     if isinstance(error, SnifferError) or not out_of_memory:
         return error
     told = CaptureError(
-        f"out of memory ({' '.join(str(error).split())[:200] or type(error).__name__}): lower batch.max_tokens, "
+        f"out of memory ({unbroken(error)[:200] or type(error).__name__}): lower batch.max_tokens, "
         "dataset.max_tokens or output.memory_limit"
     )
     told.__cause__ = error

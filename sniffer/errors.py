@@ -49,6 +49,11 @@ def first_line(error: BaseException, lines: int = 1) -> str:
     return " ".join(said[:lines]) or type(error).__name__
 
 
+def unbroken(error: BaseException) -> str:
+    """All that an error says, without its line breaks; nothing where it says nothing."""
+    return " ".join(str(error).split())
+
+
 def reason(error: OSError) -> str:
     """Why the system refused; libraries raise such errors with words of their own as well."""
     return error.strerror or first_line(error)

@@ -20,7 +20,7 @@ from sniffer.config.resolve import ROLES, build_config
 from sniffer.config.saving import ONCE, RERUN_DEFAULTS, RESTORE, saved_config
 from sniffer.config.schema import OWN_CLUSTER, Config
 from sniffer.config.typed import is_typed
-from sniffer.errors import RunError
+from sniffer.errors import RunError, unbroken
 from sniffer.storage.untrusted import plain_yaml, read_text
 
 
@@ -91,7 +91,7 @@ def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{folder} has no rerun.yaml: give the folder that a run printed") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(f"could not read {origin}: {' '.join(str(error).split())}; {RESTORE}") from error
+        raise RunError(f"could not read {origin}: {unbroken(error)}; {RESTORE}") from error
     # A comment can be a setting of Hydra's as well: "# @package hydra".
     known = isinstance(plain, dict) and plain.pop("defaults", None) == list(RERUN_DEFAULTS) and "@package" not in text
     unknown = sorted(map(str, plain.keys() - SAVED)) if known else ["defaults"]

@@ -19,7 +19,7 @@ import polars as pl
 import yaml
 from jaxtyping import Float32, Float64, Int32, Int64
 
-from sniffer.errors import RunError, first_line
+from sniffer.errors import RunError, first_line, unbroken
 from sniffer.reader.scan import PLACES, check_parts, join, read_rows, require_room, scan_parts
 from sniffer.storage.examples import examples_table
 from sniffer.storage.manifest import Manifest
@@ -134,7 +134,7 @@ class Run:
         try:
             return cast(pl.DataFrame, pl.from_arrow(examples_table(path, self.manifest.examples)))
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
+            reason = unbroken(error)
             raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
 
     def scan(

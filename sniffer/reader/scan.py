@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sniffer.errors import RunError, first_line
+from sniffer.errors import RunError, first_line, unbroken
 from sniffer.limits import ROWS_PER_BYTE
 from sniffer.process.memory import available_memory
 from sniffer.storage.schema import Part
@@ -131,7 +131,7 @@ def check_parts(what: str, folder: Path, parts: Sequence[Part], dim: int) -> Non
             contents = _contents(path, seen.st_size, seen.st_mtime_ns)
             require_part(contents, seen.st_size, dim, part.rows)
         except (OSError, pa.ArrowException) as error:
-            reason = " ".join(str(error).split())
+            reason = unbroken(error)
             raise RunError(
                 f"{what} of {folder} cannot be read ({part.path}: {reason}): `python -m sniffer.runs verify {folder}` "
                 "tells more"

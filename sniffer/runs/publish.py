@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sniffer.config.saving import save_plain
-from sniffer.errors import RunError
+from sniffer.errors import RunError, unbroken
 from sniffer.runs.card import card
 from sniffer.runs.private import public, refuse_private
 from sniffer.storage.documents import refuse_repeated
@@ -95,7 +95,7 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
                 f"the hub answered {status} for {repo}: run `hf auth login` with a token that may write"
             ) from error
         except Exception as error:  # the HTTP library below huggingface_hub has changed before, and will again
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = unbroken(error) or type(error).__name__
             raise RunError(f"could not push to {repo} ({reason}): --dry-run writes what would be pushed") from error
     return str(address)
 

@@ -20,7 +20,7 @@ import yaml
 from sniffer.config.build import TRUSTED, build
 from sniffer.config.resolve import ROLES
 from sniffer.config.saving import saved_config
-from sniffer.errors import RunError, SnifferError
+from sniffer.errors import RunError, SnifferError, unbroken
 from sniffer.reader.index import jobs_without_results, read_jobs
 from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
@@ -116,7 +116,7 @@ def _examples(folder: Path, manifest: Manifest, stopped: bool) -> tuple[dict[int
     try:
         examples = read_examples(folder / path, record)
     except (OSError, ValueError) as error:
-        return {}, [*problems, f"{path}: {' '.join(str(error).split())}"]
+        return {}, [*problems, f"{path}: {unbroken(error)}"]
     return examples, problems + _counts(manifest, examples)
 
 

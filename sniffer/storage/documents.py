@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int64
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, unbroken
 from sniffer.storage.schema import Part
 
 
@@ -104,8 +104,7 @@ def _columns(folder: Path, part: Part, names: list[str]) -> pa.Table:
         return file.read_row_groups([n for n, head in enumerate(heads) if head == heads[0]], columns=names)
     except (OSError, AttributeError, KeyError, pa.ArrowException) as error:
         raise RunError(
-            f"could not read {folder / part.path}: {' '.join(str(error).split())}; "
-            f"python -m sniffer.runs verify {folder} tells more"
+            f"could not read {folder / part.path}: {unbroken(error)}; python -m sniffer.runs verify {folder} tells more"
         ) from error
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sniffer.errors import CaptureError, RunError
+from sniffer.errors import CaptureError, RunError, unbroken
 from sniffer.process.environment import commit, now, versions
 from sniffer.storage.bounds import require_sense
 from sniffer.storage.digest import combine
@@ -202,7 +202,7 @@ class Manifest:
         except KeyError as error:
             raise broken(folder, f"it lacks {error}") from error
         except (TypeError, ValueError, AttributeError) as error:
-            raise broken(folder, " ".join(str(error).split())) from error
+            raise broken(folder, unbroken(error)) from error
         for record in (*manifest.files(), *manifest.pending):
             check_path(folder, record.path)
             if isinstance(record, Part) and not PART_NUMBER.search(record.path):

@@ -9,7 +9,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, unbroken
 from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_json
 
@@ -42,7 +42,7 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise RunError(f"could not read {path}: {error.strerror}; check its permissions") from error
     except ValueError as error:
-        raise broken(folder, f"it cannot be read as JSON ({' '.join(str(error).split())})") from error
+        raise broken(folder, f"it cannot be read as JSON ({unbroken(error)})") from error
     if not isinstance(values, dict):
         raise broken(folder, "it is not a JSON object")
     return values

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sniffer.errors import RunError
+from sniffer.errors import RunError, unbroken
 from sniffer.storage.documents import examples_by_pair, repeated
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
@@ -116,7 +116,7 @@ def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None
             try:
                 return read_examples(folder / path, record)
             except (OSError, ValueError) as error:
-                log.warning("%s %s", path, " ".join(str(error).split()))
+                log.warning("%s %s", path, unbroken(error))
     log.warning("%s is damaged: it will be written again", record.path)
     return None
 

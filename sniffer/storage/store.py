@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sniffer.errors import CaptureError
+from sniffer.errors import CaptureError, unbroken
 from sniffer.forward.accumulator import Accumulator
 from sniffer.process.environment import now
 from sniffer.sampler import Picker, describe
@@ -294,4 +294,4 @@ def _largest(accumulator: Accumulator, leave: float) -> list[tuple[int, str]]:
 def describe_interruption(error: BaseException) -> str:
     """One line for the manifest."""
     name = type(error).__name__
-    return f"{name}: {' '.join(str(error).split())}" if str(error).strip() else name
+    return f"{name}: {unbroken(error)}" if str(error).strip() else name
