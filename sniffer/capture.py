@@ -1,10 +1,8 @@
-"""The main job, start to end: from documents to a committed run folder.
+"""The main job, start to end: from documents to a committed run folder. Its loop is `capture_all`.
 
-for batch in the dataset's documents:         engine/local.py, or workers on a cluster (engine/crew.py)
-    picks are drawn on the CPU
-    the backbone runs once, with the tap open
-    the accumulator keeps the picked rows
-the store writes, the manifest commits
+A worker, in this process or on a cluster (engine/worker.py), does this with a batch: picks are drawn on the CPU, the
+backbone runs once with the tap open, the accumulator keeps the picked rows. Then it writes parts, and the store
+(storage/store.py) has the manifest name them.
 
 The same path takes up an earlier, stopped session: what it has on disk (storage/on_disk.py) is not captured again.
 """
@@ -20,11 +18,15 @@ from sniffer.config.saving import saved_config
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
 from sniffer.dataset.feed import Feed
-from sniffer.engine.base import Engine, Plan, dtype_name
+from sniffer.engine.base import Plan, dtype_name
+from sniffer.engine.crew import Crew
+from sniffer.engine.engine import Engine
 from sniffer.engine.local import LocalEngine
 from sniffer.engine.model_cache import Load, load_anew
+from sniffer.engine.shift import Shift
+from sniffer.engine.worker import Facts
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError, unbroken
-from sniffer.forward.estimate import estimate, refuse_if_too_large, stored_bytes
+from sniffer.forward.estimate import Room, estimate, refuse_if_too_large, stored_bytes
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
 from sniffer.process.stop import Stop, Stopped
@@ -32,7 +34,7 @@ from sniffer.sampler import Picker, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
-from sniffer.terminal.progress import waiting_for, write_progress
+from sniffer.terminal.progress import capture_progress, waiting_for
 from sniffer.terminal.summary import estimate_line, resume_line, show_summary
 from sniffer.types import ModelFacts, ModelLimits, Tokenize
 from sniffer.words import one_line
@@ -63,27 +65,17 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             try:
                 model = engine.open(config, folder)
                 feed.fit(model.vocabulary)
-                plan = make_plan(config, model, feed)
+                room = engine.room(model, config.output.memory_limit)
+                plan = make_plan(config, model, feed, room)
                 log.info("%s", estimate_line(plan.expected))
-                room = engine.room(config.output.memory_limit)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
-                manifest = earlier.continued(first_manifest(config, plan, folder, model, engine, tokenize))
+                manifest = earlier.continued(first_manifest(config, plan, folder, model, tokenize))
             except BaseException:
                 feed.close()
                 raise
-        store = Store(
-            folder,
-            manifest,
-            plan.picker,
-            plan.dtype,
-            compression=plan.compression,
-            checkpoint_every=config.output.checkpoint_every,
-            memory_limit=room.limit,
-            kept=earlier.kept,
-            progress=write_progress,
-        )
+        store = Store(folder, manifest, plan.picker, plan.dtype, compression=plan.compression, kept=earlier.kept)
         try:
-            infer_and_write(engine, plan, feed, store, clock, stop)
+            capture_and_write(engine.crew, plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
@@ -104,21 +96,28 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 """In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
 
 
-def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
-    """Runs the model over the documents and writes what is captured, also when something stops it."""
+def capture_and_write(crew: Crew, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+    """Captures all documents and writes what is captured, also when something stops it."""
     interruption: BaseException | None = None
-    try:
-        store.begin()
-        with clock.stage("inference"):
-            engine.infer(plan, feed, store, clock, stop)
-    except (Exception, Stopped) as error:
-        # What was captured so far is worth keeping: it is written below, then the error goes on its way.
-        interruption = explained(error)
+    with capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
+        shift = Shift(crew, plan, store, clock, progress, stop.check)
+        try:
+            store.begin()
+            with clock.stage("inference"):
+                capture_all(shift, plan, feed, store, clock, stop)
+        except (Exception, Stopped) as error:
+            # What was captured so far is worth keeping: it is written below, then the error goes on its way.
+            interruption = explained(error)
     clock.add("inference", -clock.seconds.get("commit", 0.0))
     feed.close()
     try:
         with clock.stage("write"):
-            engine.commit(plan, store, last=interruption is None)
+            if interruption is None:
+                shift.finish()
+            else:
+                shift.rescue()
+            crew.close()
+            store.complete(last=interruption is None)
     except Exception as error:
         interruption = interruption or explained(error)
     try:
@@ -130,6 +129,18 @@ def infer_and_write(engine: Engine, plan: Plan, feed: Feed, store: Store, clock:
             store.close(feed.counts.skipped_empty, clock.seconds, interruption)
     if interruption is not None:
         raise interruption
+
+
+def capture_all(shift: Shift, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
+    """The loop: every batch through a model, unless its rows are on disk already."""
+    for batch in stop.each(feed.batches(plan.batch_tokens, plan.lengths)):
+        if store.lacks(batch):
+            shift.capture(batch)
+        else:
+            shift.pass_over(batch)
+        with clock.stage("commit"):
+            shift.relieve()
+    shift.drain()
 
 
 def explained(error: BaseException) -> BaseException:
@@ -185,7 +196,7 @@ def to_extend(limits: ModelLimits, tokens: int) -> str:
     return f"or, unless its positions are learned, extend the model with {override}"
 
 
-def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
+def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan:
     """Resolves the request against the model and expects its size from the documents read so far.
 
     Raises:
@@ -204,12 +215,11 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed) -> Plan:
     stored = stored_bytes(compression, dtype)
     itemsize = model.dtype.itemsize
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
-    return Plan(geometry, selection, picker, expected, batch, dtype, compression, model.lengths)
+    every = config.output.checkpoint_every
+    return Plan(geometry, selection, picker, expected, batch, dtype, compression, model.lengths, every, room.limit)
 
 
-def first_manifest(
-    config: Config, plan: Plan, folder: Path, model: ModelFacts, engine: Engine, tokenize: Tokenize
-) -> Manifest:
+def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, tokenize: Tokenize) -> Manifest:
     """The manifest of a run that is about to start."""
     heads = plan.selection.heads
     # A checkpoint class of a user's own may give a plain function, which says nothing.
@@ -225,8 +235,8 @@ def first_manifest(
             layer: {kind: heads[layer, kind] for kind in plan.selection.kinds_of(layer)}
             for layer in plan.selection.layers
         },
-        threads=engine.threads(),
-        device=engine.device(),
+        threads=model.threads,
+        device=dict(model.described),
         backbone=model.describe(),
         config=saved_config(folder),
     )

@@ -14,7 +14,7 @@ from sniffer import capture
 from sniffer.config.resolve import conf_folder, register, resolve
 from sniffer.config.saving import save_config
 from sniffer.config.trust import Trust
-from sniffer.engine import local
+from sniffer.engine import worker
 from sniffer.forward import passes
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
@@ -53,7 +53,7 @@ class Runs:
 @contextmanager
 def stopping_after(batches: int | None) -> Iterator[None]:
     """Raises Interrupted when batch number `batches` is about to be drawn; swallows it here."""
-    honest, seen = local.draw, [0]
+    honest, seen = worker.draw, [0]
 
     def draw(*arguments):
         if seen[0] == batches:
@@ -61,7 +61,7 @@ def stopping_after(batches: int | None) -> Iterator[None]:
         seen[0] += 1
         return honest(*arguments)
 
-    with patch.object(local, "draw", draw):
+    with patch.object(worker, "draw", draw):
         try:
             yield
         except Interrupted:

@@ -1,7 +1,8 @@
-"""Runs without a model: the real store, accumulator and loop of capture.py, over vectors made from where they are."""
+"""Runs without a model: the real loop, shift, worker and store, over vectors made from where they are."""
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,19 +17,25 @@ import numpy as np
 import torch
 
 from sniffer import capture
+from sniffer.engine import shift
+from sniffer.engine.base import Plan
+from sniffer.engine.crew import Crew
+from sniffer.engine.local import LocalPool
+from sniffer.engine.worker import Report, Worker
 from sniffer.errors import SnifferError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.selection import Selection
 from sniffer.process.clock import Clock
+from sniffer.process.environment import versions
 from sniffer.process.stop import Stop
 from sniffer.runs.verify import verify
 from sniffer.sampler import LogUniform, Picker
-from sniffer.storage import store
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import Kept, look
-from sniffer.storage.schema import Part, part_path
+from sniffer.storage.part_writer import PartWriter
+from sniffer.storage.schema import Example, Part, part_path
 from sniffer.storage.store import Store
-from sniffer.types import DRAW_OF_KIND, Document, TokenBatch
+from sniffer.types import DRAW_OF_KIND, Document, LengthClasses, TokenBatch
 from tests.helpers_disk import Disk, failing
 from tests.helpers_storage import make_manifest
 
@@ -45,12 +52,11 @@ FIRST = replace(
     make_manifest(("q", "k"), (0, 2), dict.fromkeys(("q", "k", "v", "q_pre", "k_pre"), DIM), PICKER),
     selection={layer: dict(HEADS) for layer in (0, 2)},
 )
-PLAN: Any = SimpleNamespace(selection=SELECTION)
 
 
 @dataclass
 class Outputs:
-    """How a run writes; `commit_after` stands in for store.COMMIT_AFTER."""
+    """How a run writes; `commit_after` stands in for shift.COMMIT_AFTER."""
 
     checkpoint_every: int | None = None
     memory_limit: float = float("inf")
@@ -73,23 +79,42 @@ class Engine:
     stop_after: int | None = None
     by: type[BaseException] = RuntimeError
     seen: list[int] = field(default_factory=list)
-    accumulator: Accumulator = field(default_factory=lambda: Accumulator(SELECTION))
 
-    def infer(self, plan: Any, feed: Any, store: Store, clock: Clock, stop: Stop) -> None:
+    def batches(self, *_: Any) -> Iterator[TokenBatch]:
         for number, document in enumerate(self.documents):
             if number == self.stop_after:
                 raise self.by("enough")
-            batch = TokenBatch((document,), pad_id=0)
-            picks = {pair: PICKER.pick(batch, *pair) for pair in SELECTION.draws}
-            if store.kept.lacks(batch, picks, SELECTION.heads):
-                self.seen.append(document.example_id)
-                done = store.kept.done(batch, SELECTION.heads)
-                self.accumulator.add(batch, picks, vectors(document, picks), done)
-            store.add_examples(batch.documents)
-            store.relieve(self.accumulator)
+            yield TokenBatch((document,), pad_id=0)
 
-    def commit(self, plan: Any, store: Store, *, last: bool) -> None:
-        store.commit(self.accumulator, last=last)
+    def crew(self, folder: Path) -> Crew:
+        crew = Crew(LocalPool(lambda: Numbers(folder, self)), 1, math.inf)
+        crew.open()
+        return crew
+
+
+class Numbers(Worker):
+    """A worker without a model."""
+
+    def __init__(self, folder: Path, engine: Engine) -> None:
+        super().__init__(SimpleNamespace(), folder)  # type: ignore[arg-type]
+        self.engine = engine
+
+    def open(self) -> Any:
+        return SimpleNamespace(versions=versions(), device=torch.device("cpu"))
+
+    def begin(self, plan: Plan) -> None:
+        self.accumulator = Accumulator(plan.selection)
+        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, plan.dtype, plan.compression)
+
+    def run(self, batch: TokenBatch, done: Any) -> Report:
+        picks = {pair: PICKER.pick(batch, *pair) for pair in SELECTION.draws}
+        (document,) = batch.documents
+        self.engine.seen.append(document.example_id)
+        self.accumulator.add(batch, picks, vectors(document, picks), done)
+        self.examples.append(Example.of(document))
+        return Report(self.rows, self.accumulator.nbytes, {})
+
+    def _keep(self, leave: int = 0) -> None: ...
 
 
 class Killed(BaseException):
@@ -110,18 +135,28 @@ def vectors(document: Document, picks: Any) -> dict[tuple[int, str], torch.Tenso
 def run(folder: Path, outputs: Outputs, engine: Engine | None = None, kept: Kept | None = None, **earlier: Any) -> None:
     """A session: fresh, or with what an earlier one has `kept` and its manifest as keyword."""
     manifest = earlier.get("manifest", FIRST)
-    made = Store(
-        folder,
-        replace(manifest, status="running", reason=None),
-        PICKER,
-        "float32",
-        checkpoint_every=outputs.checkpoint_every,
-        memory_limit=outputs.memory_limit,
-        kept=kept or Kept(),
-    )
-    feed: Any = SimpleNamespace(counts=SimpleNamespace(skipped_empty=0), close=lambda: None)
+    engine = engine or Engine()
+    made = Store(folder, replace(manifest, status="running", reason=None), PICKER, "float32", kept=kept or Kept())
     with committing_after(outputs.commit_after):
-        capture.infer_and_write(engine or Engine(), PLAN, feed, made, Clock(), Stop())
+        capture.capture_and_write(engine.crew(folder), plan(outputs), feed(engine), made, Clock(), Stop())
+
+
+def plan(outputs: Outputs) -> Plan:
+    geometry = {layer.layer: layer for layer in FIRST.geometry}
+    limits = outputs.checkpoint_every, outputs.memory_limit
+    nothing: Any = None
+    return Plan(geometry, SELECTION, PICKER, nothing, 1, "float32", "auto", LengthClasses(), *limits)
+
+
+def feed(engine: Engine) -> Any:
+    tokens = sum(document.n_tokens for document in engine.documents)
+    return SimpleNamespace(
+        batches=engine.batches,
+        counts=SimpleNamespace(skipped_empty=0),
+        expected_documents=len(engine.documents),
+        expected_tokens=tokens,
+        close=lambda: None,
+    )
 
 
 def resume(folder: Path, outputs: Outputs, engine: Engine | None = None) -> None:
@@ -135,7 +170,7 @@ def resume(folder: Path, outputs: Outputs, engine: Engine | None = None) -> None
 
 @contextmanager
 def committing_after(times: float) -> Iterator[None]:
-    with patch.object(store, "COMMIT_AFTER", times):
+    with patch.object(shift, "COMMIT_AFTER", times):
         yield
 
 

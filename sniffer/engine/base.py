@@ -1,21 +1,14 @@
-"""Engines: what runs the model over the batches: this process (local.py), or workers on a cluster (ray.py)."""
+"""What a run will capture, and on what: plain data that goes to every worker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import torch
 
-from sniffer.config.schema import Config
-from sniffer.dataset.feed import Feed
-from sniffer.forward.estimate import Estimate, Room
+from sniffer.forward.estimate import Estimate
 from sniffer.forward.selection import Selection
-from sniffer.process.clock import Clock
-from sniffer.process.stop import Stop
 from sniffer.sampler import Picker
-from sniffer.storage.store import Store
 from sniffer.types import LayerGeometry, LengthClasses, ModelFacts
 
 
@@ -23,7 +16,8 @@ from sniffer.types import LayerGeometry, LengthClasses, ModelFacts
 class Plan:
     """What a run will capture, resolved against the loaded model.
 
-    `lengths` says which documents may share a batch.
+    `lengths` says which documents may share a batch. Workers write what they hold after `checkpoint_every` documents
+    in all, and beyond `memory_limit` bytes each.
     """
 
     geometry: dict[int, LayerGeometry]
@@ -34,34 +28,8 @@ class Plan:
     dtype: str
     compression: str
     lengths: LengthClasses
-
-
-class Engine(Protocol):
-    def open(self, config: Config, folder: Path) -> ModelFacts:
-        """Brings up the model; raises SnifferError where it cannot be had."""
-
-    def room(self, wanted: int | None) -> Room:
-        """What captured rows may take; `wanted` is output.memory_limit."""
-
-    def device(self) -> dict[str, str]:
-        """What computes, for the manifest."""
-
-    def threads(self) -> int:
-        """Of one forward pass."""
-
-    def infer(self, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
-        """Runs the model over the documents; what `store.kept` has is not captured again.
-
-        Raises:
-            Stopped: a signal came.
-            SnifferError: as a run.
-        """
-
-    def commit(self, plan: Plan, store: Store, *, last: bool) -> None:
-        """Writes what was captured and is not on disk yet; `last` when the inference has ended well."""
-
-    def close(self) -> None:
-        """Gives back what was borrowed."""
+    checkpoint_every: int | None
+    memory_limit: float
 
 
 def describe_device(model: ModelFacts) -> dict[str, str]:

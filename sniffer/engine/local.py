@@ -1,90 +1,66 @@
-"""The model in this process: what `engine=local` is."""
+"""The model in this process: what `engine=local` is. One worker, which does what it is called for at once."""
 
 from __future__ import annotations
 
-from contextlib import suppress
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sniffer.config.schema import Config
-from sniffer.dataset.feed import Feed
-from sniffer.engine.base import Plan, describe_device
+from sniffer.engine.engine import Engine
 from sniffer.engine.model_cache import Load
-from sniffer.forward.accumulator import Accumulator
-from sniffer.forward.estimate import Room
-from sniffer.forward.observer import draw
-from sniffer.forward.passes import Passes
-from sniffer.process.clock import Clock
-from sniffer.process.memory import available_memory, keep_freed_memory
-from sniffer.process.stop import Stop, Stopped
-from sniffer.storage.store import Store
-from sniffer.terminal.progress import capture_progress
-from sniffer.types import Backbone
+from sniffer.engine.worker import Worker
+from sniffer.terminal.progress import write_progress
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """Runs every batch here, one after the other.
 
     `load` is how to come by the model; jobs of a sweep hand it on.
     """
 
     def __init__(self, load: Load) -> None:
+        super().__init__(size=1, per_node=1, start_timeout=math.inf)
         self._load = load
-        self._backbone: Backbone | None = None
-        self._accumulator: Accumulator | None = None
 
-    def open(self, config: Config, folder: Path) -> Backbone:
-        """Loads the model; SnifferError as `Checkpoint.load`."""
-        self._backbone = self._load(config.model)
-        keep_freed_memory(self._backbone.device)
-        return self._backbone
+    def pool(self, config: Config, folder: Path) -> LocalPool:
+        return LocalPool(lambda: Worker(config.model, folder, load=self._load, progress=write_progress))
 
-    def room(self, wanted: int | None) -> Room:
-        assert self._backbone is not None
-        return Room.of(available_memory(), wanted, self._backbone.device)
 
-    def device(self) -> dict[str, str]:
-        assert self._backbone is not None
-        return describe_device(self._backbone)
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """A call that was done as it was made; the ticket for its own answer."""
 
-    def threads(self) -> int:
-        return torch.get_num_threads()
+    answer: Any = None
+    error: Exception | None = None
 
-    def infer(self, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
-        """Runs every batch through the backbone; what was picked is then in memory, or on disk."""
-        assert self._backbone is not None
-        accumulator = self._accumulator = Accumulator(plan.selection)
-        passes = Passes(self._backbone, plan.selection, accumulator, clock)
 
-        def keep(leave: int = 0) -> None:
-            for batch in passes.settle(leave):
-                store.add_examples(batch.documents)
-                progress.advance(len(batch.documents), batch.n_tokens, sum(accumulator.rows.values()))
+class LocalPool:
+    """Workers in this process; `sniffer.engine.pool.Pool`. A signal that stops a call at once goes through."""
 
-        with capture_progress(feed.expected_documents, feed.expected_tokens) as progress:
-            try:
-                for batch in stop.each(feed.batches(plan.batch_tokens, plan.lengths)):
-                    with clock.stage("sample"):
-                        picks = draw(plan.picker, plan.selection, batch)
-                    if not store.kept.lacks(batch, picks, plan.selection.heads):
-                        store.add_examples(batch.documents)
-                        progress.advance(len(batch.documents), batch.n_tokens, sum(accumulator.rows.values()))
-                        continue
-                    passes.run(batch, picks, store.kept.done(batch, plan.selection.heads))
-                    keep(leave=1)
-                    with clock.stage("commit"):
-                        store.relieve(accumulator)
-            except (Exception, Stopped):
-                # Batches that are through the model are kept, if that is still possible.
-                with suppress(Exception):
-                    keep()
-                raise
-            keep()
+    may_lose = False
 
-    def commit(self, plan: Plan, store: Store, *, last: bool) -> None:
-        """Writes what is in memory still."""
-        store.commit(self._accumulator or Accumulator(plan.selection), last=last)
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self._make = make
 
-    def close(self) -> None:
-        """Nothing to give back: the model goes with this object."""
+    def hire(self) -> Worker:
+        return self._make()
+
+    def call(self, worker: Any, method: str, *arguments: Any) -> Answered:
+        try:
+            return Answered(getattr(worker, method)(*arguments))
+        except Exception as error:
+            return Answered(error=error)
+
+    def wait(self, tickets: Sequence[Any], seconds: float) -> Sequence[Any]:
+        return tickets
+
+    def result(self, ticket: Any) -> Any:
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.answer
+
+    def dismiss(self, worker: Any) -> None:
+        """Nothing to end: the worker and its model go with the last who holds them."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from sniffer.engine.worker import Facts
 from sniffer.types import TokenBatch
+
+BYTES_PER_TOKEN = 4
+"""Of the texts that are held until their rows are named."""
 
 Ticket = Hashable
 """Of a call that a worker was asked to do."""
@@ -18,7 +21,12 @@ class WorkerLost(Exception):  # noqa: N818 - what happens to a worker is no erro
 
 
 class Pool(Protocol):
-    """Where workers come from. A worker does what it is called for one by one, in order."""
+    """Where workers come from. A worker does what it is called for one by one, in order.
+
+    `may_lose`: a worker can be gone while this process lives on.
+    """
+
+    may_lose: bool
 
     def hire(self) -> Any:
         """A new worker; it may begin later, when there is room for it."""
@@ -37,17 +45,20 @@ class Pool(Protocol):
 
 
 @dataclass(eq=False)
-class Hand:
-    """A worker, and what it has in hand.
+class Member:
+    """A worker of a crew, and what it has in hand.
 
     `calls` are what it was asked and has not answered: the method, and for `run` the batch. `held` are batches
-    whose rows it holds in memory, `rows` and `nbytes` how many.
+    whose rows it holds in memory, `documents` and `tokens` what these have, `rows` and `nbytes` what was captured of
+    them. `facts` it tells once it has its model.
     """
 
     worker: Any
     calls: dict[Ticket, tuple[str, TokenBatch | None]] = field(default_factory=dict)
     held: list[TokenBatch] = field(default_factory=list)
     facts: Facts | None = None
+    documents: int = 0
+    tokens: int = 0
     rows: int = 0
     nbytes: int = 0
 
@@ -58,6 +69,22 @@ class Hand:
     @property
     def flushing(self) -> bool:
         return any(method == "flush" for method, _ in self.calls.values())
+
+    @property
+    def memory(self) -> int:
+        """Bytes: what was captured, and the texts that it is of."""
+        return self.nbytes + BYTES_PER_TOKEN * self.tokens
+
+    def hold(self, batch: TokenBatch) -> None:
+        self.held.append(batch)
+        self.documents += len(batch.documents)
+        self.tokens += batch.n_tokens
+
+    def let_go(self, example_ids: Collection[int]) -> None:
+        """Of the batches whose documents all are among these."""
+        self.held = [batch for batch in self.held if not {d.example_id for d in batch.documents} <= set(example_ids)]
+        self.documents = sum(len(batch.documents) for batch in self.held)
+        self.tokens = sum(batch.n_tokens for batch in self.held)
 
 
 def name_of(batch: TokenBatch) -> str:

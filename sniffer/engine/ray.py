@@ -1,7 +1,7 @@
 """`engine=ray`: workers on a Ray cluster, one model each, on this machine or many.
 
 A worker is a Ray actor. Ray finds it a node with room, takes its calls there and says when it is gone; who does which
-batch, and what becomes of the rows, is the crew's business (crew.py). Nodes share the file system that the run folder
+batch, and what becomes of the rows, is a shift's business (shift.py). Nodes share the file system that the run folder
 is on, and have the same packages installed.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sniffer.config.schema import Config, EngineConfig
-from sniffer.engine.crew_engine import CrewEngine
+from sniffer.engine.engine import Engine
 from sniffer.engine.pool import WorkerLost
 from sniffer.engine.worker import Worker
 from sniffer.errors import ConfigError, first_line
@@ -53,7 +53,7 @@ class Staffing:
     per_node: int
 
 
-class RayEngine(CrewEngine):
+class RayEngine(Engine):
     """Connects to a cluster, or starts one on this machine, and leaves it again on `close`."""
 
     def __init__(self, config: EngineConfig) -> None:
@@ -76,6 +76,8 @@ class RayEngine(CrewEngine):
 
 class RayPool:
     """Workers as Ray actors; `sniffer.engine.pool.Pool`."""
+
+    may_lose = True
 
     def __init__(self, checkpoint: Checkpoint, folder: Path, staff: Staffing) -> None:
         import ray

@@ -1,7 +1,7 @@
 """A worker: one process with a model of its own, which captures the batches it is given and writes parts.
 
-It knows nothing of other workers, nor of what runs it; a crew (crew.py) hands out the batches, and names in the
-manifest what a worker has written. Everything that goes in and out is plain data.
+It knows nothing of other workers, nor of what runs it; a shift (shift.py) hands out the batches, and has the store name
+in the manifest what a worker has written. Everything that goes in and out is plain data.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from sniffer.engine.base import Plan, describe_device, dtype_name
+from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.observer import draw
@@ -23,7 +24,7 @@ from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
 from sniffer.process.environment import versions
 from sniffer.process.memory import available_memory, keep_freed_memory
-from sniffer.storage.part_writer import PartWriter
+from sniffer.storage.part_writer import PartWriter, Progress, unseen
 from sniffer.storage.schema import Example, Part
 from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, TokenBatch
 
@@ -66,14 +67,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Flushed:
-    """What was written: parts with the rows of these documents, with all of them if it is `whole`.
+    """What was written: parts with rows of these documents, `whole` if with all of them.
 
-    `failure` says why some rows could not be had, or not be written.
+    Of what is not whole, the rest is still held: `nbytes` of it, and all documents come again with what is written
+    next. `rows` were captured since the last flush that was whole. `failure` says why some rows could not be had, or
+    not be written.
     """
 
     parts: tuple[Part, ...]
     examples: tuple[Example, ...]
     rows: int
+    nbytes: int
     seconds: Mapping[str, float]
     whole: bool = True
     failure: Exception | None = None
@@ -84,13 +88,24 @@ class Worker:
 
     Args:
         folder: of the run, on a file system that the driver shares.
-        threads: of a forward pass on a CPU.
+        threads: of a forward pass on a CPU; None leaves them as they are.
+        load: how to come by the model.
+        progress: is shown the parts as they are written.
     """
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path, threads: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        folder: Path,
+        threads: int | None = None,
+        load: Load = load_anew,
+        progress: Progress = unseen,
+    ) -> None:
         self.checkpoint = checkpoint
         self.folder = folder
         self.threads = threads
+        self.load = load
+        self.progress = progress
         self.clock = Clock()
         self.examples: list[Example] = []
 
@@ -105,9 +120,10 @@ class Worker:
             raise CaptureError(
                 f"a worker does not see {self.folder}: choose hydra.run.dir on a file system that all nodes share"
             )
-        torch.set_num_threads(self.threads)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         self.checkpoint.check()
-        self.backbone = self.checkpoint.load()
+        self.backbone = self.load(self.checkpoint)
         keep_freed_memory(self.backbone.device)
         return Facts(
             geometry=self.backbone.geometry,
@@ -142,33 +158,46 @@ class Worker:
         self._keep(leave=1)
         return Report(self.rows, self.accumulator.nbytes, self._seconds())
 
-    def flush(self, number: int) -> Flushed:
-        """Writes all rows that are held, as parts of this number, and lets go of them."""
-        failure, whole = None, True
+    def flush(self, number: int, leave: float = 0.0) -> Flushed:
+        """Writes rows that are held, as parts of this number, and lets go of them: the largest (layer, kind) pairs.
+
+        May be called again where it has failed, and goes on with what could not be written.
+
+        Args:
+            leave: bytes that may stay in memory; with 0 all is written.
+        """
+        failure: Exception | None = None
         try:
             self._keep()
         except Exception as error:  # what is in memory already is worth keeping all the same
             failure = error
         written: list[Part] = []
-
-        def told(part: Part | None) -> None:
-            if part is not None:
-                written.append(part)
-                self.accumulator.release(part.layer, part.kind)
-
         try:
             with self.clock.stage("commit"):
-                self.writer.write_all(self.accumulator, dict.fromkeys(self.accumulator.by_size(), number), told)
+                self._write(dict.fromkeys(largest(self.accumulator, leave), number), written)
         except Exception as error:
-            failure, whole = failure or error, False
-        examples, self.examples = tuple(self.examples), []
-        rows = self.rows
-        self.accumulator.rows = dict.fromkeys(self.accumulator.rows, 0)
-        return Flushed(tuple(written), examples, rows, self._seconds(), whole, failure)
+            failure = failure or error
+        examples, rows, whole = tuple(self.examples), self.rows, not self.accumulator.nbytes
+        if whole:
+            self.examples = []
+            self.accumulator.rows = dict.fromkeys(self.accumulator.rows, 0)
+        return Flushed(tuple(written), examples, rows, self.accumulator.nbytes, self._seconds(), whole, failure)
+
+    def _write(self, numbers: Mapping[tuple[int, str], int], written: list[Part]) -> None:
+        """Adds to `written` each part as soon as it is on disk, and lets go of its rows."""
+        with self.progress(len(numbers)) as done:
+
+            def told(part: Part | None) -> None:
+                if part is not None:
+                    written.append(part)
+                    self.accumulator.release(part.layer, part.kind)
+                done()
+
+            self.writer.write_all(self.accumulator, numbers, told)
 
     @property
     def rows(self) -> int:
-        """Captured since the last flush."""
+        """Captured since the last flush that was whole."""
         return sum(self.accumulator.rows.values())
 
     def _keep(self, leave: int = 0) -> None:
@@ -178,3 +207,14 @@ class Worker:
     def _seconds(self) -> Mapping[str, float]:
         seconds, self.clock.seconds = self.clock.seconds, {}
         return seconds
+
+
+def largest(accumulator: Accumulator, leave: float) -> list[tuple[int, str]]:
+    """The largest (layer, kind) pairs, so many that at most `leave` bytes are left without them."""
+    left, chosen = accumulator.nbytes, []
+    for pair in accumulator.by_size():
+        if left <= leave:
+            break
+        chosen.append(pair)
+        left -= accumulator.held(*pair)
+    return chosen

@@ -14,12 +14,13 @@ from unittest.mock import patch
 import pytest
 
 from sniffer import capture
-from sniffer.engine import crew
-from sniffer.engine.crew_engine import CrewEngine
+from sniffer.engine.engine import Engine
 from sniffer.engine.model_cache import LastModel
+from sniffer.engine.pool import WorkerLost
 from sniffer.engine.worker import Worker
 from sniffer.errors import CaptureError
 from sniffer.runs.verify import verify
+from sniffer.storage import part_writer
 from sniffer.storage.manifest import Manifest
 from tests.helpers_runs import TEXTS, Runs, must_be_whole, take_up
 from tests.helpers_storage import codecs
@@ -67,6 +68,7 @@ class OnePool:
     calls: list[str] = field(default_factory=list)
     numbers: int = 0
     dismissed: int = 0
+    may_lose: bool = True
 
     def hire(self) -> int:
         self.numbers += 1
@@ -78,7 +80,7 @@ class OnePool:
         if worker in self.workers:
             self.queues[worker].append((self.numbers, method, arguments))
         else:
-            self.answers[self.numbers] = crew.WorkerLost("gone")
+            self.answers[self.numbers] = WorkerLost("gone")
         return self.numbers
 
     def wait(self, tickets: Sequence[int], seconds: float) -> list[int]:
@@ -99,7 +101,7 @@ class OnePool:
         if becomes != "well":
             del self.workers[worker]
             for other, *_ in [(ticket,), *self.queues[worker]]:
-                self.answers[other] = crew.WorkerLost("killed")
+                self.answers[other] = WorkerLost("killed")
 
     def result(self, ticket: int) -> Any:
         answer = self.answers.pop(ticket)
@@ -111,7 +113,7 @@ class OnePool:
         self.dismissed += self.workers.pop(worker, None) is not None
 
 
-class OneEngine(CrewEngine):
+class OneEngine(Engine):
     def __init__(self, fate: Fate, size: int = 3, seed: int = 0) -> None:
         super().__init__(size, per_node=size, start_timeout=60.0)
         self.fate, self.chance = fate, random.Random(seed)
@@ -258,26 +260,46 @@ def test_a_crew_takes_up_what_one_process_left(by_crew, runs: Runs, whole: Path,
 def test_rows_that_could_not_be_written_are_captured_again(
     by_crew, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """One worker's disk is full for one part: the others are kept, and the run can go on."""
-    from sniffer.storage import part_writer as parts
-
-    honest, calls = parts.write_part, []
-
-    def fail_once(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise CaptureError("could not write: No space left on device")
-        return honest(*arguments)
-
-    monkeypatch.setattr(parts, "write_part", fail_once)
-    with pytest.raises(CaptureError, match="No space left"):
-        by_crew(OneEngine(well, size=2), "output.checkpoint_every=3")
+    """The disk has no room for parts after the first: that one is kept, and the run can go on."""
+    with monkeypatch.context() as full:
+        full.setattr(part_writer, "write_part", refusing(lambda at: at >= 2, part_writer.write_part))
+        with pytest.raises(CaptureError, match="No space left"):
+            by_crew(OneEngine(well, size=2), "output.checkpoint_every=3")
     folder = tmp_path / "run"
     manifest, problems = verify(folder)
     assert problems == [] and manifest.status == "interrupted" and manifest.pending
-    monkeypatch.undo()
     take_up(folder)
     must_be_whole(folder, whole)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_rows_that_can_be_written_at_a_second_try_are_not_lost(
+    by_crew, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+):
+    """What could not be written stays with the worker, and is written when the run ends."""
+    with monkeypatch.context() as full:
+        full.setattr(part_writer, "write_part", refusing(lambda at: at == 2, part_writer.write_part))
+        with pytest.raises(CaptureError, match="No space left"):
+            by_crew(OneEngine(well, size=size), "output.checkpoint_every=3")
+    folder = tmp_path / "run"
+    manifest, problems = verify(folder)
+    assert problems == [] and manifest.status == "interrupted"
+    assert not manifest.pending and manifest.counts["examples"] >= 3
+    take_up(folder)
+    must_be_whole(folder, whole)
+
+
+def refusing(when: Callable[[int], bool], honest: Callable) -> Callable:
+    """Writes parts, but for some in the order in which they come, as on a disk that is full."""
+    calls = []
+
+    def write(*arguments):
+        calls.append(arguments)
+        if when(len(calls)):
+            raise CaptureError("could not write: No space left on device")
+        return honest(*arguments)
+
+    return write
 
 
 @pytest.mark.parametrize("what", ["manifest.json", ".manifest.json", "examples.parquet"])

@@ -5,13 +5,13 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 
-from sniffer.engine import local, worker
+from sniffer.engine import worker
 from sniffer.process.memory import M_MMAP_THRESHOLD, chosen_by_user, keep_freed_memory
 
 FAULTS = """
@@ -107,16 +107,10 @@ def test_a_model_on_another_device_needs_nothing(monkeypatch: pytest.MonkeyPatch
     assert calls == []
 
 
-@pytest.mark.parametrize("module", [local, worker])
-def test_whoever_runs_the_model_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: ModuleType):
+def test_whoever_runs_the_model_asks_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     asked_for: list[torch.device] = []
-    monkeypatch.setattr(module, "keep_freed_memory", asked_for.append)
-    model = MagicMock(device=CPU)
-    if module is local:
-        local.LocalEngine(lambda checkpoint: model).open(MagicMock(), tmp_path)
-    else:
-        (tmp_path / "config.yaml").touch()
-        monkeypatch.setattr(worker, "describe_device", lambda backbone: {})
-        checkpoint = MagicMock(load=lambda: model)
-        worker.Worker(checkpoint, tmp_path, threads=torch.get_num_threads()).open()
+    monkeypatch.setattr(worker, "keep_freed_memory", asked_for.append)
+    monkeypatch.setattr(worker, "describe_device", lambda backbone: {})
+    (tmp_path / "config.yaml").touch()
+    worker.Worker(MagicMock(load=lambda: MagicMock(device=CPU)), tmp_path).open()
     assert asked_for == [CPU]

@@ -12,11 +12,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sniffer.engine import shift as shift_module
+from sniffer.engine.shift import Shift
 from sniffer.errors import CaptureError, RunError
 from sniffer.runs.verify import verify
 from sniffer.storage import on_disk as kept_module
 from sniffer.storage import part_writer as parts_module
-from sniffer.storage import store as store_module
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import look
@@ -74,7 +75,7 @@ def test_a_stopped_run_is_completed_exactly(runs: Runs, whole: Path, output: tup
 def test_a_run_can_be_stopped_many_times(runs: Runs, whole: Path):
     folder = runs.start("run", stop_after=1)
     for _ in range(3):
-        with stopping_after(3):
+        with stopping_after(1):
             take_up(folder)
     take_up(folder)
     must_be_whole(folder, whole)
@@ -83,12 +84,10 @@ def test_a_run_can_be_stopped_many_times(runs: Runs, whole: Path):
 
 def test_readers_see_whole_documents_only(runs: Runs, whole: Path, monkeypatch: pytest.MonkeyPatch):
     """A run killed under a memory limit: some pairs are ahead of others on disk, and readers do not see it."""
-    honest = store_module.Store.commit
-    monkeypatch.setattr(store_module, "COMMIT_AFTER", 1e9)
-    monkeypatch.setattr(store_module.Store, "commit", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(shift_module, "COMMIT_AFTER", 1e9)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(Shift, "finish", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         runs.start("run", "output.memory_limit=20kB")
-    monkeypatch.setattr(store_module.Store, "commit", honest)
     folder = runs.place / "run"
     manifest, problems = verify(folder)
     assert not problems and not manifest.parts and manifest.pending and manifest.status == "running"
@@ -343,21 +342,22 @@ def test_rows_that_cannot_be_written_stay_in_memory(runs: Runs, whole: Path, mon
 
 
 def test_memory_stays_within_its_limit(runs: Runs, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    held, honest = [], store_module.Store.relieve
+    held, honest = [], Shift.relieve
 
-    def relieve(store, accumulator):
-        before = accumulator.nbytes
-        honest(store, accumulator)
-        held.append((before, accumulator.nbytes))
+    def relieve(shift):
+        (member,) = shift.crew.members
+        before = member.worker.accumulator.nbytes
+        honest(shift)
+        held.append((before, member.worker.accumulator.nbytes))
 
-    monkeypatch.setattr(store_module.Store, "relieve", relieve)
+    monkeypatch.setattr(Shift, "relieve", relieve)
     runs.start("run", "output.memory_limit=20kB")
     assert any(before > 20_000 for before, _ in held)
     assert all(after <= 20_000 for _, after in held)
 
 
 def test_the_largest_pairs_leave_memory_first(runs: Runs, whole: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(store_module, "COMMIT_AFTER", 1e9)
+    monkeypatch.setattr(shift_module, "COMMIT_AFTER", 1e9)
     folder = runs.start("run", "output.memory_limit=40kB")
     parts = Manifest.load(folder).parts
     numbers = {kind: sum(part.kind == kind for part in parts) for kind in ("q", "k")}

@@ -9,12 +9,9 @@ from pathlib import Path
 import pytest
 
 from sniffer.errors import CaptureError
-from sniffer.forward.accumulator import Accumulator
 from sniffer.runs.verify import verify
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import Example
 from sniffer.storage.store import Store
-from sniffer.types import TokenBatch
 from tests.helpers_disk import Disk, failing
 from tests.helpers_store import (
     DOCUMENTS,
@@ -23,12 +20,13 @@ from tests.helpers_store import (
     PICKER,
     SELECTION,
     Engine,
+    Numbers,
     killed,
     must_survive,
     n_calls,
+    plan,
     resume,
     run,
-    vectors,
     whole_digest,
 )
 
@@ -46,15 +44,28 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def accumulator(store: Store) -> Accumulator:
-    """With the rows of the first documents, which the store knows of."""
-    filled = Accumulator(SELECTION)
-    for document in DOCUMENTS[:3]:
-        batch = TokenBatch((document,), pad_id=0)
-        picks = {pair: PICKER.pick(batch, *pair) for pair in SELECTION.draws}
-        filled.add(batch, picks, vectors(document, picks))
-        store.add_examples(batch.documents)
+def worker(store: Store) -> Numbers:
+    """With the rows of the first documents."""
+    engine = Engine(DOCUMENTS[:3])
+    filled = Numbers(store.folder, engine)
+    filled.begin(plan(OUTPUTS["plain"]))
+    for batch in engine.batches():
+        filled.run(batch, {})
     return filled
+
+
+def flush(worker: Numbers, store: Store, leave: float = 0.0) -> None:
+    """As a shift does."""
+    flushed = worker.flush(store.next_number(), leave)
+    store.adopt(flushed.parts, flushed.examples, whole=flushed.whole)
+    if flushed.failure is not None:
+        raise flushed.failure
+
+
+def without_largest(worker: Numbers, n: int) -> float:
+    """Bytes that are left without the n largest (layer, kind) pairs."""
+    held = worker.accumulator
+    return held.nbytes - sum(held.held(*pair) for pair in held.by_size()[:n])
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=OUTPUTS)
@@ -80,58 +91,73 @@ def test_nor_does_one_in_a_resumed_run(tmp_path: Path, whole: str):
 
 
 @pytest.mark.parametrize("at", range(1, 5))
-def test_a_failed_save_leaves_each_row_in_one_place(store: Store, accumulator: Accumulator, at: int):
+def test_a_failed_save_leaves_each_row_in_one_place(store: Store, worker: Numbers, at: int):
     """Renamed are two parts, the manifest and its twin: either a row left memory and is named, or neither."""
-    held = {pair: len(accumulator.columns(*pair, 4)) for pair in SELECTION.heads}
-    pairs = accumulator.by_size()[:2]
+    held = {pair: len(worker.accumulator.columns(*pair, 4)) for pair in SELECTION.heads}
     with failing(Disk(store.folder, at, only=("replace",))), pytest.raises(CaptureError):
-        store.spill(accumulator, pairs)
+        flush(worker, store, without_largest(worker, 2))
     named = {
         (part.layer, part.kind): part.rows // len(SELECTION.heads[part.layer, part.kind])
         for part in store.manifest.pending
     }
     assert len(named) == (1 if at < 3 else 2)
     for pair, rows in held.items():
-        assert len(accumulator.columns(*pair, 4)) + named.get(pair, 0) == rows
+        assert len(worker.accumulator.columns(*pair, 4)) + named.get(pair, 0) == rows
 
 
-def test_the_next_save_makes_up_for_one_that_failed(store: Store, accumulator: Accumulator):
+def test_the_next_save_makes_up_for_one_that_failed(store: Store, worker: Numbers):
     with failing(Disk(store.folder, 3, only=("replace",))), pytest.raises(CaptureError):
-        store.spill(accumulator, accumulator.by_size()[:2])
+        flush(worker, store, without_largest(worker, 2))
     assert not Manifest.load(store.folder).pending
-    store.commit(accumulator)
+    flush(worker, store)
     manifest, problems = verify(store.folder)
     assert problems == [] and len(manifest.parts) == len(SELECTION.heads)
     assert manifest.counts["examples"] == 3
 
 
-def test_documents_of_a_worker_are_named_with_its_parts_or_not_at_all(store: Store, accumulator: Accumulator):
+@pytest.mark.parametrize("at", range(1, 5))
+def test_what_could_not_be_written_is_written_by_the_next_flush(store: Store, worker: Numbers, whole: str, at: int):
+    """A part of four fails: its rows stay, and its documents come again with them."""
+    with failing(Disk(store.folder, at, only=("replace",))), pytest.raises(CaptureError):
+        flush(worker, store)
+    assert len(Manifest.load(store.folder).pending) == 3 and not store.examples
+    flush(worker, store)
+    manifest, problems = verify(store.folder)
+    assert problems == [] and {part.number for part in manifest.parts} == {0, 1}
+    assert manifest.counts["examples"] == 3 and not worker.accumulator.nbytes
+    resume(store.folder, OUTPUTS["plain"])
+    assert Manifest.load(store.folder).digest == whole
+
+
+def test_documents_of_a_worker_are_named_with_its_parts_or_not_at_all(store: Store, worker: Numbers):
     """A worker has let go of the rows: what is told next must have both, even if the first save fails."""
-    store.examples.clear()  # nobody but the worker knows them yet
-    parts = [store.writer.write(accumulator, pair, 0) for pair in SELECTION.heads]
+    flushed = worker.flush(store.next_number())
+    assert flushed.whole and len(flushed.parts) == len(SELECTION.heads)
     with failing(Disk(store.folder, 2, only=("replace",))), pytest.raises(CaptureError):
-        store.adopt(parts, [Example.of(document) for document in DOCUMENTS[:3]], whole=True)
+        store.adopt(flushed.parts, flushed.examples, whole=True)
     store.adopt([], [], whole=True)
     manifest, problems = verify(store.folder)
     assert problems == [] and manifest.counts["examples"] == 3 and manifest.parts
 
 
-def test_the_number_of_a_part_that_may_be_on_disk_is_not_used_again(store: Store, accumulator: Accumulator):
+def test_the_number_of_a_part_that_may_be_on_disk_is_not_used_again(store: Store, worker: Numbers):
     """Renamed, but the rename not flushed: nobody knows what the disk will have in the end."""
     with (
         failing(Disk(store.folder / "captures/layer=00/kind=q", 2, only=("fsync",))) as disk,
         pytest.raises(CaptureError),
     ):
-        store.spill(accumulator, [(0, "q")])
+        flush(worker, store, without_largest(worker, 1))
     assert disk.failed == ["fsync ."] and not store.manifest.pending
-    store.spill(accumulator, [(0, "q")])
+    flush(worker, store, without_largest(worker, 1))
     assert [part.number for part in store.manifest.pending] == [1]
 
 
-def test_numbers_for_workers_are_nobodys_else(store: Store, accumulator: Accumulator):
-    store.spill(accumulator, [(0, "q")])
+def test_numbers_for_workers_are_nobodys_else(store: Store, worker: Numbers):
+    flush(worker, store)
     first = store.next_number()
-    assert (first, store.next_number(), store.next_number((0, "q")), store.next_number((2, "k"))) == (1, 2, 3, 3)
+    assert (first, store.next_number()) == (1, 2)
+    again = Store(store.folder, Manifest.load(store.folder), PICKER, "float32")
+    assert again.next_number() == 1
 
 
 def test_a_leftover_that_cannot_be_removed_is_one_line(store: Store, tmp_path: Path):
