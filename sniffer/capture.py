@@ -36,7 +36,7 @@ from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
 from sniffer.terminal.summary import estimate_line, resume_line, show_summary
-from sniffer.types import ModelFacts, ModelLimits, Tokenize
+from sniffer.types import ModelFacts, ModelLimits, Tokenize, by_number
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan
         DatasetError: there is no text to capture from.
     """
     selection = select(model.geometry, config.capture, model.pre_missing)
-    geometry = {layer.layer: layer for layer in model.geometry}
+    geometry = by_number(model.geometry)
     picker = Picker(config.sampler, config.seed)
     lengths = [document.n_tokens for document in feed.first.documents]
     # A shard of few documents may be left without any.

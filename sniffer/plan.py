@@ -25,7 +25,7 @@ from sniffer.sampler import Picker
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
-from sniffer.types import Outline
+from sniffer.types import Outline, by_number
 from sniffer.words import duration, size
 
 
@@ -119,7 +119,7 @@ def needs(config: Config, asked: Request) -> Needs:
     longest = token_limit(config, limits)
     outline: Outline = config.model.outline()
     selection = select(outline.geometry, config.capture, outline.pre_missing)
-    geometry = {layer.layer: layer for layer in outline.geometry}
+    geometry = by_number(outline.geometry)
     picker = Picker(config.sampler, config.seed)
     read = must_read(config.dataset) if asked.read is None else asked.read
     lengths = read_lengths(config, longest) if read else most_lengths(config.dataset)

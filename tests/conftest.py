@@ -28,7 +28,7 @@ CHECKED = (
     "hashing",
     "forward.gather",
     "forward.observer",
-    "forward.rows",
+    "forward.columns",
     "forward.accumulator",
     "forward.transfer",
     "notebook.call",

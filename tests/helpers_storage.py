@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.sampler import LogUniform, Picker, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, FileRecord, Footer, Part, part_path
 from sniffer.storage.writer import Listing, write_part
-from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
+from sniffer.types import KIND, KINDS, Document, LayerGeometry, Rows, TokenBatch
 
 SAMPLER = LogUniform(base_rate=4.0, min_bucket_size=8)
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
@@ -52,10 +52,12 @@ def make_columns(
     return Columns(
         heads=tuple(heads),
         vectors=[chunk.clone() for chunk in torch.tensor_split(vectors, torch.from_numpy(cuts))],
-        buckets=(positions // 128).astype(np.int32),
-        positions=positions,
-        token_ids=rng.integers(0, 50_000, size=rows, dtype=np.int32),
-        example_ids=rng.choice(np.array([0, 7, 2**62 + 1]), size=rows),
+        rows=Rows(
+            bucket=(positions // 128).astype(np.int32),
+            position=positions,
+            token_id=rng.integers(0, 50_000, size=rows, dtype=np.int32),
+            example_id=rng.choice(np.array([0, 7, 2**62 + 1]), size=rows),
+        ),
         dim=dim,
     )
 
@@ -76,10 +78,7 @@ def take(columns: Columns, rows: np.ndarray) -> Columns:
     return Columns(
         columns.heads,
         [torch.cat(columns.vectors)[torch.from_numpy(rows)]],
-        columns.buckets[rows],
-        columns.positions[rows],
-        columns.token_ids[rows],
-        columns.example_ids[rows],
+        columns.rows[rows],
         columns.dim,
     )
 
@@ -156,17 +155,19 @@ def _draw(
     picker: Picker, documents: Sequence[Document], layer: int, kind: str, dim: int, dtype: torch.dtype
 ) -> Columns:
     batch = TokenBatch(tuple(documents), pad_id=0)
-    picks = picker.pick(batch, layer, DRAW_OF_KIND[kind])
+    picks = picker.pick(batch, layer, KIND[kind].draw)
     return Columns(
         heads=tuple(range(HEADS[kind])),
         vectors=[random_floats((len(picks), HEADS[kind] * dim), dtype, seed=layer * 10 + KINDS.index(kind))],
-        buckets=picks.buckets,
-        positions=picks.positions,
-        token_ids=np.array(
-            [documents[row].token_ids[position] for row, position in zip(picks.rows, picks.positions, strict=True)],
-            dtype=np.int32,
+        rows=Rows(
+            picks.buckets,
+            picks.positions,
+            np.array(
+                [documents[row].token_ids[position] for row, position in zip(picks.rows, picks.positions, strict=True)],
+                dtype=np.int32,
+            ),
+            np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
         ),
-        example_ids=np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
         dim=dim,
     )
 

@@ -35,7 +35,7 @@ from sniffer.storage.on_disk import Kept, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part, part_path
 from sniffer.storage.store import Store
-from sniffer.types import DRAW_OF_KIND, Document, LengthClasses, TokenBatch
+from sniffer.types import KIND, Document, LengthClasses, TokenBatch
 from tests.helpers_disk import Disk, failing
 from tests.helpers_storage import make_manifest
 
@@ -125,7 +125,7 @@ def vectors(document: Document, picks: Any) -> dict[tuple[int, str], torch.Tenso
     """Numbers that follow from example, layer, kind, position, head and coordinate."""
     found = {}
     for (layer, kind), heads in SELECTION.heads.items():
-        positions = picks[layer, DRAW_OF_KIND[kind]].positions.astype(np.float32)
+        positions = picks[layer, KIND[kind].draw].positions.astype(np.float32)
         columns = np.arange(len(heads) * DIM, dtype=np.float32) / 100
         start = document.n_tokens * 1000 + layer * 100 + "qk".index(kind) * 50
         found[layer, kind] = torch.from_numpy(start + positions[:, None] + columns)

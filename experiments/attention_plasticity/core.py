@@ -22,7 +22,7 @@ from jaxtyping import Float64, Int
 from scipy.special import ndtr
 
 from ..common.moments import Moments, moments_of
-from ..common.rows import Rows
+from ..common.rows import LayerVectors
 from .pairs import Pairs
 
 COVARIANCES = ("full", "diagonal")
@@ -38,7 +38,9 @@ class Queries:
     covariance: Float64[np.ndarray, "heads buckets dim dim"]
 
 
-def model_queries(queries: Rows, covariance: str = "full", min_rows: int = 8, whole: Moments | None = None) -> Queries:
+def model_queries(
+    queries: LayerVectors, covariance: str = "full", min_rows: int = 8, whole: Moments | None = None
+) -> Queries:
     """Fits the drift to all rows, and a covariance to each bucket with at least `min_rows`.
 
     `whole`: the moments of these queries, where they are known already.
@@ -98,7 +100,7 @@ class BucketPairs:
         return self.values @ (weights / weights.sum())
 
 
-def measure(model: Queries, keys: Rows, pairs: Pairs) -> BucketPairs:
+def measure(model: Queries, keys: LayerVectors, pairs: Pairs) -> BucketPairs:
     """All pairs whose later key lies in an earlier bucket than the query's."""
     vectors = keys.vectors.astype(np.float64)
     differences = vectors[:, pairs.first] - vectors[:, pairs.second]

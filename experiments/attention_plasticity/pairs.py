@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from ..common.rows import Rows
+from ..common.rows import LayerVectors
 
 RULES = ("bucket", "distance")
 
@@ -26,7 +26,7 @@ class Pairs:
 
 
 def draw_pairs(
-    keys: Rows,
+    keys: LayerVectors,
     rule: str,
     count: int,
     rng: np.random.Generator,
@@ -61,7 +61,7 @@ def draw_pairs(
     return Pairs(one, other, np.maximum(keys.buckets[one], keys.buckets[other]))
 
 
-def _by_bucket(keys: Rows, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _by_bucket(keys: LayerVectors, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row in this order, where its run of rows with the same document and bucket begins and ends."""
     examples, buckets = keys.example_ids[order], keys.buckets[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(examples) != 0) | (np.diff(buckets) != 0)])
@@ -70,7 +70,7 @@ def _by_bucket(keys: Rows, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_distance(
-    keys: Rows, order: np.ndarray, distance: float, lengths: Mapping[int, int]
+    keys: LayerVectors, order: np.ndarray, distance: float, lengths: Mapping[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each row in this order, the rows of its document that lie near enough: where they begin and end."""
     examples, positions = keys.example_ids[order], keys.positions[order].astype(np.int64)

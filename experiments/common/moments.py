@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-from .rows import Rows
+from .rows import LayerVectors
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def moments(
     )
 
 
-def moments_of(rows: Rows) -> Moments:
+def moments_of(rows: LayerVectors) -> Moments:
     return moments(rows.vectors, rows.positions, rows.weights)
 
 

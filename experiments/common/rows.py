@@ -26,7 +26,7 @@ SHOWN = 6
 
 
 @dataclass(frozen=True)
-class Rows:
+class LayerVectors:
     """The captured vectors of one layer and kind, ordered by (bucket, example, position).
 
     `weights` say how much each row counts, see `load`.
@@ -44,7 +44,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def take(self, rows: Any) -> Rows:
+    def take(self, rows: Any) -> LayerVectors:
         """Some of the rows, of every head; `rows` is a mask or a list of row numbers."""
         return replace(
             self,
@@ -55,12 +55,12 @@ class Rows:
             weights=self.weights[rows],
         )
 
-    def of_heads(self, places: Sequence[int]) -> Rows:
+    def of_heads(self, places: Sequence[int]) -> LayerVectors:
         """The heads at these places, which may repeat: a key head serves several query heads."""
         return replace(self, heads=tuple(self.heads[p] for p in places), vectors=self.vectors[list(places)])
 
 
-def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
+def load(run: Run, layer: int, kind: str, weights: str = "positions") -> LayerVectors:
     """Reads all heads of one layer and kind.
 
     Args:
@@ -95,7 +95,7 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
         )
     first = rows.head(n)
     probability = first["inclusion_probability"].to_numpy()
-    return Rows(
+    return LayerVectors(
         layer=layer,
         kind=kind,
         heads=heads,
@@ -107,7 +107,7 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> Rows:
     )
 
 
-def load_queries_and_keys(run: Run, layer: int, weights: str = "positions") -> tuple[Rows, Rows]:
+def load_queries_and_keys(run: Run, layer: int, weights: str = "positions") -> tuple[LayerVectors, LayerVectors]:
     """The queries of a layer and, head for head, the keys that each of them attends with (grouped-query attention).
 
     Raises:
@@ -116,15 +116,15 @@ def load_queries_and_keys(run: Run, layer: int, weights: str = "positions") -> t
     return align(run, load(run, layer, "q", weights), load(run, layer, "k", weights))
 
 
-def align(run: Run, queries: Rows, keys: Rows) -> tuple[Rows, Rows]:
+def align(run: Run, queries: LayerVectors, keys: LayerVectors) -> tuple[LayerVectors, LayerVectors]:
     """The keys with one head per query head."""
     return queries, keys.of_heads(key_places(run, queries, keys))
 
 
-def key_places(run: Run, queries: Rows, keys: Rows) -> list[int]:
+def key_places(run: Run, queries: LayerVectors, keys: LayerVectors) -> list[int]:
     """For each query head, the place among `keys.heads` of the head that it attends with."""
-    heads = run.manifest.layer(queries.layer).heads
-    wanted = [head * heads[keys.kind] // heads[queries.kind] for head in queries.heads]
+    geometry = run.manifest.layer(queries.layer)
+    wanted = [geometry.key_head(head, keys.kind) for head in queries.heads]
     missing = sorted(set(wanted) - set(keys.heads))
     if missing:
         raise RunError(f"key heads {missing} of layer {queries.layer} were not captured, but their query heads were")

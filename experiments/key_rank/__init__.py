@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import canvas, head_map
 from ..common.moments import Moments, moments_of, ratio
 from ..common.results import Result, head_columns, middle
-from ..common.rows import Rows, chosen_layers, load
+from ..common.rows import LayerVectors, chosen_layers, load
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 
@@ -54,7 +54,7 @@ class KeyRank:
         rows = load(run, layer, kind, self.weights)
         return self._table(rows, rows.heads), self._table(side_by_side(rows), (-1,)).drop("head")
 
-    def _table(self, rows: Rows, heads: tuple[int, ...]) -> pl.DataFrame:
+    def _table(self, rows: LayerVectors, heads: tuple[int, ...]) -> pl.DataFrame:
         values = spectrum(moments_of(rows))
         table = head_columns(
             rows.layer,
@@ -67,7 +67,7 @@ class KeyRank:
         return table.with_columns(pl.lit(rows.kind).alias("kind"))
 
 
-def side_by_side(rows: Rows) -> Rows:
+def side_by_side(rows: LayerVectors) -> LayerVectors:
     """All heads of a layer as one: its vectors behind one another."""
     heads, n, dim = rows.vectors.shape
     joined = rows.vectors.transpose(1, 0, 2).reshape(1, n, heads * dim)

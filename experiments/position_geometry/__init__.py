@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import BLUE, ORANGE, canvas, head_map, scatter_by_layer
 from ..common.moments import moments_of, pool
 from ..common.results import Result, head_columns, middle
-from ..common.rows import Rows, chosen_layers, load_queries_and_keys
+from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys
 from .pca import TAXONOMY, Components, components, linear_share, taxonomy
 from .plane import Plane, basis, plane
 from .rings import rings
@@ -97,7 +97,7 @@ class PositionGeometry:
         )
         return heads, _component_table(layer, queries.heads, parts), self._points(layer, queries, keys, model)
 
-    def _points(self, layer: int, queries: Rows, keys: Rows, model: Plane) -> pl.DataFrame:
+    def _points(self, layer: int, queries: LayerVectors, keys: LayerVectors, model: Plane) -> pl.DataFrame:
         """Some vectors of each head, as seen on the plane."""
         frames = []
         for rows in (queries, keys):

@@ -15,7 +15,7 @@ from sniffer.reader.run import Run
 from ..common.entry import progress
 from ..common.figures import head_map, lines
 from ..common.results import Result, head_columns, middle
-from ..common.rows import Rows, chosen_layers, load
+from ..common.rows import LayerVectors, chosen_layers, load
 from .core import PER, channel_size, outliers, quantised, relative_error
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
@@ -55,7 +55,7 @@ class Quantisation:
         tables = {"heads": heads, "errors": errors, "channels": channels}
         return Result(tables, _findings(errors, channels, self), _figures(heads, errors))
 
-    def _layer(self, rows: Rows) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _layer(self, rows: LayerVectors) -> tuple[pl.DataFrame, pl.DataFrame]:
         # Groups of a channel are tokens that follow one another in their document, as far as they were sampled.
         rows = rows.take(np.lexsort((rows.positions, rows.example_ids)))
         errors = [self._errors(rows, bits, per) for bits in self.bits for per in PER]
@@ -73,7 +73,7 @@ class Quantisation:
         )
         return pl.concat(errors), channels
 
-    def _errors(self, rows: Rows, bits: int, per: str) -> pl.DataFrame:
+    def _errors(self, rows: LayerVectors, bits: int, per: str) -> pl.DataFrame:
         error = relative_error(rows.vectors, quantised(rows.vectors, bits, per, self.group), rows.weights)
         labels = [pl.lit(rows.kind).alias("kind"), pl.lit(bits).alias("bits"), pl.lit(per).alias("per")]
         return head_columns(rows.layer, rows.heads, error=error).with_columns(*labels)

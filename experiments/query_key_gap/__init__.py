@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import by_layer, head_map, lines
 from ..common.moments import moments_of
 from ..common.results import Result, head_columns, middle
-from ..common.rows import Rows, chosen_layers, key_places, load
+from ..common.rows import LayerVectors, chosen_layers, key_places, load
 from .core import distance, recalls
 
 
@@ -86,7 +86,12 @@ class QueryKeyGap:
         return head_columns(layer, queries.heads, **columns), recall
 
     def _recalls(
-        self, queries: Rows, inside: Rows, outside: Rows, places: list[int], rng: np.random.Generator
+        self,
+        queries: LayerVectors,
+        inside: LayerVectors,
+        outside: LayerVectors,
+        places: list[int],
+        rng: np.random.Generator,
     ) -> Float64[np.ndarray, "sides heads probes"]:
         """Recall by queries and by left-out keys, for each query head."""
         if len(inside) <= self.top:

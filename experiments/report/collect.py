@@ -50,9 +50,8 @@ def collect(run: Run, overrides: dict[str, str], table_limit: int) -> dict[str, 
 def facts(run: Run) -> list[tuple[str, str]]:
     """The run in a few lines."""
     manifest = run.manifest
-    counts, sampler = manifest.counts, dict(manifest.sampler)
+    counts, sampler = manifest.counts, manifest.sampler_fields
     name = str(sampler.pop("_target_", "?")).rpartition(".")[2]
-    sampler.pop("probability_by_bucket", None)
     settings = ", ".join(f"{key}={value}" for key, value in sampler.items())
     kinds = ", ".join(f"{kind} {rows:,}" for kind, rows in manifest.rows_by_kind.items())
     unsaid: tuple[Any, ...] = (None, {}, {"index": 0, "count": 1})
@@ -71,7 +70,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def coverage(run: Run) -> dict[str, Any]:
-    """Rows per head by layer and bucket, for each kind."""
+    """LayerVectors per head by layer and bucket, for each kind."""
     buckets = list(run.manifest.rows_by_bucket)
     kinds: dict[str, Any] = {}
     for kind in run.kinds:

@@ -17,7 +17,7 @@ from jaxtyping import Complex, Float, Float64
 from sniffer.errors import RunError
 
 from ..common.moments import ratio
-from ..common.rows import Rows
+from ..common.rows import LayerVectors
 from ..common.turns import best_turn, sharpened
 
 LAYOUTS = ("half", "interleaved")
@@ -40,7 +40,7 @@ def rotary_pairs(
     return x[..., 0::2] + 1j * x[..., 1::2]
 
 
-def find_layout(before: Rows, after: Rows) -> tuple[str, int]:
+def find_layout(before: LayerVectors, after: LayerVectors) -> tuple[str, int]:
     """How RoPE pairs dimensions, seen from the same vectors before and after it.
 
     Dimensions that never change are not rotary; the right layout is the one that keeps the length of each pair.
@@ -88,7 +88,7 @@ def concentration(
 
 
 def speeds(
-    before: Complex[np.ndarray, "heads n pairs"], after: Complex[np.ndarray, "heads n pairs"], rows: Rows
+    before: Complex[np.ndarray, "heads n pairs"], after: Complex[np.ndarray, "heads n pairs"], rows: LayerVectors
 ) -> Float64[np.ndarray, " pairs"]:
     """w_f in radians per position, measured from what RoPE did to the vectors; all heads share it."""
     share = rows.weights / rows.weights.sum()

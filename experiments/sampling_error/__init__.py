@@ -17,7 +17,7 @@ from sniffer.sampler import Picker
 
 from ..common.entry import progress
 from ..common.results import Result, head_columns
-from ..common.rows import WEIGHTS, Rows, chosen_layers, key_places, load
+from ..common.rows import WEIGHTS, LayerVectors, chosen_layers, key_places, load
 from ..rope_frequencies.core import find_layout
 from .resample import SAMPLERS, Population, make_sampler, require_every_position
 from .statistics import statistics
@@ -102,7 +102,7 @@ class SamplingError:
         return pl.concat(frames)
 
 
-def _before_rope(run: Run, queries: Rows) -> tuple[Rows | None, tuple[str, int]]:
+def _before_rope(run: Run, queries: LayerVectors) -> tuple[LayerVectors | None, tuple[str, int]]:
     """The queries before RoPE and how it pairs dimensions; no queries where they were not captured or none turn."""
     if "q_pre" in run.manifest.selection[queries.layer]:
         before = load(run, queries.layer, "q_pre")
@@ -111,7 +111,7 @@ def _before_rope(run: Run, queries: Rows) -> tuple[Rows | None, tuple[str, int]]
     return None, ("", 0)
 
 
-def _errors(queries: Rows, truth: dict[str, np.ndarray], found: list[dict[str, np.ndarray]]) -> pl.DataFrame:
+def _errors(queries: LayerVectors, truth: dict[str, np.ndarray], found: list[dict[str, np.ndarray]]) -> pl.DataFrame:
     """Bias, spread and root mean square error of each statistic and head over the repeats."""
     frames = []
     for name, true in truth.items():

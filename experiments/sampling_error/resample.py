@@ -15,7 +15,7 @@ from sniffer.reader.run import Run
 from sniffer.sampler import LogUniform, Picker, Sampler, Uniform
 from sniffer.types import Document
 
-from ..common.rows import WEIGHTS, Rows
+from ..common.rows import WEIGHTS, LayerVectors
 
 SAMPLERS = ("uniform", "log_uniform")
 
@@ -28,7 +28,7 @@ def make_sampler(name: str, base_rate: float, bucket_size: int) -> Sampler:
 
 def require_every_position(run: Run) -> None:
     """Raises RunError unless the run kept all positions of its documents."""
-    law = run.manifest.sampler.get("probability_by_bucket", {})
+    law = run.manifest.probability_by_bucket
     if not law or min(law.values()) < 1:
         raise RunError(
             f"{run.folder} was sampled, and the truth needs every position: capture with sampler=all "
@@ -44,7 +44,7 @@ class Population:
     first: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, rows: Rows) -> Population:
+    def of(cls, rows: LayerVectors) -> Population:
         places = {}
         for example in np.unique(rows.example_ids):
             inside = np.flatnonzero(rows.example_ids == example)
@@ -58,7 +58,7 @@ class Population:
     def __len__(self) -> int:
         return sum(document.n_tokens for document in self.documents)
 
-    def sample(self, rows: Rows, picker: Picker, draw: str, weights: str) -> Rows:
+    def sample(self, rows: LayerVectors, picker: Picker, draw: str, weights: str) -> LayerVectors:
         """The rows that the picker keeps; weights as in `experiments.common.rows.load`."""
         kept = np.concatenate(
             [

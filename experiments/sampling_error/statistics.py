@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from ..attention_plasticity.core import measure, model_queries
 from ..attention_plasticity.pairs import draw_pairs
 from ..common.moments import Moments, moments_of, pool, ratio
-from ..common.rows import MIN_ROWS, Rows
+from ..common.rows import MIN_ROWS, LayerVectors
 from ..key_rank import rank_at, spectrum
 from ..position_geometry.pca import linear_share
 from ..position_geometry.plane import plane
@@ -32,11 +32,11 @@ PerHead = Float64[np.ndarray, " heads"]
 
 
 def statistics(
-    queries: Rows,
-    keys: Rows,
+    queries: LayerVectors,
+    keys: LayerVectors,
     places: list[int],
     n_positions: int,
-    before: Rows | None = None,
+    before: LayerVectors | None = None,
     pairs: tuple[str, int] = ("", 0),
 ) -> dict[str, PerHead]:
     """Every statistic of a layer; undefined where there are too few rows for it.
@@ -59,7 +59,7 @@ def statistics(
     return found
 
 
-def energy(rows: Rows, n_positions: int) -> PerHead:
+def energy(rows: LayerVectors, n_positions: int) -> PerHead:
     """The mean of |x|^2 over all positions: an unbiased estimate, whatever the sample (Horvitz and Thompson, 1952)."""
     squares = (rows.vectors.astype(np.float64) ** 2).sum(2)
     return squares @ rows.weights / n_positions
@@ -84,20 +84,20 @@ class Sums:
     outside: Moments
 
     @classmethod
-    def of(cls, queries: Rows, keys: Rows) -> Sums:
+    def of(cls, queries: LayerVectors, keys: LayerVectors) -> Sums:
         left_out = np.arange(len(keys)) % 4 == 0
         inside, outside = moments_of(keys.take(~left_out)), moments_of(keys.take(left_out))
         return cls(moments_of(queries), pool(inside, outside), inside, outside)
 
 
-def _geometry(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+def _geometry(queries: LayerVectors, keys: LayerVectors, places: list[int], sums: Sums) -> Values:
     k = sums.k.of_heads(places)
     model, both = plane(sums.q, k), pool(sums.q, k)
     leading = ratio(np.linalg.eigvalsh(both.covariance)[:, -1], both.total_variance)
     return NAMES["_geometry"], (model.r_q, model.r_k, model.bias_strength, linear_share(both), leading)
 
 
-def _plasticity(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+def _plasticity(queries: LayerVectors, keys: LayerVectors, places: list[int], sums: Sums) -> Values:
     pairs = draw_pairs(keys, "bucket", KEY_PAIRS, np.random.default_rng(0))
     model = model_queries(queries, min_rows=MIN_QUERIES, whole=sums.q)
     cells = measure(model, keys.of_heads(places), pairs)
@@ -105,18 +105,18 @@ def _plasticity(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Val
     return NAMES["_plasticity"], (value,)
 
 
-def _keys(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+def _keys(queries: LayerVectors, keys: LayerVectors, places: list[int], sums: Sums) -> Values:
     ordered = keys.take(np.lexsort((keys.positions, keys.example_ids)))
     restored = quantised(ordered.vectors, BITS, "channel", GROUP)
     error = relative_error(ordered.vectors, restored, ordered.weights)
     return NAMES["_keys"], (rank_at(spectrum(sums.k), 0.9)[places].astype(np.float64), error[places])
 
 
-def _gap(queries: Rows, keys: Rows, places: list[int], sums: Sums) -> Values:
+def _gap(queries: LayerVectors, keys: LayerVectors, places: list[int], sums: Sums) -> Values:
     near = distance(sums.outside, sums.inside, SHRINKAGE)[places]
     return NAMES["_gap"], (distance(sums.q, sums.inside.of_heads(places), SHRINKAGE) / near,)
 
 
-def _concentration(before: Rows, layout: str, rotary: int) -> PerHead:
+def _concentration(before: LayerVectors, layout: str, rotary: int) -> PerHead:
     z = rotary_pairs(before.vectors, layout, rotary)
     return np.asarray((concentration(z, before.weights) * norms(z, before.weights)[1]).sum(1))

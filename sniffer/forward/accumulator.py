@@ -1,9 +1,8 @@
 """The accumulator: captured rows in RAM, until they are written.
 
-Vectors stay as they came, one (picks, heads * dim) tensor per batch and (layer, kind), in the model's own
-dtype. Positions, buckets, token ids and example ids are kept once per pick, shared by all heads and by the
-kinds of one draw. A batch is added whole or not at all; rows are let go of by (layer, kind), once they are
-safe on disk.
+Vectors stay as they came, one (picks, heads * dim) tensor per batch and (layer, kind), in the model's own dtype. Where
+they are from (`sniffer.types.Rows`) is kept once per pick, shared by all heads and by the kinds of one draw. A batch is
+added whole or not at all; rows are let go of by (layer, kind), once they are safe on disk.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from sniffer.errors import CaptureError
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.forward.selection import Selection
-from sniffer.types import DRAW_OF_KIND, Picks, TokenBatch
+from sniffer.types import Picks, Rows, TokenBatch, draw_of
 
 NOTHING: Mapping[tuple[int, str], Collection[int]] = {}
 
@@ -33,7 +31,7 @@ class Accumulator:
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
         self.rows: dict[str, int] = dict.fromkeys(selection.kinds, 0)
-        self._chunks: dict[tuple[int, str], list[tuple[_Places, Tensor]]] = defaultdict(list)
+        self._chunks: dict[tuple[int, str], list[tuple[Rows, Tensor]]] = defaultdict(list)
         self._nbytes: dict[tuple[int, str], int] = dict.fromkeys(selection.heads, 0)
 
     @property
@@ -59,8 +57,8 @@ class Accumulator:
                 f"layers {silent} have shown nothing in a text of {batch.seq_len} tokens: their code does not come "
                 "to its tap there; correct the local copy, or leave these layers out of capture.layers"
             )
-        places = {pair: _Places.of(batch, drawn) for pair, drawn in picks.items()}
-        new = {pair: _without(done.get(pair, ()), places[_draw_of(pair)], chunk) for pair, chunk in vectors.items()}
+        rows = {pair: Rows.of(batch, drawn) for pair, drawn in picks.items()}
+        new = {pair: _without(done.get(pair, ()), rows[draw_of(pair)], chunk) for pair, chunk in vectors.items()}
         for (layer, kind), (here, chunk) in new.items():
             if len(chunk):
                 self._chunks[layer, kind].append((here, chunk))
@@ -77,16 +75,9 @@ class Accumulator:
 
     def columns(self, layer: int, kind: str, dim: int) -> Columns:
         """The rows of one (layer, kind), which stay here until they are released."""
-        places = _Places.joined([here for here, _ in self._chunks[layer, kind]])
-        return Columns(
-            heads=self.selection.heads[layer, kind],
-            vectors=[chunk for _, chunk in self._chunks[layer, kind]],
-            buckets=places.buckets,
-            positions=places.positions,
-            token_ids=places.token_ids,
-            example_ids=places.example_ids,
-            dim=dim,
-        )
+        chunks = self._chunks[layer, kind]
+        rows = Rows.joined([here for here, _ in chunks])
+        return Columns(self.selection.heads[layer, kind], [chunk for _, chunk in chunks], rows, dim)
 
     def release(self, layer: int, kind: str) -> None:
         """Lets go of the rows of one (layer, kind)."""
@@ -94,50 +85,9 @@ class Accumulator:
         self._nbytes[layer, kind] = 0
 
 
-def _draw_of(pair: tuple[int, str]) -> tuple[int, str]:
-    return pair[0], DRAW_OF_KIND[pair[1]]
-
-
-def _without(done: Collection[int], places: _Places, chunk: Tensor) -> tuple[_Places, Tensor]:
+def _without(done: Collection[int], rows: Rows, chunk: Tensor) -> tuple[Rows, Tensor]:
     """Leaves out the rows of some documents."""
     if not done:
-        return places, chunk
-    wanted = ~np.isin(places.example_ids, np.fromiter(done, dtype=np.int64))
-    return places.where(wanted), chunk[torch.from_numpy(wanted)]
-
-
-class _Places:
-    """Where rows come from: parallel arrays, one entry per pick."""
-
-    def __init__(
-        self, buckets: np.ndarray, positions: np.ndarray, token_ids: np.ndarray, example_ids: np.ndarray
-    ) -> None:
-        self.buckets = buckets
-        self.positions = positions
-        self.token_ids = token_ids
-        self.example_ids = example_ids
-
-    def where(self, wanted: Bool[np.ndarray, " picks"]) -> _Places:
-        return _Places(self.buckets[wanted], self.positions[wanted], self.token_ids[wanted], self.example_ids[wanted])
-
-    @classmethod
-    def of(cls, batch: TokenBatch, picks: Picks) -> _Places:
-        examples = np.array([document.example_id for document in batch.documents], dtype=np.int64)
-        return cls(
-            picks.buckets,
-            picks.positions,
-            batch.tokens(picks),
-            examples[picks.rows],
-        )
-
-    @classmethod
-    def joined(cls, parts: list[_Places]) -> _Places:
-        def join(name: str, dtype: type) -> np.ndarray:
-            return np.concatenate([np.empty(0, dtype), *(getattr(part, name) for part in parts)])
-
-        return cls(
-            join("buckets", np.int32),
-            join("positions", np.int32),
-            join("token_ids", np.int32),
-            join("example_ids", np.int64),
-        )
+        return rows, chunk
+    wanted = ~np.isin(rows.example_id, np.fromiter(done, dtype=np.int64))
+    return rows[wanted], chunk[torch.from_numpy(wanted)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import DRAW_OF_KIND, WIDE, LayerGeometry, codec
+from sniffer.types import WIDE, LayerGeometry, codec
 
 if TYPE_CHECKING:
     import torch
@@ -77,8 +77,7 @@ def estimate(
         ram += values * itemsize
         file += values * stored
     # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
-    draws = {(layer, DRAW_OF_KIND[kind]) for layer, kind in selection.heads}
-    ram += 20 * picks * len(draws)
+    ram += 20 * picks * len(selection.draws)
     # A batch is one document, or several of about one length.
     batch_picks = max(
         picker.expected([n]) * max(1, min(batch_tokens // n, n_documents)) for n in {max(lengths), min(lengths)}

@@ -15,7 +15,7 @@ from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.sampler import Picker
 from sniffer.tap import Seen, StopForward
-from sniffer.types import DRAW_OF_KIND, LayerGeometry, Picks, TokenBatch
+from sniffer.types import KIND, LayerGeometry, Picks, TokenBatch, draw_of
 
 
 class Observer:
@@ -49,7 +49,7 @@ class Observer:
         layer = self._plan.layer_of.get(seen.module)
         if layer is not None:
             for kind in self._plan.kinds.get(layer, ()):
-                self._keep(layer, kind, getattr(seen, kind))
+                self._keep(layer, kind, KIND[kind].shown(seen))
         self.seconds += time.perf_counter() - started
         if self.stops and layer == self._plan.last_layer:
             raise StopForward
@@ -59,7 +59,7 @@ class Observer:
         # A model spread over several devices needs the indices on each of them.
         if states.device not in self._indices:
             self._indices[states.device] = self._upload(states.device)
-        flat = self._indices[states.device][layer, DRAW_OF_KIND[kind]]
+        flat = self._indices[states.device][draw_of((layer, kind))]
         rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
         self.vectors[layer, kind] = self._plan.transfer.download(rows)
 

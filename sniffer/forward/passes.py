@@ -16,7 +16,7 @@ from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import transfer_for
 from sniffer.process.clock import Clock
 from sniffer.tap import tap
-from sniffer.types import Backbone, Picks, TokenBatch
+from sniffer.types import Backbone, Picks, TokenBatch, by_number
 
 
 class Passes:
@@ -30,9 +30,10 @@ class Passes:
         self.accumulator = accumulator
         self.clock = clock
         self.transfer = transfer_for(backbone.device)
-        geometry = {layer.layer: layer for layer in backbone.geometry}
-        self._plan = GatherPlan(selection, geometry, backbone.layer_of, self.transfer, backbone.device)
-        self._wants_pre = any(kind.endswith("_pre") for kind in selection.kinds)
+        self._plan = GatherPlan(
+            selection, by_number(backbone.geometry), backbone.layer_of, self.transfer, backbone.device
+        )
+        self._wants_pre = selection.wants_pre
         self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
 
     @torch.inference_mode()

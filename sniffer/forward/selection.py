@@ -14,7 +14,7 @@ from typing import Any
 from sniffer.errors import ConfigError
 from sniffer.hashing import key_of
 from sniffer.limits import HEADS, LAYERS
-from sniffer.types import DRAW_OF_KIND, KINDS, LayerGeometry, ModelLimits
+from sniffer.types import KIND, KINDS, LayerGeometry, ModelLimits, by_number, draw_of
 
 
 @dataclass
@@ -100,7 +100,11 @@ class Selection:
     @property
     def draws(self) -> tuple[tuple[int, str], ...]:
         """The (layer, draw) pairs that need positions."""
-        return tuple(dict.fromkeys((layer, DRAW_OF_KIND[kind]) for layer, kind in self.heads))
+        return tuple(dict.fromkeys(map(draw_of, self.heads)))
+
+    @property
+    def wants_pre(self) -> bool:
+        return any(KIND[kind].pre for kind in self.kinds)
 
     def kinds_of(self, layer: int) -> tuple[str, ...]:
         return tuple(kind for other, kind in self.heads if other == layer)
@@ -129,7 +133,7 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     Raises:
         ConfigError: a layer, head or kind that does not exist, or nothing left to capture.
     """
-    layers = {layer.layer: layer for layer in geometry}
+    layers = by_number(geometry)
     wanted = tuple(layers) if capture.layers is None else tuple(capture.layers)
     _check_members("capture.layers", wanted, layers, "attention layers")
     eligible = [
@@ -149,11 +153,6 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     if not heads:
         raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")
     return Selection(heads)
-
-
-def key_head(query_head: int, query_heads: int, key_heads: int) -> int:
-    """The key head that a query head attends with, under grouped-query attention."""
-    return query_head * key_heads // query_heads
 
 
 def _requested_heads(layers: Iterable[LayerGeometry], heads: Sequence[int] | None) -> dict[int, tuple[int, ...]]:
@@ -181,9 +180,9 @@ def _sample_heads(requested: dict[int, tuple[int, ...]], capture: CaptureConfig)
 
 
 def _heads_of_kind(layer: LayerGeometry, kind: str, query_heads: Sequence[int]) -> tuple[int, ...]:
-    if DRAW_OF_KIND[kind] == "q":
+    if KIND[kind].draw == "q":
         return tuple(query_heads)
-    return tuple(sorted({key_head(head, layer.heads["q"], layer.heads[kind]) for head in query_heads}))
+    return tuple(sorted({layer.key_head(head, kind) for head in query_heads}))
 
 
 def _check_kinds(kinds: Sequence[str], layer: LayerGeometry, pre_missing: str) -> None:

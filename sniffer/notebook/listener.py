@@ -32,7 +32,7 @@ from sniffer.notebook.history import CallHistory, as_array
 from sniffer.notebook.missed import Missed
 from sniffer.sampler import Picker
 from sniffer.tap import TAP, Seen, Tap
-from sniffer.types import Backbone, Picks
+from sniffer.types import Backbone, Picks, by_number
 
 
 class Attached(Backbone, Protocol):
@@ -116,10 +116,10 @@ class Listener:
         self._picker = picker
         self._ids = ids
         self._keep = keep
-        self._geometry = {layer.layer: layer for layer in backbone.geometry}
+        self._geometry = by_number(backbone.geometry)
         self._transfer = transfer_for(backbone.device)
         self._plan = GatherPlan(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
-        self._pre = any(kind.endswith("_pre") for kind in selection.kinds)
+        self._pre = selection.wants_pre
         self._thread = get_ident()
         self._frames: list[_Frame] = []
         self._history = CallHistory()

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from sniffer.errors import RunError
@@ -29,10 +28,9 @@ from sniffer.forward.selection import CaptureConfig, HeadSampling, Selection, se
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import Kept, Listener
 from sniffer.notebook.missed import Missed
-from sniffer.reader.run import Vectors
+from sniffer.reader.vectors import Vectors, probabilities
 from sniffer.sampler import LogUniform, Picker, Sampler
-from sniffer.storage.sort import sort_rows
-from sniffer.types import LayerGeometry
+from sniffer.types import LayerGeometry, by_number
 
 ATTACH = "sniffer.models.retrofit.attached"
 
@@ -91,7 +89,7 @@ class Captured:
     """
 
     def __init__(self, geometry: Sequence[LayerGeometry], selection: Selection, picker: Picker) -> None:
-        self.geometry: dict[int, LayerGeometry] = {layer.layer: layer for layer in geometry}
+        self.geometry = by_number(geometry)
         self.selection = selection
         self.documents = 0
         self.missed = Missed()
@@ -133,14 +131,8 @@ class Captured:
             raise RunError(f"layer {layer}, kind {kind}, head {head} was not captured: see captured.selection")
         dim = self.geometry[layer].dims[kind]
         columns = self._accumulator.columns(layer, kind, dim)
-        order = sort_rows(columns)
+        order = columns.rows.order
         chunks = [chunk.view(-1, len(heads), dim)[:, heads.index(head)].float() for chunk in columns.vectors]
-        law = self._picker.probability_by_bucket(int(columns.positions.max(initial=0)) + 1)
-        return Vectors(
-            vectors=torch.cat([torch.empty(0, dim), *chunks]).numpy()[order],
-            positions=columns.positions[order],
-            buckets=columns.buckets[order],
-            token_ids=columns.token_ids[order],
-            example_ids=columns.example_ids[order],
-            inclusion_probability=np.array([law[int(bucket)] for bucket in columns.buckets[order]], dtype=np.float64),
-        )
+        rows = columns.rows[order]
+        law = self._picker.probability_by_bucket(int(rows.position.max(initial=0)) + 1)
+        return Vectors(torch.cat([torch.empty(0, dim), *chunks]).numpy()[order], rows, probabilities(law, rows.bucket))

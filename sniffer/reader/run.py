@@ -8,8 +8,7 @@ the model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,56 +16,17 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import yaml
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float64
 
 from sniffer.errors import RunError, first_line, unbroken
-from sniffer.reader.scan import PLACES, check_parts, join, read_rows, require_room, scan_parts
+from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
+from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.storage.examples import examples_table
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.manifest_file import MANIFEST_PATH
 from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_yaml
-from sniffer.types import DRAW_OF_KIND, KINDS
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """Captured vectors of one head, ordered by (bucket, example, position).
-
-    `inclusion_probability` is the probability with which the sampler kept each position: weight by
-    its inverse to estimate sums over all positions without bias (Horvitz and Thompson, 1952).
-    """
-
-    vectors: Float32[np.ndarray, "n head_dim"]
-    positions: Int32[np.ndarray, " n"]
-    buckets: Int32[np.ndarray, " n"]
-    token_ids: Int32[np.ndarray, " n"]
-    example_ids: Int64[np.ndarray, " n"]
-    inclusion_probability: Float64[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The query of one head and the key it is compared with, at the positions where both were kept.
-
-    `inclusion_probability` is that of the pair.
-    """
-
-    q: Float32[np.ndarray, "n head_dim"]
-    k: Float32[np.ndarray, "n head_dim"]
-    q_head: int
-    k_head: int
-    positions: Int32[np.ndarray, " n"]
-    buckets: Int32[np.ndarray, " n"]
-    token_ids: Int32[np.ndarray, " n"]
-    example_ids: Int64[np.ndarray, " n"]
-    inclusion_probability: Float64[np.ndarray, " n"]
-
-    def __len__(self) -> int:
-        return len(self.positions)
+from sniffer.types import KIND, KINDS, Rows
 
 
 class Run:
@@ -193,8 +153,8 @@ class Run:
         parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
         n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
         require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
-        rows = read_rows(self.folder, parts, head, dim, kept, max_position)
-        return Vectors(vectors=rows["vector"], **self._places(rows))
+        rows, vectors = read_rows(self.folder, parts, head, dim, kept, max_position)
+        return Vectors(vectors, rows, self._probabilities(rows))
 
     def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
         """Queries and keys at the same (example, position), ordered by (bucket, example, position).
@@ -206,21 +166,21 @@ class Run:
         Raises:
             RunError: the layer, a kind or a head was not captured; the message says which were.
         """
-        if DRAW_OF_KIND.get(query_kind, "q") != "q" or DRAW_OF_KIND.get(key_kind, "k") != "k":
+        if any(kind in KIND and KIND[kind].draw != draw for kind, draw in ((query_kind, "q"), (key_kind, "k"))):
             raise RunError(
                 f"pairs of query_kind={query_kind!r} and key_kind={key_kind!r} make no sense: "
                 "take q or q_pre for the first, and k, v or k_pre for the second"
             )
         queries = self._head(layer, query_kind, q_head).rename({"vector": "q"})
-        heads = self.manifest.layer(layer).heads
         self._check("kind", key_kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
-        k_head = q_head * heads[key_kind] // heads[query_kind]
+        k_head = self.manifest.layer(layer).key_head(q_head, key_kind)
         keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector")
         table = queries.join(keys, on=["example_id", "position"]).sort("bucket", "example_id", "position").collect()
-        places = self._places({name: table[name].to_numpy() for name in PLACES})
+        rows = Rows.from_columns(table)
+        probability = self._probabilities(rows)
         if "kind" in self.manifest.sampler.get("seed_by", ()):
-            places["inclusion_probability"] **= 2  # two independent draws
-        return Pairs(q=table["q"].to_numpy(), k=table["k"].to_numpy(), q_head=q_head, k_head=k_head, **places)
+            probability **= 2  # two independent draws
+        return Pairs(table["q"].to_numpy(), table["k"].to_numpy(), q_head, k_head, rows, probability)
 
     def check(self, layer: int, kind: str) -> None:
         """Looks at what is about to be read whole, all heads of one layer and kind, before memory is taken for it.
@@ -238,26 +198,18 @@ class Run:
         parts = self.manifest.parts_of(layer, kind)
         return scan_parts(self.folder, parts, self._dim(layer, kind)).filter(pl.col("head") == head)
 
-    def _places(self, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        buckets = rows["bucket"]
-        seen, place = np.unique(buckets, return_inverse=True)
-        if unknown := set(seen.tolist()) - self._probability_by_bucket.keys():
+    def _probabilities(self, rows: Rows) -> Float64[np.ndarray, " n"]:
+        """With which each row was kept."""
+        if unknown := set(np.unique(rows.bucket).tolist()) - self._probability_by_bucket.keys():
             raise RunError(
                 f"{self.folder} has rows of buckets {_ranges(unknown)}, which its manifest does not know: "
                 f"`python -m sniffer.runs verify {self.folder}` tells more"
             )
-        law = np.array([self._probability_by_bucket[int(bucket)] for bucket in seen], dtype=np.float64)
-        return {
-            "positions": rows["position"],
-            "buckets": buckets,
-            "token_ids": rows["token_id"],
-            "example_ids": rows["example_id"],
-            "inclusion_probability": law[place],
-        }
+        return probabilities(self._probability_by_bucket, rows.bucket)
 
     @cached_property
     def _probability_by_bucket(self) -> dict[int, float]:
-        law: dict[int, float] = self.manifest.sampler.get("probability_by_bucket", {})
+        law = self.manifest.probability_by_bucket
         unknown = self.manifest.rows_by_bucket.keys() - law.keys()
         if unknown:
             raise RunError(

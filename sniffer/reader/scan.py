@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jaxtyping import Float32
 
 from sniffer.errors import RunError, first_line, unbroken
 from sniffer.limits import ROWS_PER_BYTE
@@ -23,31 +24,23 @@ from sniffer.process.memory import available_memory
 from sniffer.storage.schema import Part
 from sniffer.storage.schema import row_schema as arrow_schema
 from sniffer.storage.sort import MAX_SPAN_BYTES
-from sniffer.types import KINDS
+from sniffer.types import KINDS, ROW_DTYPES, Rows
 from sniffer.words import size
-
-PLACES = ("bucket", "position", "token_id", "example_id")
 
 LIMITED = ("head", "bucket", "position")
 """Columns whose statistics say which row groups a query needs."""
 
 PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
 
-PLACE = pl.Schema(
-    {
-        "head": pl.Int16,
-        "bucket": pl.Int32,
-        "position": pl.Int32,
-        "token_id": pl.Int32,
-        "example_id": pl.Int64,
-    }
+IN_FILE = pl.Schema(
+    {"head": pl.Int16, "bucket": pl.Int32, "position": pl.Int32, "token_id": pl.Int32, "example_id": pl.Int64}
 )
 
 
 def row_schema(dim: int | None) -> pl.Schema:
     """The columns of a scan; a vector of no fixed length is a List."""
     vector = pl.List(pl.Float32) if dim is None else pl.Array(pl.Float32, dim)
-    return pl.Schema({**PARTITION, **PLACE, "vector": vector})
+    return pl.Schema({**PARTITION, **IN_FILE, "vector": vector})
 
 
 def scan_parts(folder: Path, parts: Sequence[Part], dim: int) -> pl.LazyFrame:
@@ -70,13 +63,13 @@ def read_rows(
     dim: int,
     buckets: Collection[int] | None = None,
     max_position: int | None = None,
-) -> dict[str, np.ndarray]:
-    """The rows of one head of parts, by column, in the order (bucket, example_id, position).
+) -> tuple[Rows, Float32[np.ndarray, "rows dim"]]:
+    """The vectors of one head of parts and where they are from, in the order (bucket, example_id, position).
 
     By pyarrow, which takes half of polars' time for whole vectors.
 
     Args:
-        dim: of the vectors, which come as a float32 array (rows, dim).
+        dim: of the vectors.
         buckets: those to keep; None keeps all.
         max_position: the last position to keep; None keeps all.
 
@@ -97,12 +90,12 @@ def read_rows(
         raise RunError(
             f"could not read {folder}: {first_line(error)}; python -m sniffer.runs verify {folder} tells more"
         ) from error
-    rows = {name: table[name].to_numpy() for name in PLACES}
-    rows["vector"] = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+    rows = Rows.from_columns(table)
+    vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
     if len(parts) > 1:
-        order = np.lexsort((rows["position"], rows["example_id"], rows["bucket"]))
-        rows = {name: column[order] for name, column in rows.items()}
-    return rows
+        order = rows.order
+        rows, vectors = rows[order], vectors[order]
+    return rows, vectors
 
 
 def require_room(what: str, rows: int, dim: int) -> None:
@@ -171,7 +164,7 @@ def _read_part(path: Path, dim: int, limits: Mapping[str, tuple[int, int]], want
             chosen.append(number)
             whole &= spans["head"] == limits["head"]
     require_room(str(path), sum(contents.rows[number] for number in chosen), dim)
-    columns = [*PLACES, "vector"]
+    columns = [*ROW_DTYPES, "vector"]
     # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
     with pq.ParquetFile(path, metadata=contents.metadata, pre_buffer=False) as file:
         table = file.read_row_groups(chosen, columns=columns if whole else ["head", *columns])

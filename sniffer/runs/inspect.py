@@ -15,7 +15,7 @@ from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid, facts_table
 from sniffer.terminal.summary import not_finite_line, rows_by_bucket
-from sniffer.types import LayerGeometry
+from sniffer.types import LayerGeometry, by_number
 from sniffer.words import size
 
 
@@ -68,7 +68,7 @@ def _layers(manifest: Manifest) -> Table:
     table = Grid(title="layers")
     for name in ("layer", "heads", "dim", "window", *dict.fromkeys(kinds), "bytes"):
         table.add_column(name, justify="right")
-    geometry = {layer.layer: layer for layer in manifest.geometry}
+    geometry = by_number(manifest.geometry)
     for number, captured in manifest.selection.items():
         parts = [part for part in manifest.parts if part.layer == number]
         rows = {kind: sum(part.rows for part in parts if part.kind == kind) for kind in dict.fromkeys(kinds)}
@@ -93,7 +93,7 @@ def _buckets(manifest: Manifest) -> Table:
     table = Grid(title="vectors by bucket")
     for name in ("bucket", "probability", *manifest.rows_by_kind):
         table.add_column(name, justify="right")
-    law = manifest.sampler.get("probability_by_bucket", {})
+    law = manifest.probability_by_bucket
     for bucket, rows in rows_by_bucket(manifest).items():
         table.add_row(str(bucket), f"{law.get(bucket, float('nan')):.3g}", *(f"{count:,}" for count in rows.values()))
     return table

@@ -7,13 +7,12 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import polars as pl
 
-from sniffer.runs.rows import Places
 from sniffer.sampler import Picker
 from sniffer.storage.schema import Example
-from sniffer.types import DRAW_OF_KIND, Document
+from sniffer.types import KIND, Document, Rows
 
 
-def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str, found: Places) -> Iterator[str]:
+def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str, found: Rows) -> Iterator[str]:
     """What is wrong with the rows of one (layer, kind), one line each, given the documents they are from."""
     where = f"layer {layer}, kind {kind}"
     unknown = sorted(set(found.example_id.tolist()) - examples.keys())
@@ -59,7 +58,7 @@ def _expected(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
         # Only its length and its id matter to a draw.
         tokens = np.broadcast_to(np.int32(0), example.n_tokens)
         document = Document(example.example_id, example.source_id, tokens, example.truncated)
-        positions.append(picker.positions(document, layer, DRAW_OF_KIND[kind]))
+        positions.append(picker.positions(document, layer, KIND[kind].draw))
         ids.append(np.full(len(positions[-1]), example.example_id, dtype=np.int64))
     return _sorted(np.concatenate(ids), np.concatenate(positions))
 

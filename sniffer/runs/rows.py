@@ -2,75 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Int32, Int64
 
 from sniffer.errors import first_line
 from sniffer.reader.scan import contents_of, require_part
-from sniffer.storage.digest import Digest, digest_rows, sum_places
+from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Footer, Part, row_schema
+from sniffer.types import Rows
 
 
-@dataclass(frozen=True)
-class Places:
-    """Where rows are from, in the order of (bucket, example_id, position); all heads share them."""
-
-    bucket: Int32[np.ndarray, " rows"]
-    example_id: Int64[np.ndarray, " rows"]
-    position: Int32[np.ndarray, " rows"]
-    token_id: Int32[np.ndarray, " rows"]
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    @classmethod
-    def joined(cls, places: list[Places]) -> Places:
-        columns = {"bucket": np.int32, "example_id": np.int64, "position": np.int32, "token_id": np.int32}
-        empty = {name: np.empty(0, dtype) for name, dtype in columns.items()}
-        return cls(**{name: np.concatenate([empty[name], *(getattr(p, name) for p in places)]) for name in columns})
-
-    def same(self, other: Places) -> bool:
-        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in vars(self))
-
-    @property
-    def in_order(self) -> bool:
-        """Whether each row comes after the one before it, none of them twice."""
-        order = np.lexsort((self.position, self.example_id, self.bucket))
-        same = np.ones(max(0, len(self) - 1), dtype=bool)
-        for column in (self.bucket, self.example_id, self.position):
-            same &= np.diff(column) == 0
-        return bool((order == np.arange(len(self))).all() and not same.any())
-
-
-def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, list[str]]:
+def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list[str]]:
     """Reads a whole part.
 
     Returns:
-        The places of one head's rows, and what is wrong with the file, one line each.
+        Where one head's rows are from, and what is wrong with the file, one line each.
     """
     problems: list[str] = []
     dim = manifest.layer(part.layer).dims[part.kind]
     try:
         file = pq.ParquetFile(folder / part.path)
         if not file.schema_arrow.remove_metadata().equals(row_schema(dim)):
-            return Places.joined([]), [f"{part.path}: does not have the columns of a part"]
+            return Rows.joined([]), [f"{part.path}: does not have the columns of a part"]
         require_part(contents_of(file), part.bytes, dim, part.rows)
         problems += _footer(file.schema_arrow, manifest, part, dim)
         heads, digest, not_finite = _heads(file, part, dim)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        return Places.joined([]), [f"{part.path}: cannot be read ({first_line(error)})"]
+        return Rows.joined([]), [f"{part.path}: cannot be read ({first_line(error)})"]
     wanted = manifest.selection[part.layer][part.kind]
-    first = next(iter(heads.values()), Places.joined([]))
+    first = next(iter(heads.values()), Rows.joined([]))
     if heads and tuple(heads) != tuple(wanted):
         problems.append(f"{part.path}: has heads {list(heads)}, not {list(wanted)}")
-    if not all(places.same(first) for places in heads.values()):
+    if not all(rows.same(first) for rows in heads.values()):
         problems.append(f"{part.path}: its heads do not have the same positions")
     if not first.in_order:
         problems.append(f"{part.path}: its rows are not in order, or some are there twice")
@@ -86,19 +54,19 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Places, li
     return first, problems
 
 
-def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Places], Digest, NotFinite]:
-    """The places of each head, in the file's order, the digest of all rows, and those that are not finite."""
-    pieces: dict[int, list[Places]] = {}
+def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Rows], Digest, NotFinite]:
+    """Where each head's rows are from, in the file's order, the digest of all rows, and those that are not finite."""
+    pieces: dict[int, list[Rows]] = {}
     digest, not_finite = Digest(), NotFinite()
     for number in range(file.metadata.num_row_groups):
         table = file.read_row_group(number).combine_chunks()
         head = _only(table["head"].to_numpy())
-        places = {name: table[name].to_numpy() for name in ("bucket", "position", "token_id", "example_id")}
+        rows = Rows.from_columns(table)
         floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-        digest += digest_rows(part.layer, part.kind, head, sum_places(places), floats)
+        digest += digest_rows(part.layer, part.kind, head, sum_rows(rows), floats)
         not_finite += count_not_finite(floats)
-        pieces.setdefault(head, []).append(Places(**places))
-    return {head: Places.joined(parts) for head, parts in pieces.items()}, digest, not_finite
+        pieces.setdefault(head, []).append(rows)
+    return {head: Rows.joined(found) for head, found in pieces.items()}, digest, not_finite
 
 
 def _only(heads: np.ndarray) -> int:
@@ -110,8 +78,13 @@ def _only(heads: np.ndarray) -> int:
 
 def _footer(schema: pa.Schema, manifest: Manifest, part: Part, dim: int) -> list[str]:
     footer = Footer.decode(schema.metadata)
-    law = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
-    wanted = {"layer": part.layer, "kind": part.kind, "dim": dim, "seed": manifest.seed, "sampler": law}
+    wanted = {
+        "layer": part.layer,
+        "kind": part.kind,
+        "dim": dim,
+        "seed": manifest.seed,
+        "sampler": manifest.sampler_fields,
+    }
     found = {name: getattr(footer, name) for name in wanted}
     return [
         f"{part.path}: its footer says {name}={found[name]}, the manifest {value}"

@@ -25,7 +25,7 @@ from sniffer.reader.index import jobs_without_results, read_jobs
 from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
-from sniffer.runs.rows import Places, check_part
+from sniffer.runs.rows import check_part
 from sniffer.sampler import Picker
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage, foreign, leftovers
@@ -36,6 +36,7 @@ from sniffer.storage.same_run import differences
 from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
 from sniffer.storage.untrusted import read_yaml
 from sniffer.terminal.printing import line
+from sniffer.types import Rows
 
 
 def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[str]]:
@@ -141,22 +142,21 @@ def _parts(folder: Path, manifest: Manifest, examples: Mapping[int, Example], tr
             waiting = [part for part in manifest.pending if (part.layer, part.kind) == (layer, kind)]
             read = {part.path: _read(folder, manifest, part) for part in (*parts, *waiting)}
             yield from (line for _, lines in read.values() for line in lines)
-            places = [found for part in parts if (found := read[part.path][0]) is not None]
-            if len(places) == len(parts) and examples:
-                yield from check_law(picker, examples, layer, kind, Places.joined(places))
+            rows = [found for part in parts if (found := read[part.path][0]) is not None]
+            if len(rows) == len(parts) and examples:
+                yield from check_law(picker, examples, layer, kind, Rows.joined(rows))
 
 
-def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Places | None, list[str]]:
-    """The places of a part's rows, and what is wrong with it; no places where it cannot be trusted."""
+def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows | None, list[str]]:
+    """Where a part's rows are from, and what is wrong with it; None where it cannot be trusted."""
     if wrong := damage(folder, part):
         return None, [f"{part.path}: {wrong}"]
-    places, problems = check_part(folder, manifest, part)
-    return (None if problems else places), problems
+    rows, problems = check_part(folder, manifest, part)
+    return (None if problems else rows), problems
 
 
 def _picker(manifest: Manifest, trusted: Sequence[str]) -> Picker:
-    node = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
-    return Picker(build(node, "sampler", (*TRUSTED, *trusted), ROLES["sampler"]), manifest.seed)
+    return Picker(build(manifest.sampler_fields, "sampler", (*TRUSTED, *trusted), ROLES["sampler"]), manifest.seed)
 
 
 def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
@@ -245,9 +245,14 @@ def _made_by(manifest: Manifest) -> dict[str, Any]:
 def _but_shard(manifest: Manifest) -> dict[str, Any]:
     """What shards of one dataset have in common."""
     dataset = {name: value for name, value in manifest.dataset.items() if name not in ("shard", "documents")}
-    law = {name: value for name, value in manifest.sampler.items() if name != "probability_by_bucket"}
     model = {name: manifest.model.get(name) for name in MODEL}
-    return {"model": model, "dataset": dataset, "sampler": law, "seed": manifest.seed, "selection": manifest.selection}
+    return {
+        "model": model,
+        "dataset": dataset,
+        "sampler": manifest.sampler_fields,
+        "seed": manifest.seed,
+        "selection": manifest.selection,
+    }
 
 
 def _verdict(folder: Path, manifest: Manifest, problems: int) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
 from sniffer.storage.well_formed import misfits
-from sniffer.types import KINDS, LayerGeometry
+from sniffer.types import KINDS, LayerGeometry, by_number
 
 if TYPE_CHECKING:
     from sniffer.storage.manifest import Manifest
@@ -22,7 +22,7 @@ def implausible(manifest: Manifest) -> Iterator[str]:
     for part in (*manifest.parts, *manifest.pending):
         if part.rows > ROWS_PER_BYTE * part.bytes:
             yield f"{part.path} has {part.bytes:,} bytes that stand for {part.rows:,} rows"
-    geometry = {layer.layer: layer for layer in manifest.geometry}
+    geometry = by_number(manifest.geometry)
     if len(geometry) != len(manifest.geometry):
         yield "its geometry has a layer twice"
     for layer, kinds in manifest.selection.items():
@@ -49,7 +49,7 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
         yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())
     yield from ((f"counts.{name}", count, 0, LARGEST) for name, count in manifest.counts.items())
     yield from ((f"timings.{name}", value, -LARGEST, LARGEST) for name, value in manifest.timings.items())
-    yield from _law(manifest.sampler.get("probability_by_bucket", {}))
+    yield from _law(manifest.probability_by_bucket)
     yield "rows", sum(part.rows for part in manifest.parts), 0, LARGEST
     yield "bytes", sum(part.bytes for part in manifest.parts), 0, LARGEST
 
@@ -74,7 +74,7 @@ def require_sense(manifest: Manifest) -> None:
     for wrong in misfits(manifest, type(manifest), ""):
         raise ValueError(wrong)
     loose: tuple[tuple[str, Any, Any], ...] = (
-        ("sampler.probability_by_bucket", manifest.sampler.get("probability_by_bucket", {}), Mapping[int, float]),
+        ("sampler.probability_by_bucket", manifest.probability_by_bucket, Mapping[int, float]),
         ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
         *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),

@@ -10,19 +10,20 @@ and differences; it does not keep out a forger, for which the manifest has each 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt64
+from jaxtyping import Float32, UInt64
 
 from sniffer.hashing import GOLDEN, MASK64, key_of, mix64, mix64_int
+from sniffer.types import Rows
 
 BLOCK = 1 << 12
 """Rows hashed at a time, so that the widened words stay small."""
 
-N_PLACES = 5
+N_WORDS = 5
 """32-bit words of a row before its floats."""
 
 SECOND_LANE = np.uint64(key_of("second lane"))
@@ -54,21 +55,11 @@ def combine(digests: Iterable[str]) -> str:
     return str(sum(map(Digest.parse, digests), Digest()))
 
 
-def sum_places(places: Mapping[str, Int[np.ndarray, " rows"]]) -> UInt64[np.ndarray, " rows"]:
-    """What the columns that all heads share add to each row's number, for `digest_rows`.
-
-    `places` holds them by name: bucket, position, token_id, example_id.
-    """
-    example_ids = places["example_id"]
-    words = (
-        places["bucket"],
-        places["position"],
-        places["token_id"],
-        example_ids & 0xFFFFFFFF,
-        example_ids >> 32,
-    )
-    sums = np.zeros(len(example_ids), dtype=np.uint64)
-    for column, weight in zip(words, _weights(N_PLACES), strict=True):
+def sum_rows(rows: Rows) -> UInt64[np.ndarray, " rows"]:
+    """What the columns that all heads share add to each row's number, for `digest_rows`."""
+    words = (rows.bucket, rows.position, rows.token_id, rows.example_id & 0xFFFFFFFF, rows.example_id >> 32)
+    sums = np.zeros(len(rows), dtype=np.uint64)
+    for column, weight in zip(words, _weights(N_WORDS), strict=True):
         sums += column.astype(np.uint64) * weight
     return sums
 
@@ -77,20 +68,20 @@ def digest_rows(
     layer: int,
     kind: str,
     head: int,
-    places: UInt64[np.ndarray, " rows"],
+    sums: UInt64[np.ndarray, " rows"],
     vectors: Float32[np.ndarray, "rows dim"],
 ) -> Digest:
-    """The digest of rows of one (layer, kind, head); `places` is what `sum_places` makes of the other columns.
+    """The digest of rows of one (layer, kind, head); `sums` is what `sum_rows` makes of the other columns.
 
     Floats count by their bits, so that -0.0 is not 0.0 and any NaN equals itself.
     """
     start = np.uint64(key_of("row", layer, kind, head))
-    weights = _weights(N_PLACES + vectors.shape[1])[N_PLACES:]
+    weights = _weights(N_WORDS + vectors.shape[1])[N_WORDS:]
     total = Digest()
     for first in range(0, len(vectors), BLOCK):
         block = slice(first, first + BLOCK)
         floats = np.ascontiguousarray(vectors[block]).view(np.uint32).astype(np.uint64)
-        hashes = mix64(np.einsum("ij,j->i", floats, weights) + start + places[block])
+        hashes = mix64(np.einsum("ij,j->i", floats, weights) + start + sums[block])
         total += Digest(_sum(hashes), _sum(mix64(hashes ^ SECOND_LANE)))
     return total
 

@@ -26,6 +26,7 @@ from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.manifest_file import (
     CHECKSUM,
+    LAW,
     MANIFEST_PATH,
     TWIN_PATH,
     broken,
@@ -40,7 +41,7 @@ from sniffer.storage.manifest_file import (
 )
 from sniffer.storage.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
-from sniffer.types import LayerGeometry
+from sniffer.types import LayerGeometry, by_number
 
 STATUSES = ("running", "complete", "interrupted")
 
@@ -154,12 +155,23 @@ class Manifest:
         """All stages together."""
         return sum(seconds for stage, seconds in self.timings.items() if stage not in INSIDE_INFERENCE)
 
+    @property
+    def probability_by_bucket(self) -> dict[int, float]:
+        """With which the sampler kept a position, by bucket; empty where an early release did not say."""
+        law: dict[int, float] = self.sampler.get(LAW, {})
+        return law
+
+    @property
+    def sampler_fields(self) -> dict[str, Any]:
+        """The sampler's class and fields, as a configuration has them."""
+        return {name: value for name, value in self.sampler.items() if name != LAW}
+
     def parts_of(self, layer: int, kind: str) -> list[Part]:
         return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
 
     def layer(self, number: int) -> LayerGeometry:
         """The geometry of one layer; KeyError if the model has none of that number."""
-        return {layer.layer: layer for layer in self.geometry}[number]
+        return by_number(self.geometry)[number]
 
     def save(self, folder: Path) -> None:
         """Writes manifest.json, durably: from here on its parts count.

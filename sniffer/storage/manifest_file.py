@@ -14,6 +14,9 @@ from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_json
 
 MANIFEST_PATH = "manifest.json"
+LAW = "probability_by_bucket"
+"""What a manifest says of the sampler beside its class and fields."""
+
 TWIN_PATH = ".manifest.json"
 CHECKSUM = "checksum"
 
@@ -53,8 +56,7 @@ def part_from(values: Mapping[str, Any]) -> Part:
 
 
 def sampler_from(values: Mapping[str, Any]) -> dict[str, Any]:
-    law = "probability_by_bucket"
-    return {**values, law: numbered(values[law])} if law in values else dict(values)
+    return {**values, LAW: numbered(values[LAW])} if LAW in values else dict(values)
 
 
 def numbered(values: Mapping[str, Any]) -> dict[int, Any]:

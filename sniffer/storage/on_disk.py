@@ -22,7 +22,7 @@ from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
-from sniffer.types import DRAW_OF_KIND, Document, Picks, TokenBatch
+from sniffer.types import Document, Picks, TokenBatch, draw_of
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Kept:
         new = [row for row, document in enumerate(batch.documents) if document.example_id not in self.committed]
         if not new or not self.pending:
             return bool(new)
-        return any(self._lacks(batch, picks[pair[0], DRAW_OF_KIND[pair[1]]], pair, new) for pair in pairs)
+        return any(self._lacks(batch, picks[draw_of(pair)], pair, new) for pair in pairs)
 
     def _lacks(self, batch: TokenBatch, drawn: Picks, pair: Pair, new: list[int]) -> bool:
         there = self.pending.get(pair, frozenset())

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 
 if TYPE_CHECKING:
     import torch
@@ -75,15 +75,10 @@ def _widened(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
     return torch.from_numpy(vectors).float().numpy()
 
 
-def sort_rows(columns: Columns) -> Int64[np.ndarray, " rows"]:
-    """The order by (bucket, example_id, position)."""
-    return np.lexsort((columns.positions, columns.example_ids, columns.buckets))
-
-
 def spans(columns: Columns, order: Int64[np.ndarray, " rows"]) -> list[Span]:
     """Cuts the sorted rows into spans of whole row groups."""
     row_bytes = 4 * columns.dim
-    groups = row_groups(columns.buckets[order], row_bytes)
+    groups = row_groups(columns.rows.bucket[order], row_bytes)
     ends = np.cumsum([len(chunk) for chunk in columns.vectors])
     return [_span(joined, order, ends) for joined in _join(groups, max(1, MAX_SPAN_BYTES // row_bytes))]
 

@@ -30,7 +30,7 @@ from sniffer.storage.on_disk import Kept
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, Example, Part
 from sniffer.storage.writer import Listing
-from sniffer.types import Document, TokenBatch
+from sniffer.types import Document, TokenBatch, by_number
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,7 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self.picker = picker
-        geometry = {layer.layer: layer for layer in manifest.geometry}
-        self.writer = PartWriter(folder, geometry, picker, source_dtype, compression)
+        self.writer = PartWriter(folder, by_number(manifest.geometry), picker, source_dtype, compression)
         self.selection = Selection(
             {(layer, kind): heads for layer, kinds in manifest.selection.items() for kind, heads in kinds.items()}
         )

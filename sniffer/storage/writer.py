@@ -1,6 +1,6 @@
 """Rows to Parquet: one part per (layer, kind), sorted so that a reader skips what it does not want.
 
-Every head has row groups of its own, written one span at a time (see arrange.py), so that beside the
+Every head has row groups of its own, written one span at a time (see sort.py), so that beside the
 captured rows only one span of one head is in memory. Widening to float32 is exact for bfloat16 and
 float16. Parts share nothing: several threads may each write one.
 
@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float32
 
-from sniffer.forward.rows import Columns
-from sniffer.storage.digest import Digest, digest_rows, sum_places
+from sniffer.forward.columns import Columns
+from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.schema import (
@@ -40,8 +40,8 @@ from sniffer.storage.schema import (
     Part,
     row_schema,
 )
-from sniffer.storage.sort import sort_rows, spans
-from sniffer.types import codec
+from sniffer.storage.sort import spans
+from sniffer.types import Rows, codec
 
 DELTA_COLUMNS = ("position",)
 """Ascending within an example and bucket, so that differences are small."""
@@ -84,17 +84,11 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     Raises:
         CaptureError: the disk is full or cannot be written to. Nothing is left behind.
     """
-    order = sort_rows(columns)
-    places = {
-        "bucket": columns.buckets[order],
-        "position": columns.positions[order],
-        "token_id": columns.token_ids[order],
-        "example_id": columns.example_ids[order],
-    }
-    plan = spans(columns, order)
+    order = columns.rows.order
+    ordered, pieces = columns.rows[order], spans(columns, order)
     schema = row_schema(columns.dim).with_metadata(footer.encode())
     options = parquet_options(codec(compression, footer.source_dtype))
-    sums = sum_places(places)
+    sums = sum_rows(ordered)
     digest, not_finite = Digest(), NotFinite()
     with (
         durable_file(folder / path) as file,
@@ -102,14 +96,12 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
         pq.ParquetWriter(sink, schema, **options) as writer,
     ):
         for place, head in enumerate(columns.heads):
-            for span in plan:
-                vectors = span.vectors(columns, place)
-                here = {name: column[span.rows] for name, column in places.items()}
+            for span in pieces:
+                vectors, here = span.vectors(columns, place), ordered[span.rows]
                 digest += digest_rows(footer.layer, footer.kind, head, sums[span.rows], vectors)
                 not_finite += count_not_finite(vectors)
                 for group in span.row_groups:
-                    rows = {name: column[group] for name, column in here.items()}
-                    table = _table(schema, head, rows, vectors[group])
+                    table = _table(schema, head, here[group], vectors[group])
                     writer.write_table(table, row_group_size=table.num_rows)
     return Part(
         path=path,
@@ -152,19 +144,17 @@ class Listing:
             file.write(self.content)
 
 
-def _table(
-    schema: pa.Schema, head: int, places: dict[str, np.ndarray], vectors: Float32[np.ndarray, "rows dim"]
-) -> pa.Table:
+def _table(schema: pa.Schema, head: int, rows: Rows, vectors: Float32[np.ndarray, "rows dim"]) -> pa.Table:
     """One row group."""
     floats = pa.array(vectors.reshape(-1))
     columns = {
         "head": pa.array(np.full(len(vectors), head, dtype=np.int16)),
-        **{name: pa.array(column) for name, column in places.items()},
+        **{name: pa.array(column) for name, column in rows.columns().items()},
         "vector": pa.FixedSizeListArray.from_arrays(floats, type=schema.field("vector").type),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
 def _rows_per_bucket(columns: Columns) -> dict[int, int]:
-    buckets, positions = np.unique(columns.buckets, return_counts=True)
+    buckets, positions = np.unique(columns.rows.bucket, return_counts=True)
     return {int(b): int(n) * len(columns.heads) for b, n in zip(buckets, positions, strict=True)}

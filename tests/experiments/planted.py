@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from sniffer.experiments.common.rows import Rows
+from sniffer.experiments.common.rows import LayerVectors
 
 from sniffer import open_run
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.reader.run import Run
 from sniffer.sampler import Picker, Sampler, Uniform, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, Footer, part_path
 from sniffer.storage.writer import write_part
-from sniffer.types import DRAW_OF_KIND, Document, LayerGeometry, TokenBatch
+from sniffer.types import KIND, Document, LayerGeometry, Rows, TokenBatch
 from tests.helpers_storage import write_examples
 
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
@@ -78,16 +78,18 @@ def planted_run(
     parts = []
     for layer in layers:
         for number, kind in enumerate(kinds):
-            picks = picker.pick(TokenBatch(documents, pad_id=0), layer, DRAW_OF_KIND[kind])
+            picks = picker.pick(TokenBatch(documents, pad_id=0), layer, KIND[kind].draw)
             vectors = formula(layer, kind, picks.positions, np.random.default_rng([layer, number]))
             flat = torch.from_numpy(vectors.astype(np.float32).reshape(len(picks), -1))
             columns = Columns(
                 heads=tuple(range(heads[kind])),
                 vectors=[flat],
-                buckets=picks.buckets,
-                positions=picks.positions,
-                token_ids=np.zeros(len(picks), dtype=np.int32),
-                example_ids=np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
+                rows=Rows(
+                    picks.buckets,
+                    picks.positions,
+                    np.zeros(len(picks), dtype=np.int32),
+                    np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
+                ),
                 dim=DIM,
             )
             footer = Footer(layer, kind, DIM, "float32", None, 0.5, describe(sampler), 7, tuple(sampler.seed_by))
@@ -121,10 +123,10 @@ def rows(
     examples: np.ndarray | None = None,
     weights: np.ndarray | None = None,
     kind: str = "q",
-) -> Rows:
+) -> LayerVectors:
     """Vectors (heads, n, dim) as an analysis sees them."""
     n = len(positions)
-    return Rows(
+    return LayerVectors(
         layer=0,
         kind=kind,
         heads=tuple(range(len(vectors))),

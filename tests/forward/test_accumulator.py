@@ -35,11 +35,11 @@ def test_only_what_is_done_is_left_out(done: dict[tuple[int, str], frozenset[int
     accumulator = filled(done)
     for pair, heads in SELECTION.heads.items():
         columns = accumulator.columns(*pair, DIM)
-        assert set(columns.example_ids.tolist()) == set(range(4)) - done.get(pair, frozenset())
-        assert (columns.token_ids == columns.example_ids).all()
+        assert set(columns.rows.example_id.tolist()) == set(range(4)) - done.get(pair, frozenset())
+        assert (columns.rows.token_id == columns.rows.example_id).all()
         if len(columns):
             found = torch.cat(columns.vectors)
-            assert (found == torch.from_numpy(columns.positions)[:, None]).all()
+            assert (found == torch.from_numpy(columns.rows.position)[:, None]).all()
         assert accumulator.held(*pair) == len(columns) * len(heads) * DIM * 4
     assert accumulator.nbytes == sum(accumulator.held(*pair) for pair in SELECTION.heads)
 

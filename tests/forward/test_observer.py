@@ -16,7 +16,7 @@ from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import HostTransfer
 from sniffer.sampler import All, LogUniform, Picker, Sampler
 from sniffer.tap import TAP, StopForward, set_aside, tap
-from sniffer.types import DRAW_OF_KIND, KINDS, Document, LayerGeometry, TokenBatch
+from sniffer.types import KIND, KINDS, Document, LayerGeometry, TokenBatch
 
 QUERY_HEADS, KEY_HEADS, DIM = 4, 2, 3
 MODULES = [torch.nn.Identity() for _ in range(3)]
@@ -24,7 +24,7 @@ STRANGER = torch.nn.Identity()
 
 
 def geometry() -> dict[int, LayerGeometry]:
-    heads = {kind: QUERY_HEADS if DRAW_OF_KIND[kind] == "q" else KEY_HEADS for kind in KINDS}
+    heads = {kind: QUERY_HEADS if KIND[kind].draw == "q" else KEY_HEADS for kind in KINDS}
     dims = dict.fromkeys(KINDS, DIM)
     return {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(len(MODULES))}
 
@@ -77,12 +77,12 @@ def test_rows_are_the_states_at_their_positions(sampler: Sampler):
         columns = accumulator.columns(layer, kind, DIM)
         assert columns.heads == heads and len(columns) > 0
         vectors = torch.cat(columns.vectors).view(len(columns), len(heads), DIM)
-        for index, (example, position) in enumerate(zip(columns.example_ids, columns.positions, strict=True)):
+        for index, (example, position) in enumerate(zip(columns.rows.example_id, columns.rows.position, strict=True)):
             shown, row = shown_by_example[int(example)]
             expected = shown[layer][kind][row, :, position][list(heads)]
             assert torch.equal(vectors[index], expected)
-        assert (columns.buckets == sampler.bucket(columns.positions.astype(np.int64))).all()
-        assert (columns.token_ids % 1000 == columns.positions).all()
+        assert (columns.rows.bucket == sampler.bucket(columns.rows.position.astype(np.int64))).all()
+        assert (columns.rows.token_id % 1000 == columns.rows.position).all()
 
 
 def test_kinds_of_one_draw_share_positions():
@@ -91,7 +91,7 @@ def test_kinds_of_one_draw_share_positions():
     accumulator = Accumulator(SELECTION)
     accumulator.add(batch, observer.picks, observer.vectors)
     q, q_pre = accumulator.columns(2, "q", DIM), accumulator.columns(2, "q_pre", DIM)
-    assert q.positions.tolist() == q_pre.positions.tolist()
+    assert q.rows.same(q_pre.rows) and len(q)
 
 
 def test_accumulated_bytes_are_those_of_the_vectors_and_are_let_go():

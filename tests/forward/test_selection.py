@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sniffer.errors import ConfigError
-from sniffer.forward.selection import CaptureConfig, HeadSampling, check_request, key_head, select
-from sniffer.types import KINDS, LayerGeometry, ModelLimits
+from sniffer.forward.selection import CaptureConfig, HeadSampling, check_request, select
+from sniffer.types import KINDS, LayerGeometry, ModelLimits, key_head
 
 
 def layer(number: int, *, query_heads: int = 8, key_heads: int = 2, window: int | None = None) -> LayerGeometry:

@@ -17,7 +17,7 @@ import torch
 
 from sniffer import open_run
 from sniffer.errors import RunError
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.reader import scan
 from sniffer.reader.run import Run
 from sniffer.sampler import LogUniform
@@ -41,7 +41,7 @@ def bits(vectors: np.ndarray) -> np.ndarray:
 def expected(columns: Columns, head: int) -> dict[tuple[int, int], bytes]:
     """The widened vector's bytes at each (example_id, position)."""
     vectors = torch.cat(columns.vectors).float().view(len(columns), len(columns.heads), -1).numpy()
-    places = zip(columns.example_ids.tolist(), columns.positions.tolist(), strict=True)
+    places = zip(columns.rows.example_id.tolist(), columns.rows.position.tolist(), strict=True)
     return {place: vector.tobytes() for place, vector in zip(places, vectors[:, head], strict=True)}
 
 

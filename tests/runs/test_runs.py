@@ -21,9 +21,9 @@ from sniffer.models.backbone import Checkpoint
 
 from sniffer.config import trust as saved
 from sniffer.config.trust import Trust
-from sniffer.engine import local
+from sniffer.engine import worker
 from sniffer.errors import RunError
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.process.threads import same_threads
 from sniffer.reader.folders import state
 from sniffer.reader.job_folders import run_folders
@@ -41,6 +41,7 @@ from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Footer, row_schema
 from sniffer.storage.writer import parquet_options, write_part
+from sniffer.types import Rows
 from tests.helpers_runs import TEXTS, Runs, rows, stopping_after
 from tests.helpers_storage import make_run
 from tests.tiny_copies import LLAMA, imported, llama_source, write_copy
@@ -82,15 +83,7 @@ def rewrite(folder: Path, change) -> None:
     columns = Columns(
         heads,
         [torch.from_numpy(np.ascontiguousarray(floats.transpose(1, 0, 2)).reshape(len(first), -1))],
-        **{
-            name: first[column].to_numpy()
-            for name, column in (
-                ("buckets", "bucket"),
-                ("positions", "position"),
-                ("token_ids", "token_id"),
-                ("example_ids", "example_id"),
-            )
-        },
+        Rows(*(first[name].to_numpy() for name in ("bucket", "position", "token_id", "example_id"))),
         dim=dim,
     )
     changed, footer = change(columns, footer)
@@ -105,15 +98,15 @@ def without_row(columns: Columns, row: int) -> Columns:
     return Columns(
         columns.heads,
         [columns.vectors[0][torch.from_numpy(keep)]],
-        *(getattr(columns, name)[keep] for name in ("buckets", "positions", "token_ids", "example_ids")),
+        columns.rows[keep],
         columns.dim,
     )
 
 
 def moved(columns: Columns, name: str, by: int) -> Columns:
-    values = getattr(columns, name).copy()
+    values = getattr(columns.rows, name).copy()
     values[3] += by
-    return replace(columns, **{name: values})
+    return replace(columns, rows=replace(columns.rows, **{name: values}))
 
 
 def test_a_run_is_right(whole: Path):
@@ -129,10 +122,10 @@ def test_rewriting_alone_is_no_fault(folder: Path):
     ("change", "named"),
     [
         (lambda c, f: (without_row(c, 2), f), "1 positions that the law keeps are missing"),
-        (lambda c, f: (moved(c, "positions", 1), f), "positions that the law does not keep"),
-        (lambda c, f: (moved(c, "positions", 5000), f), "beyond the end of their document"),
-        (lambda c, f: (moved(c, "example_ids", 1), f), "examples.parquet does not list"),
-        (lambda c, f: (moved(c, "buckets", 1), f), "do not have the bucket of their position"),
+        (lambda c, f: (moved(c, "position", 1), f), "positions that the law does not keep"),
+        (lambda c, f: (moved(c, "position", 5000), f), "beyond the end of their document"),
+        (lambda c, f: (moved(c, "example_id", 1), f), "examples.parquet does not list"),
+        (lambda c, f: (moved(c, "bucket", 1), f), "do not have the bucket of their position"),
         (lambda c, f: (c, replace(f, seed=8)), "its footer says seed=8"),
         (lambda c, f: (c, replace(f, sampler={**f.sampler, "base_rate": 2.0})), "its footer says sampler="),
     ],
@@ -222,7 +215,7 @@ def test_a_reproduction_that_fails_stands_in_no_ones_way(whole: Path, tmp_path: 
             if failing == "load":
                 broken.setattr(Checkpoint, "load", lambda self: {}[0])
             else:
-                broken.setattr(local, "draw", lambda *_: {}[0])
+                broken.setattr(worker, "draw", lambda *_: {}[0])
             with pytest.raises(KeyError):
                 reproduce(whole, target, Trust())
         assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer.hashing import key_of, mix64_int
-from sniffer.storage.digest import Digest, combine, digest_rows, sum_places
+from sniffer.storage.digest import Digest, combine, digest_rows, sum_rows
+from sniffer.types import Rows
 
 ROWS, DIM = 6, 5
 
@@ -26,7 +27,7 @@ def make_rows(seed: int = 0) -> dict[str, np.ndarray]:
 
 def digest(rows: dict[str, np.ndarray], layer: int = 1, kind: str = "q", head: int = 2) -> Digest:
     places = {name: column for name, column in rows.items() if name != "vector"}
-    return digest_rows(layer, kind, head, sum_places(places), rows["vector"])
+    return digest_rows(layer, kind, head, sum_rows(Rows(**places)), rows["vector"])
 
 
 def picked(rows: dict[str, np.ndarray], which: Any) -> dict[str, np.ndarray]:

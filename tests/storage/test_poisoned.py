@@ -13,6 +13,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -336,7 +337,7 @@ def test_records_of_jobs_are_read_within_bounds_too(tampered, capsys: pytest.Cap
 def test_a_hundred_thousand_million_shards_are_not_counted_out(whole: Path):
     manifest = Manifest.load(whole)
     for count, lines in ((10**11, 21), (3, 2)):
-        shard = SimpleNamespace(**vars(manifest) | {"dataset": {"shard": {"index": 0, "count": count}}})
+        shard = replace(manifest, dataset={"shard": {"index": 0, "count": count}})
         found = missing_shards([shard])
         assert len(found) == lines and found[0] == f"shard 1 of {count} is missing"
     assert found[-1] == "shard 2 of 3 is missing"

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from sniffer.forward.rows import Columns
+from sniffer.forward.columns import Columns
 from sniffer.storage.schema import Footer, part_path, row_schema
+from sniffer.types import Rows
 from tests.helpers_storage import make_columns, make_footer
 
 
@@ -43,7 +46,10 @@ def test_layers_sort_as_numbers(n_layers: int, name: str):
 def test_columns_count_positions_and_refuse_other_lengths():
     columns = make_columns(rows=50, heads=(0, 2))
     assert len(columns) == 50
+    rows = Rows(*(np.zeros(2, np.int32),) * 3, np.zeros(2, np.int64))
     with pytest.raises(AssertionError, match="different lengths"):
-        Columns((0,), [torch.zeros(3, 4)], *(np.zeros(2, np.int32),) * 3, np.zeros(2, np.int64), 4)
+        Columns((0,), [torch.zeros(3, 4)], rows, 4)
+    with pytest.raises(AssertionError, match="different lengths"):
+        replace(rows, position=np.zeros(3, np.int32))
     with pytest.raises(AssertionError, match="heads x dim"):
-        Columns((0, 1), [torch.zeros(2, 4)], *(np.zeros(2, np.int32),) * 3, np.zeros(2, np.int64), 4)
+        Columns((0, 1), [torch.zeros(2, 4)], rows, 4)

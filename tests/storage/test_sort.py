@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer.storage import sort as arrange
-from sniffer.storage.sort import row_groups, sort_rows, spans
+from sniffer.storage.sort import row_groups, spans
 from tests.helpers_storage import make_columns
 
 KIB = 1024
@@ -42,8 +42,10 @@ def test_spans_bring_every_row_to_its_place(chunks: int, limit: int, monkeypatch
     monkeypatch.setattr(arrange, "MIN_ROW_GROUP_BYTES", min(64, limit))
     monkeypatch.setattr(arrange, "MAX_SPAN_BYTES", limit)
     columns = make_columns(rows=40, heads=(1, 5, 6), dim=4, chunks=chunks)
-    order = sort_rows(columns)
-    keys = list(zip(columns.buckets[order], columns.example_ids[order], columns.positions[order], strict=True))
+    order = columns.rows.order
+    keys = list(
+        zip(columns.rows.bucket[order], columns.rows.example_id[order], columns.rows.position[order], strict=True)
+    )
     assert keys == sorted(keys)
     plan = spans(columns, order)
     assert np.concatenate([np.arange(40)[span.rows] for span in plan]).tolist() == list(range(40))
@@ -55,4 +57,4 @@ def test_spans_bring_every_row_to_its_place(chunks: int, limit: int, monkeypatch
 
 def test_no_rows_no_spans():
     columns = make_columns(rows=0, chunks=1)
-    assert spans(columns, sort_rows(columns)) == []
+    assert spans(columns, columns.rows.order) == []

@@ -42,13 +42,13 @@ def test_every_bit_comes_back_widened_and_sorted(tmp_path: Path, dtype: torch.dt
     for place, head in enumerate(columns.heads):
         mine = {name: column[rows["head"] == head] for name, column in rows.items()}
         order = np.argsort(mine["position"])  # positions are unique here
-        source = np.argsort(columns.positions)
+        source = np.argsort(columns.rows.position)
         assert (mine["vector"][order].view(np.uint32) == widened[source, place].view(np.uint32)).all()
         for name, column in (
-            ("position", columns.positions),
-            ("bucket", columns.buckets),
-            ("token_id", columns.token_ids),
-            ("example_id", columns.example_ids),
+            ("position", columns.rows.position),
+            ("bucket", columns.rows.bucket),
+            ("token_id", columns.rows.token_id),
+            ("example_id", columns.rows.example_id),
         ):
             assert (mine[name][order] == column[source]).all()
 
@@ -153,7 +153,7 @@ def test_a_lone_file_explains_itself(tmp_path: Path):
 def test_columns_are_left_as_they_are(tmp_path: Path):
     columns, same = make_columns(), make_columns()
     write_part(tmp_path, PATH, columns, make_footer())
-    assert (columns.positions == same.positions).all()
+    assert (columns.rows.position == same.rows.position).all()
     assert all(
         (one.view(torch.int32) == other.view(torch.int32)).all()
         for one, other in zip(columns.vectors, same.vectors, strict=True)

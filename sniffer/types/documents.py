@@ -1,0 +1,132 @@
+"""Documents: texts as token ids, several of them in a batch, and which of their positions are picked."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int32, Int64
+
+
+@dataclass(frozen=True)
+class Document:
+    """One tokenised text.
+
+    `source_id` is the exact id in the data; `example_id` the 63-bit integer that stands for it in
+    every table and seeds its draws. `truncated`: tokens were cut off to respect a limit. `first_position` is that of
+    the first token, 0 but where a call in a notebook begins in the middle of a text.
+    """
+
+    example_id: int
+    source_id: str
+    token_ids: Int32[np.ndarray, " n_tokens"]
+    truncated: bool
+    first_position: int = 0
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Documents that go through the backbone together, padded on the right to the longest."""
+
+    documents: tuple[Document, ...]
+    pad_id: int
+
+    @property
+    def seq_len(self) -> int:
+        return max(document.n_tokens for document in self.documents)
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, without padding."""
+        return sum(document.n_tokens for document in self.documents)
+
+    @property
+    def n_rows(self) -> int:
+        """A row each document; calls in a notebook may hold several in one."""
+        return len(self.documents)
+
+    @property
+    def padded_tokens(self) -> int:
+        return self.n_rows * self.seq_len
+
+    def input_ids(self) -> Int64[np.ndarray, "batch seq"]:
+        ids = np.full((len(self.documents), self.seq_len), self.pad_id, dtype=np.int64)
+        for row, document in enumerate(self.documents):
+            ids[row, : document.n_tokens] = document.token_ids
+        return ids
+
+    def cells(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
+        """Where picks lie in the batch: row * seq + column."""
+        return picks.rows * np.int32(self.seq_len) + picks.positions
+
+    def tokens(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
+        """The token ids at picks."""
+        starts = np.cumsum([0] + [document.n_tokens for document in self.documents[:-1]])
+        tokens = np.concatenate([document.token_ids for document in self.documents])
+        return tokens[starts[picks.rows] + picks.positions].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Picks:
+    """The positions of one batch that one draw keeps, ordered by (row, position).
+
+    `rows` says which document of the batch each pick is from. All heads of the draw's layer and
+    kinds share them.
+    """
+
+    rows: Int32[np.ndarray, " picks"]
+    positions: Int32[np.ndarray, " picks"]
+    buckets: Int32[np.ndarray, " picks"]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class LengthClasses:
+    """Which lengths a model treats alike, so that documents of these lengths may share a batch.
+
+    A forward is as long as its longest document, and some models turn positions by other angles in a long one.
+
+    Attributes:
+        breaks: the lengths at which another class begins, ascending.
+        apart_from: from this length on, each length is a class of its own; None if none is.
+    """
+
+    breaks: tuple[int, ...] = ()
+    apart_from: int | None = None
+
+    def of(self, length: int) -> tuple[int, int]:
+        """The class of a length: equal for lengths that are treated alike."""
+        apart = self.apart_from is not None and length >= self.apart_from
+        return bisect_right(self.breaks, length), length if apart else 0
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; empty where all lengths are alike."""
+        apart = {} if self.apart_from is None else {"apart_from": self.apart_from}
+        return ({"breaks": list(self.breaks)} if self.breaks else {}) | apart
+
+
+class Dataset(Protocol):
+    """Texts that can be read: what `config.dataset` builds."""
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens to keep of each text; None for as many as the model takes."""
+
+    def __len__(self) -> int: ...
+
+    def check(self) -> None:
+        """Meets everything that can be known to be wrong without reading all texts; raises DatasetError."""
+
+    def texts(self) -> Iterator[tuple[int, str, str]]:
+        """Yields (example_id, source_id, text) in order; empty texts included."""
+
+    def describe(self) -> dict[str, Any]: ...

@@ -1,0 +1,148 @@
+"""Models: what is known of one before and after it is loaded, and what it can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int
+
+from sniffer.types.documents import LengthClasses
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """Shapes and facts of one attention layer, as seen at its tap.
+
+    `heads` and `dims` map each kind to its number of heads and its vector length. `scaling` is the
+    factor on q.k before softmax, where the call names it; `sliding_window` the number of positions a
+    query can look back over, itself included, or None for full attention.
+    """
+
+    layer: int
+    module: str
+    heads: Mapping[str, int]
+    dims: Mapping[str, int]
+    scaling: float | None
+    sliding_window: int | None
+
+    def key_head(self, query_head: int, kind: str = "k") -> int:
+        """The key head of a kind that a query head attends with (grouped-query attention, Ainslie et al., 2023)."""
+        return key_head(query_head, self.heads["q"], self.heads[kind])
+
+
+def key_head(query_head: int, query_heads: int, key_heads: int) -> int:
+    """The key head that a query head attends with, of so many of each."""
+    return query_head * key_heads // query_heads
+
+
+def by_number(geometry: Iterable[LayerGeometry]) -> dict[int, LayerGeometry]:
+    """Layers by their number in the model."""
+    return {layer.layer: layer for layer in geometry}
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """What a checkpoint's config tells before any weight is read; None where it does not say.
+
+    Attributes:
+        layers, query_heads: there are no more than these.
+        max_positions: the tokens of the longest document that the model was made for.
+        reach: the tokens that it can be given at most, where a scaling of RoPE serves longer ones.
+        position_key: how the config calls the number of positions.
+        rows_before: what that number counts beside positions.
+        rope: whether positions are rotary.
+    """
+
+    layers: int | None
+    query_heads: int | None
+    key_heads: int | None
+    max_positions: int | None
+    reach: int | None = None
+    position_key: str = "max_position_embeddings"
+    rows_before: int = 0
+    rope: bool = False
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's shapes, without its weights: the layers that would be tapped, and what the backbone weighs.
+
+    `pre_missing` as in `Backbone`; `dtype` is a name such as bfloat16, `itemsize` the bytes of one value.
+    """
+
+    geometry: tuple[LayerGeometry, ...]
+    dtype: str
+    itemsize: int
+    parameters: int
+    pre_missing: str = ""
+
+
+@runtime_checkable
+class Tokenize(Protocol):
+    """Text to token ids, special tokens included as the model's tokenizer adds them."""
+
+    def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]: ...
+
+
+class ModelFacts(Protocol):
+    """What is known of a loaded model, wherever it is.
+
+    `pre_missing` says why it shows no q_pre and k_pre; empty where it does. `vocabulary` counts the rows of its
+    embedding. `lengths` says which documents may share a batch.
+    """
+
+    @property
+    def geometry(self) -> tuple[LayerGeometry, ...]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def pre_missing(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    @property
+    def lengths(self) -> LengthClasses: ...
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records of the loaded model beyond its geometry, such as layers left out."""
+
+
+class Backbone(ModelFacts, Protocol):
+    """A loaded model without its head, ready to be tapped."""
+
+    layer_of: Mapping[torch.nn.Module, int]
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
+
+
+class Checkpoint(Protocol):
+    """A model that can be had: what `config.model` builds. Cheap questions first, weights last."""
+
+    def check(self) -> None:
+        """Finds out within seconds, before torch is imported, whether it can be had; raises CheckpointError."""
+
+    def limits(self) -> ModelLimits: ...
+
+    def tokenizer(self) -> tuple[Tokenize, int]:
+        """A tokenize function and the id to pad with."""
+
+    def load(self) -> Backbone: ...
+
+    def outline(self) -> Outline:
+        """The shapes that `load` would bring, without any weights; for plans."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the manifest records of it: architecture, revision, file digests."""
