@@ -15,7 +15,7 @@ from sniffer.models.backbone import Checkpoint
 from sniffer.models.provenance import packages_in_use
 
 from sniffer import open_run
-from sniffer.engine import local
+from sniffer.engine import worker
 from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
 from sniffer.forward import estimate, passes
 from sniffer.forward.estimate import Estimate, Room
@@ -192,7 +192,7 @@ def test_only_empty_documents_are_refused(run, texts: Path):
 
 
 def test_what_memory_cannot_hold_is_refused_with_advice(run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(local, "available_memory", lambda: 1000)
+    monkeypatch.setattr(worker, "available_memory", lambda: 1000)
     with pytest.raises(CaptureError, match="of RAM.*lower sampler.base_rate"):
         run()
 
@@ -279,7 +279,7 @@ def test_a_memory_limit_makes_room(run, texts: Path, monkeypatch: pytest.MonkeyP
     """What does not fit in memory as a whole is captured all the same, as long as two batches do."""
     save_texts(texts, {f"text {n}": TEXTS["first"] for n in range(12)})
     everything = run("sampler=all", "batch.max_tokens=1")
-    monkeypatch.setattr(local, "available_memory", lambda: 1_500_000)
+    monkeypatch.setattr(worker, "available_memory", lambda: 1_500_000)
     with pytest.raises(CaptureError, match="of RAM"):
         run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1GB")
     limited = run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1kB")

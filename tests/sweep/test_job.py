@@ -19,7 +19,7 @@ from sniffer.models.backbone import Checkpoint
 
 from sniffer import capture, open_run
 from sniffer.__main__ import main
-from sniffer.engine import local
+from sniffer.engine import worker
 from sniffer.errors import RunError
 from sniffer.reader.sweep import Sweep
 from sniffer.runs.__main__ import main as runs_main
@@ -248,7 +248,7 @@ def test_again_resumes_what_was_interrupted(invoke: Invoke, place: Path):
 
 
 def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch):
-    honest, calls = local.draw, []
+    honest, calls = worker.draw, []
 
     def draw(*arguments):
         calls.append(1)
@@ -256,7 +256,7 @@ def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return honest(*arguments)
 
-    monkeypatch.setattr(local, "draw", draw)
+    monkeypatch.setattr(worker, "draw", draw)
     assert invoke(RATES) == 128 + signal.SIGTERM
     assert index(place)["status"].to_list() == ["interrupted"]
     assert invoke(RATES) == 0
