@@ -20,8 +20,9 @@ from sniffer.forward.observer import GatherPlan, Observer, draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.part_writer import WRITERS
-from sniffer.storage.schema import Footer, part_path
+from sniffer.storage.schema import Footer
 from sniffer.storage.writer import write_part
 from sniffer.tap import tap
 
@@ -126,7 +127,7 @@ def write(
         layer, kind = pair
         columns = captured[pair]
         footer = Footer(layer, kind, columns.dim, source_dtype, None, None, {}, 0, ("example", "layer", "kind"))
-        write_part(folder, part_path(layer, kind, index, 30), columns, footer, compression)
+        write_part(folder, RunFolder.part(layer, kind, index, 30), columns, footer, compression)
 
     with ThreadPoolExecutor(WRITERS) as pool:
         list(pool.map(one, captured))

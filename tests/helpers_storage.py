@@ -13,8 +13,9 @@ import yaml
 
 from sniffer.forward.columns import Columns
 from sniffer.sampler import LogUniform, Picker, describe
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import Example, FileRecord, Footer, Part, part_path
+from sniffer.storage.schema import Example, FileRecord, Footer, Part
 from sniffer.storage.writer import Listing, write_part
 from sniffer.types import KIND, KINDS, Document, LayerGeometry, Rows, TokenBatch
 
@@ -114,7 +115,7 @@ def make_run(
     for (layer, kind), columns in captured.items():
         footer = make_footer(layer, kind, dims[kind], str(dtype).removeprefix("torch."))
         for number, rows in enumerate(np.array_split(np.arange(len(columns)), parts)):
-            path = part_path(layer, kind, number, n_layers=3)
+            path = RunFolder.part(layer, kind, number, n_layers=3)
             written.append(write_part(folder, path, take(columns, rows), footer))
     examples = write_examples(folder, map(Example.of, documents))
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 7, "capture": {"kinds": list(kinds)}}))

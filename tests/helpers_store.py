@@ -30,10 +30,11 @@ from sniffer.process.environment import versions
 from sniffer.process.stop import Stop
 from sniffer.runs.verify import verify
 from sniffer.sampler import LogUniform, Picker
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import Kept, look
 from sniffer.storage.part_writer import PartWriter
-from sniffer.storage.schema import Example, Part, part_path
+from sniffer.storage.schema import Example, Part
 from sniffer.storage.store import Store
 from sniffer.types import KIND, Document, LengthClasses, TokenBatch
 from tests.helpers_disk import Disk, failing
@@ -240,7 +241,7 @@ def repeat(folder: Path, number: int) -> Part:
     manifest = Manifest.load(folder)
     part = manifest.parts[number]
     last = max(other.number for other in manifest.parts_of(part.layer, part.kind))
-    again = replace(part, path=part_path(part.layer, part.kind, last + 1, len(manifest.geometry)))
+    again = replace(part, path=RunFolder.part(part.layer, part.kind, last + 1, len(manifest.geometry)))
     shutil.copy(folder / part.path, folder / again.path)
     replace(manifest, parts=(*manifest.parts, again)).save(folder)
     return again

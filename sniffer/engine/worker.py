@@ -24,6 +24,7 @@ from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
 from sniffer.process.environment import versions
 from sniffer.process.memory import available_memory, keep_freed_memory
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.part_writer import PartWriter, Progress, unseen
 from sniffer.storage.schema import Example, Part
 from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, TokenBatch
@@ -116,7 +117,7 @@ class Worker:
             CaptureError: the run folder is not to be seen from here.
             SnifferError: as `Checkpoint.load`.
         """
-        if not (self.folder / "config.yaml").is_file():
+        if not (self.folder / RunFolder.CONFIG).is_file():
             raise CaptureError(
                 f"a worker does not see {self.folder}: choose hydra.run.dir on a file system that all nodes share"
             )

@@ -19,8 +19,9 @@ import yaml
 from sniffer.errors import RunError, first_line
 from sniffer.reader.folders import state
 from sniffer.reader.index_file import read_index
-from sniffer.reader.job_folders import INDEX_PATH, OVERRIDES_PATH, job_names
+from sniffer.reader.job_folders import job_names
 from sniffer.storage.durable import durable_file
+from sniffer.storage.layout import RunFolder, SweepFolder
 from sniffer.storage.lock import hold, is_held
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.ownership import is_run
@@ -107,7 +108,7 @@ def update(sweep: Path, job: str | None = None, error: str | None = None) -> pl.
         index = table(read_jobs(sweep, {} if job is None else {job: error}))
         buffer = io.BytesIO()
         index.write_parquet(buffer)
-        with durable_file(sweep / INDEX_PATH) as file:
+        with durable_file(sweep / SweepFolder.INDEX) as file:
             file.write(buffer.getvalue())
     return index
 
@@ -118,7 +119,7 @@ def errors(sweep: Path) -> dict[str, str | None]:
     Raises:
         RunError: the index cannot be read.
     """
-    path = sweep / INDEX_PATH
+    path = sweep / SweepFolder.INDEX
     if not path.exists():
         return {}
     try:
@@ -133,8 +134,10 @@ def jobs_without_results(sweep: Path) -> list[str]:
     Raises:
         RunError: the index or a job's list of overrides cannot be read.
     """
-    gone = [f"job {name} is missing: {INDEX_PATH} names it" for name in errors(sweep) if not (sweep / name).is_dir()]
-    begun = [job for job in read_jobs(sweep) if job.rows is None] if (sweep / INDEX_PATH).exists() else []
+    gone = [
+        f"job {name} is missing: {SweepFolder.INDEX} names it" for name in errors(sweep) if not (sweep / name).is_dir()
+    ]
+    begun = [job for job in read_jobs(sweep) if job.rows is None] if (sweep / SweepFolder.INDEX).exists() else []
     return gone + [
         f"job {job.name} has no results: {job.status}" + (f" ({job.error})" if job.error else "") for job in begun
     ]
@@ -146,7 +149,7 @@ def overrides_of(job: Path) -> dict[str, str]:
     Raises:
         RunError: the job's list of overrides cannot be read.
     """
-    path = job / OVERRIDES_PATH
+    path = job / RunFolder.OVERRIDES
     if not path.exists():
         return {}
     try:

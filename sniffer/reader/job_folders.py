@@ -19,14 +19,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sniffer.storage.manifest_file import MANIFEST_PATH
-from sniffer.storage.ownership import REPRODUCES_PATH, is_run
+from sniffer.storage.layout import RunFolder, SweepFolder
+from sniffer.storage.ownership import is_run
 from sniffer.storage.untrusted import read_json, read_text
 
-INDEX_PATH = "sweep.parquet"
-MULTIRUN_PATH = "multirun.yaml"
-OVERRIDES_PATH = ".hydra/overrides.yaml"
-HYDRA_PATH = ".hydra/hydra.yaml"
 REPRODUCED = "_reproduced"
 """What it adds to the run's name, unless told otherwise."""
 
@@ -36,7 +32,7 @@ DEPTH = 4
 
 def is_sweep(folder: Path) -> bool:
     """Whether Hydra began a sweep here."""
-    return _has(folder, INDEX_PATH) or _has(folder, MULTIRUN_PATH)
+    return _has(folder, SweepFolder.INDEX) or _has(folder, SweepFolder.MULTIRUN)
 
 
 def _has(folder: Path, path: str) -> bool:
@@ -112,7 +108,7 @@ def _begun(place: Path, indexed: Indexed) -> Iterator[Path]:
     for folder, below in _walk(place):
         if folder == place:
             continue
-        if is_run(folder) or _has(folder, OVERRIDES_PATH):
+        if is_run(folder) or _has(folder, RunFolder.OVERRIDES):
             below.clear()
             yield folder
         elif is_sweep(folder):
@@ -123,9 +119,9 @@ def _begun(place: Path, indexed: Indexed) -> Iterator[Path]:
 def _is_job(folder: Path) -> bool:
     """Whether Hydra's record in a folder is of a job of a sweep, and not of a run of its own."""
     try:
-        record = read_text(folder / HYDRA_PATH)
+        record = read_text(folder / RunFolder.HYDRA_OWN)
     except (OSError, ValueError):
-        return _has(folder, OVERRIDES_PATH)
+        return _has(folder, RunFolder.OVERRIDES)
     return re.search(r"^  mode: RUN$", record, re.MULTILINE) is None
 
 
@@ -139,7 +135,7 @@ class Identity:
     @classmethod
     def of(cls, folder: Path) -> Identity:
         try:
-            values = read_json(folder / MANIFEST_PATH)
+            values = read_json(folder / RunFolder.MANIFEST)
             keys = ("created", "finished", "timings", "counts", "digest")
             return cls(json.dumps([values[key] for key in keys]), str(values["digest"]))
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -152,7 +148,7 @@ def _counted_already(runs: Mapping[str, Path]) -> Iterator[str]:
     digests = Counter(identity.digest for identity in identities.values())
     seen: set[str] = set()
     # The original is the one with Hydra's record, or the one whose name comes first.
-    for name in sorted(runs, key=lambda name: (not _has(runs[name], OVERRIDES_PATH), name)):
+    for name in sorted(runs, key=lambda name: (not _has(runs[name], RunFolder.OVERRIDES), name)):
         identity, repeated = identities[name], _reproduces(runs[name])
         original_is_there = digests[repeated] > (identity.digest == repeated) if repeated else False
         if identity.run in seen or original_is_there or _is_older_reproduction(name, runs):
@@ -164,7 +160,7 @@ def _counted_already(runs: Mapping[str, Path]) -> Iterator[str]:
 def _reproduces(run: Path) -> str | None:
     """The digest of the run that this one repeats, if `reproduce` has made it."""
     try:
-        return read_text(run / REPRODUCES_PATH).strip() or None
+        return read_text(run / RunFolder.REPRODUCES).strip() or None
     except (OSError, ValueError):
         return None
 
@@ -172,4 +168,4 @@ def _reproduces(run: Path) -> str | None:
 def _is_older_reproduction(name: str, runs: Mapping[str, Path]) -> bool:
     """Releases before this one left no mark."""
     stem = name.removesuffix(REPRODUCED)
-    return stem != name and stem in runs and not _has(runs[name], OVERRIDES_PATH)
+    return stem != name and stem in runs and not _has(runs[name], RunFolder.OVERRIDES)

@@ -22,8 +22,8 @@ from sniffer.errors import RunError, first_line, unbroken
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.storage.examples import examples_table
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.manifest_file import MANIFEST_PATH
 from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_yaml
 from sniffer.types import KIND, KINDS, Rows
@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The resolved configuration that made the run."""
-        path = self.folder / "config.yaml"
+        path = self.folder / RunFolder.CONFIG
         try:
             return dict(read_yaml(path))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
@@ -213,7 +213,7 @@ class Run:
         unknown = self.manifest.rows_by_bucket.keys() - law.keys()
         if unknown:
             raise RunError(
-                f"{self.folder / MANIFEST_PATH} is broken: it gives no probability for buckets "
+                f"{self.folder / RunFolder.MANIFEST} is broken: it gives no probability for buckets "
                 f"{_ranges(unknown)}; restore the file, or capture again"
             )
         return law

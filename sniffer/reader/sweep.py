@@ -12,14 +12,14 @@ import polars as pl
 from sniffer.errors import RunError
 from sniffer.reader.index import override_columns, read_jobs, table
 from sniffer.reader.scan import join
+from sniffer.storage.layout import RunFolder, SweepFolder
 
 if TYPE_CHECKING:
     from sniffer.reader.run import Run
 from sniffer.reader.index import errors, overrides_of
-from sniffer.reader.job_folders import INDEX_PATH, job_names
+from sniffer.reader.job_folders import job_names
 from sniffer.reader.run import Run
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.manifest_file import MANIFEST_PATH
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def open_run(path: str | Path) -> Run | Sweep:
         RunError: neither, or broken, or written by a newer release.
     """
     folder = Path(path).expanduser().absolute()
-    if not (folder / MANIFEST_PATH).exists():
+    if not (folder / RunFolder.MANIFEST).exists():
         names = job_names(folder, errors)
-        jobs = {name: folder / name for name in names if (folder / name / MANIFEST_PATH).exists()}
-        if jobs or (folder / INDEX_PATH).exists():
+        jobs = {name: folder / name for name in names if (folder / name / RunFolder.MANIFEST).exists()}
+        if jobs or (folder / SweepFolder.INDEX).exists():
             return Sweep(
                 folder=folder,
                 runs={name: Run(job, Manifest.load(job)) for name, job in jobs.items()},

@@ -19,18 +19,16 @@ from sniffer.errors import RunError, unbroken
 from sniffer.runs.card import card
 from sniffer.runs.private import public, refuse_private
 from sniffer.storage.documents import refuse_repeated
-from sniffer.storage.integrity import PART, damage
+from sniffer.storage.integrity import damage
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.manifest_file import MANIFEST_PATH
-from sniffer.storage.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
 CHANGED_MEANWHILE = 412
 """Of HTTP: what a request rests on is no longer so."""
-EXAMPLES = (EXAMPLES_PATH, EXAMPLES_TWIN_PATH)
 
 
 def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
@@ -56,12 +54,12 @@ def _fill(target: Path, folder: Path, manifest: Manifest, repo: str, text_licenc
         _link(folder / record.path, target / record.path)
     refuse_repeated(folder, manifest.parts)
     if manifest.examples is not None:
-        _link(folder / manifest.examples.path, target / EXAMPLES_TWIN_PATH)
+        _link(folder / manifest.examples.path, target / RunFolder.EXAMPLES_TWIN)
     shown = public(manifest)
     shown.save(target)
     save_plain(target, shown.config)
-    (target / "README.md").write_text(card(shown, repo, text_licence), encoding="utf-8")
-    refuse_private(target, (MANIFEST_PATH, "config.yaml", "rerun.yaml", "README.md"), folder, manifest)
+    (target / RunFolder.CARD).write_text(card(shown, repo, text_licence), encoding="utf-8")
+    refuse_private(target, (RunFolder.MANIFEST, RunFolder.CONFIG, RunFolder.RERUN, RunFolder.CARD), folder, manifest)
 
 
 def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | None = None) -> str:
@@ -111,7 +109,7 @@ def replacing(folder: Path, there: Iterable[str]) -> list[CommitOperationAdd | C
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    stale = [path for path in there if path not in files and (PART.fullmatch(path) or path in EXAMPLES)]
+    stale = [path for path in there if path not in files and (RunFolder.is_part(path) or path in RunFolder.DOCUMENTS)]
     return [
         *(CommitOperationDelete(path, is_folder=False) for path in stale),
         *(CommitOperationAdd(path, file) for path, file in files.items()),

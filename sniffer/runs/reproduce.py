@@ -15,10 +15,10 @@ from sniffer.errors import RunError
 from sniffer.process.threads import same_threads
 from sniffer.reader.run import Run
 from sniffer.runs.code import told_copies
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.made_folder import holds_rows, made
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.ownership import REPRODUCES_PATH
 from sniffer.storage.same_run import differences
 
 KEY = ("head", "example_id", "position")
@@ -67,13 +67,13 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
         raise RunError(f"{folder} is {first.status}: `python -m sniffer.runs resume {folder}` completes it first")
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
-    plain = allowed(needed_config(folder), trust, folder / "config.yaml")
-    config = build(plain, trust, folder / "config.yaml")
+    plain = allowed(needed_config(folder), trust, folder / RunFolder.CONFIG)
+    config = build(plain, trust, folder / RunFolder.CONFIG)
 
     from sniffer.capture import run
 
     with made(target, holds_rows), hold(target), same_threads(first.threads):
-        (target / REPRODUCES_PATH).write_text(f"{first.digest}\n", encoding="utf-8")
+        (target / RunFolder.REPRODUCES).write_text(f"{first.digest}\n", encoding="utf-8")
         save_plain(target, plain)
         run(config, target)
     second = Manifest.load(target)

@@ -19,6 +19,7 @@ from sniffer.errors import RunError
 from sniffer.process.environment import versions
 from sniffer.process.threads import same_threads
 from sniffer.storage.integrity import leftovers, refuse_links
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import Kept, look
@@ -89,7 +90,7 @@ def _run(
     threads: int | None,
     load: Load,
 ) -> None:
-    config = build(plain, trust, folder / "config.yaml")
+    config = build(plain, trust, folder / RunFolder.CONFIG)
     if earlier.manifest is not None:
         # What can be told before the model loads; the rest is compared when it has.
         now = {"seed": config.seed, "model": config.model.describe(), "dataset": config.dataset.describe()}

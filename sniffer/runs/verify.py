@@ -29,11 +29,11 @@ from sniffer.runs.rows import check_part
 from sniffer.sampler import Picker
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage, foreign, leftovers
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import is_held
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.manifest_file import MANIFEST_PATH, TWIN_PATH
 from sniffer.storage.same_run import differences
-from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.storage.schema import Example, Part
 from sniffer.storage.untrusted import read_yaml
 from sniffer.terminal.printing import line
 from sniffer.types import Rows
@@ -71,16 +71,17 @@ def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[st
 
 def _twin(folder: Path) -> Manifest | None:
     try:
-        return Manifest.load(folder, parts_must_exist=False, path=TWIN_PATH)
+        return Manifest.load(folder, parts_must_exist=False, path=RunFolder.MANIFEST_TWIN)
     except RunError:
         return None
 
 
 def _compare_twin(folder: Path, manifest: Manifest, twin: Manifest | None, stopped: bool) -> Iterator[str]:
-    if twin is None and not (stopped and not (folder / TWIN_PATH).exists()):
-        yield f"{TWIN_PATH}: is missing or damaged; {MANIFEST_PATH} is whole, and resume writes it again"
+    if twin is None and not (stopped and not (folder / RunFolder.MANIFEST_TWIN).exists()):
+        first, second = RunFolder.MANIFESTS
+        yield f"{second}: is missing or damaged; {first} is whole, and resume writes it again"
     if twin is not None and twin != manifest and not stopped:
-        yield f"{TWIN_PATH}: is not a copy of {MANIFEST_PATH}; resume writes it again"
+        yield f"{RunFolder.MANIFEST_TWIN}: is not a copy of {RunFolder.MANIFEST}; resume writes it again"
 
 
 def _configuration(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -92,7 +93,7 @@ def _configuration(folder: Path, manifest: Manifest) -> Iterator[str]:
     except SnifferError as error:
         yield str(error)
     try:
-        rerun = read_yaml(folder / "rerun.yaml")
+        rerun = read_yaml(folder / RunFolder.RERUN)
         del rerun["defaults"]
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         rerun = None
@@ -104,16 +105,16 @@ def _examples(folder: Path, manifest: Manifest, stopped: bool) -> tuple[dict[int
     """The committed documents, and what is wrong with the file that lists them."""
     record = manifest.examples
     if record is None:
-        return {}, [] if not manifest.parts else [f"{MANIFEST_PATH}: names parts, but no examples.parquet"]
-    wrong, wrong_twin = (damage(folder, replace(record, path=path)) for path in (record.path, EXAMPLES_TWIN_PATH))
+        return {}, [] if not manifest.parts else [f"{RunFolder.MANIFEST}: names parts, but no examples.parquet"]
+    wrong, wrong_twin = (damage(folder, replace(record, path=path)) for path in (record.path, RunFolder.EXAMPLES_TWIN))
     problems = []
     if wrong and (wrong_twin or not stopped):
         problems.append(f"{record.path}: {wrong}" + ("" if wrong_twin else "; its twin is whole: resume puts it back"))
     if wrong_twin and not wrong and not stopped:
-        problems.append(f"{EXAMPLES_TWIN_PATH}: {wrong_twin}; resume writes it again")
+        problems.append(f"{RunFolder.EXAMPLES_TWIN}: {wrong_twin}; resume writes it again")
     if wrong and wrong_twin:
         return {}, problems
-    path = EXAMPLES_TWIN_PATH if wrong else record.path
+    path = RunFolder.EXAMPLES_TWIN if wrong else record.path
     try:
         examples = read_examples(folder / path, record)
     except (OSError, ValueError) as error:
@@ -128,7 +129,7 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
         "tokens": sum(example.n_tokens for example in examples.values()),
     }
     return [
-        f"{MANIFEST_PATH}: counts {manifest.counts[name]:,} {name}, but examples.parquet has {count:,}"
+        f"{RunFolder.MANIFEST}: counts {manifest.counts[name]:,} {name}, but examples.parquet has {count:,}"
         for name, count in found.items()
         if manifest.counts.get(name, count) != count
     ]

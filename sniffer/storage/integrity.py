@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from sniffer.errors import RunError
 from sniffer.storage.durable import final_name
-from sniffer.storage.lock import LOCK_PATH
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.manifest_file import MANIFEST_PATH, TWIN_PATH
-from sniffer.storage.ownership import REPRODUCES_PATH
-from sniffer.storage.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, FileRecord
+from sniffer.storage.schema import FileRecord
 
-OWN = (
-    MANIFEST_PATH,
-    TWIN_PATH,
-    LOCK_PATH,
-    EXAMPLES_PATH,
-    EXAMPLES_TWIN_PATH,
-    "config.yaml",
-    "rerun.yaml",
-    "sniffer.log",
-    REPRODUCES_PATH,
-    "README.md",  # of a published run, as is the next
-    ".gitattributes",
-)
-REPLACED = (MANIFEST_PATH, TWIN_PATH, EXAMPLES_PATH, EXAMPLES_TWIN_PATH, "config.yaml", "rerun.yaml")
-"""Those that are written under another name and then take that of the last one."""
 OWN_FOLDERS = (".hydra/", "experiments/")
 """Hydra's record of the job, and the results of analyses."""
-PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
-"""Whose leftovers are removed; whatever else lies in the folder is left alone."""
 
 
 def damage(folder: Path, record: FileRecord) -> str | None:
@@ -57,12 +37,12 @@ def damage(folder: Path, record: FileRecord) -> str | None:
 
 def leftovers(folder: Path, manifest: Manifest) -> list[str]:
     """Files that a killed run began, or wrote and did not commit; a resume removes them."""
-    return [path for path in _unnamed(folder, manifest) if PART.fullmatch(path) or _was_begun(path)]
+    return [path for path in _unnamed(folder, manifest) if RunFolder.is_part(path) or _was_begun(path)]
 
 
 def foreign(folder: Path, manifest: Manifest) -> list[str]:
     """Files that no run of ours puts into its folder."""
-    known = {*(name for name in OWN if (folder / name).is_file()), *leftovers(folder, manifest)}
+    known = {*(name for name in RunFolder.FILES if (folder / name).is_file()), *leftovers(folder, manifest)}
     return [path for path in _unnamed(folder, manifest) if path not in known and not path.startswith(OWN_FOLDERS)]
 
 
@@ -75,7 +55,7 @@ def refuse_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
             raise RunError(f"{path} is a link that leaves the run folder: put what it stands for in its place")
-    for name in OWN:
+    for name in RunFolder.FILES:
         if (folder / name).exists() and not (folder / name).is_file():
             raise RunError(f"{folder / name} is no plain file: remove it")
 
@@ -84,7 +64,7 @@ def _was_begun(path: str) -> bool:
     """Whether a name is that under which a run writes one of its files until it is complete."""
     place, slash, name = path.rpartition("/")
     final = final_name(name)
-    return final is not None and (PART.fullmatch(f"{place}/{final}") is not None if slash else final in REPLACED)
+    return final is not None and (RunFolder.is_part(f"{place}/{final}") if slash else final in RunFolder.REPLACED)
 
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[str]:

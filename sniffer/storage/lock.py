@@ -15,13 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sniffer.errors import RunError
+from sniffer.storage.layout import RunFolder
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-LOCK_PATH = ".lock"
 NO_FILE = "{} is a link, or no plain file: remove it"
 CAREFULLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 """Makes no file elsewhere through a link, and does not wait for someone to write into a FIFO."""
@@ -37,12 +37,12 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
         RunError: another process does so right now, or the folder cannot be written to.
     """
     try:
-        handle = os.open(folder / LOCK_PATH, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o644)
+        handle = os.open(folder / RunFolder.LOCK, os.O_RDWR | os.O_CREAT | CAREFULLY, 0o644)
     except OSError as error:
         raise _refusal(folder, error) from error
     try:
         if not _is_file(handle):
-            raise RunError(NO_FILE.format(folder / LOCK_PATH))
+            raise RunError(NO_FILE.format(folder / RunFolder.LOCK))
         try:
             free = _try(handle, exclusive=True, wait=wait)
         except OSError as error:
@@ -55,15 +55,15 @@ def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def _refusal(folder: Path, error: OSError) -> RunError:
-    if (folder / LOCK_PATH).is_symlink():
-        return RunError(NO_FILE.format(folder / LOCK_PATH))
+    if (folder / RunFolder.LOCK).is_symlink():
+        return RunError(NO_FILE.format(folder / RunFolder.LOCK))
     return RunError(f"cannot write into {folder}: {error.strerror}; check its permissions")
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process is writing into `folder` right now."""
     try:
-        handle = os.open(folder / LOCK_PATH, os.O_RDONLY | CAREFULLY)
+        handle = os.open(folder / RunFolder.LOCK, os.O_RDONLY | CAREFULLY)
     except OSError:
         return False
     try:

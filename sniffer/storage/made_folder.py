@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sniffer.errors import RunError
-from sniffer.storage.ownership import BEFORE
+from sniffer.storage.layout import RunFolder
 
 
 def first_existing(folder: Path) -> Path:
@@ -35,7 +35,7 @@ def forget(folder: Path, root: Path) -> None:
         if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == folder:
             logging.root.removeHandler(handler)
             handler.close()
-    for name in BEFORE:
+    for name in RunFolder.BEFORE:
         path = folder / name
         with suppress(OSError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

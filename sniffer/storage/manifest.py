@@ -24,11 +24,10 @@ from sniffer.storage.bounds import require_sense
 from sniffer.storage.digest import combine
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest_file import (
     CHECKSUM,
     LAW,
-    MANIFEST_PATH,
-    TWIN_PATH,
     broken,
     check_path,
     checksum_of,
@@ -39,7 +38,7 @@ from sniffer.storage.manifest_file import (
     sampler_from,
     take_checksum,
 )
-from sniffer.storage.schema import PART_NUMBER, SCHEMA_VERSION, FileRecord, Part
+from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
 from sniffer.types import LayerGeometry, by_number
 
@@ -187,12 +186,12 @@ class Manifest:
                 f"the manifest of {len(self.parts) + len(self.pending):,} parts is too large to be read again: raise "
                 "output.checkpoint_every or output.memory_limit"
             )
-        for path in (MANIFEST_PATH, TWIN_PATH):
+        for path in RunFolder.MANIFESTS:
             with durable_file(folder / path) as file:
                 file.write(text + b"\n")
 
     @classmethod
-    def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = MANIFEST_PATH) -> Manifest:
+    def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = RunFolder.MANIFEST) -> Manifest:
         """Reads and checks manifest.json; keys it does not know are left out.
 
         Raises:
@@ -217,7 +216,7 @@ class Manifest:
             raise broken(folder, unbroken(error)) from error
         for record in (*manifest.files(), *manifest.pending):
             check_path(folder, record.path)
-            if isinstance(record, Part) and not PART_NUMBER.search(record.path):
+            if isinstance(record, Part) and not RunFolder.is_numbered(record.path):
                 raise broken(folder, f"it names {record.path!r}, which is no name of a part")
         for record in manifest.files() if parts_must_exist else ():
             if not (folder / record.path).is_file():
@@ -238,7 +237,7 @@ class Manifest:
             return cls.load(folder, parts_must_exist=False), None
         except RunError as error:
             try:
-                return cls.load(folder, parts_must_exist=False, path=TWIN_PATH), str(error)
+                return cls.load(folder, parts_must_exist=False, path=RunFolder.MANIFEST_TWIN), str(error)
             except RunError:
                 raise error from None
 

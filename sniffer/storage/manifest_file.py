@@ -10,14 +10,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from sniffer.errors import RunError, unbroken
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_json
 
-MANIFEST_PATH = "manifest.json"
 LAW = "probability_by_bucket"
 """What a manifest says of the sampler beside its class and fields."""
 
-TWIN_PATH = ".manifest.json"
 CHECKSUM = "checksum"
 
 
@@ -40,7 +39,7 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
         values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
-            f"{folder} is not a run folder: it has no {MANIFEST_PATH}; give the folder that a run printed"
+            f"{folder} is not a run folder: it has no {RunFolder.MANIFEST}; give the folder that a run printed"
         ) from None
     except OSError as error:
         raise RunError(f"could not read {path}: {error.strerror}; check its permissions") from error
@@ -76,13 +75,13 @@ def check_path(folder: Path, path: str) -> None:
     leaves = posix.is_absolute() or windows.anchor or ".." in posix.parts or ".." in windows.parts
     if leaves or not path:
         raise RunError(
-            f"{folder / MANIFEST_PATH} names {path!r}, which is outside the run folder: get the run again "
+            f"{folder / RunFolder.MANIFEST} names {path!r}, which is outside the run folder: get the run again "
             "from a source you trust"
         )
 
 
 def broken(folder: Path, what: str) -> RunError:
     return RunError(
-        f"{folder / MANIFEST_PATH} is broken: {what}; restore the file, or "
+        f"{folder / RunFolder.MANIFEST} is broken: {what}; restore the file, or "
         f"`python -m sniffer.runs resume {folder}`, which does if it can"
     )

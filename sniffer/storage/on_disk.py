@@ -20,8 +20,9 @@ from sniffer.errors import RunError, unbroken
 from sniffer.storage.documents import examples_by_pair, repeated
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.storage.schema import Example, Part
 from sniffer.types import Document, Picks, TokenBatch, draw_of
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None
     record = manifest.examples
     if record is None:
         return {}
-    for path in (record.path, EXAMPLES_TWIN_PATH):
+    for path in (record.path, RunFolder.EXAMPLES_TWIN):
         if damage(folder, replace(record, path=path)) is None:
             try:
                 return read_examples(folder / path, record)

@@ -16,23 +16,12 @@ from pathlib import Path
 
 from sniffer.errors import RunError
 from sniffer.storage.durable import final_name
+from sniffer.storage.layout import RunFolder, SweepFolder
 from sniffer.storage.untrusted import read_text
-
-REPRODUCES_PATH = ".reproduces"
-"""In a folder that `reproduce` made: the digest of the run that it repeats."""
 
 RERUN_HEAD = "# To run this again: python -m sniffer -cd THIS_FOLDER -cn rerun"
 """How every rerun.yaml begins."""
 
-BEFORE = (".lock", "config.yaml", "rerun.yaml", "sniffer.log", ".hydra", ".reproduces")
-"""What a run leaves that was refused, or killed, before it had a manifest."""
-
-MANIFESTS = ("manifest.json", ".manifest.json")
-RECORDS = (*MANIFESTS, "examples.parquet", ".examples.parquet")
-RESULTS = (*RECORDS, "captures", "experiments")
-FOLDERS = {".hydra", "captures", "experiments"}
-OF_A_SWEEP = (".lock", "sweep.parquet", "sweep.png", "sweep.svg", "multirun.yaml", ".submitit", "experiments")
-RECORD = ("config.yaml", "hydra.yaml", "overrides.yaml")
 OUR_CALLBACKS = ("sniffer.sweep.callback.Watch", "sniffer.watch.Watch")
 """Named in what Hydra records of a run or a sweep of ours."""
 
@@ -51,31 +40,31 @@ def refuse_taken(folder: Path) -> None:
 def strangers(folder: Path) -> list[str]:
     """What lies in a folder and keeps a run from beginning there; nothing in a new one."""
     names = _names(folder)
-    return [] if not _unknown(names, BEFORE) and _has_begun(folder, names) else names
+    return [] if not _unknown(names, RunFolder.BEFORE) and _has_begun(folder, names) else names
 
 
 def is_run(folder: Path) -> bool:
     """Whether a folder has a manifest, whole or not."""
     # Where it cannot be told, as in someone else's folder, there is nothing for us.
-    return any(os.path.isfile(folder / name) for name in MANIFESTS)
+    return any(os.path.isfile(folder / name) for name in RunFolder.MANIFESTS)
 
 
 def never_began(folder: Path) -> bool:
     """Whether a run of ours was stopped here before it had a manifest, while its model was loading."""
     names = _names(folder)
-    ours = [name for name in names if name in (*BEFORE, *RESULTS)]
-    return "config.yaml" in names and not set(MANIFESTS) & set(names) and _has_begun(folder, ours)
+    ours = [name for name in names if name in (*RunFolder.BEFORE, *RunFolder.RESULTS)]
+    return RunFolder.CONFIG in names and not set(RunFolder.MANIFESTS) & set(names) and _has_begun(folder, ours)
 
 
 def has_nothing_yet(folder: Path) -> bool:
     """Whether a run of ours was stopped here before it had a whole configuration to go on with."""
     names = _names(folder)
-    return bool(names) and "config.yaml" not in names and not is_run(folder) and not strangers(folder)
+    return bool(names) and RunFolder.CONFIG not in names and not is_run(folder) and not strangers(folder)
 
 
 def refuse_foreign_sweep(folder: Path) -> None:
     """Raises RunError where a sweep can neither begin nor go on, since the folder holds what is no sweep's."""
-    for name in OF_A_SWEEP:
+    for name in SweepFolder.FILES:
         refuse_links(folder, folder / name)
     found = [] if _is_ours(folder) else [name for name in _names(folder) if not _is_of_a_sweep(folder / name)]
     if found:
@@ -105,19 +94,19 @@ def is_plain(path: Path) -> bool:
 
 def _unknown(names: Iterable[str], known: Iterable[str]) -> set[str]:
     """The names that are not known, nor those of a run's file whose writer was killed."""
-    return {name for name in names if final_name(name) not in (*BEFORE, *RECORDS)} - set(known)
+    return {name for name in names if final_name(name) not in (*RunFolder.BEFORE, *RunFolder.RECORDS)} - set(known)
 
 
 def _has_begun(folder: Path, names: list[str]) -> bool:
     """Whether what lies here under a run's names is a run's: each file plain, and one of them that only we write."""
-    if not all(is_plain(folder / name) for name in set(names) - FOLDERS):
+    if not all(is_plain(folder / name) for name in set(names).difference(RunFolder.FOLDERS)):
         return False
     present = {name for name in names if final_name(name) is None}
-    if present & {"config.yaml", "rerun.yaml"}:
-        return _text(folder / "rerun.yaml").startswith(RERUN_HEAD) and _is_record(folder / ".hydra")
-    if ".hydra" in present:
-        return _is_record(folder / ".hydra") and _names_ours(folder / ".hydra" / "hydra.yaml")
-    return not present or (present == {".lock"} and _is_lock(folder / ".lock"))
+    if present & {RunFolder.CONFIG, RunFolder.RERUN}:
+        return _text(folder / RunFolder.RERUN).startswith(RERUN_HEAD) and _is_record(folder / RunFolder.HYDRA)
+    if RunFolder.HYDRA in present:
+        return _is_record(folder / RunFolder.HYDRA) and _names_ours(folder / RunFolder.HYDRA_OWN)
+    return not present or (present == {RunFolder.LOCK} and _is_lock(folder / RunFolder.LOCK))
 
 
 def _is_lock(path: Path) -> bool:
@@ -127,12 +116,14 @@ def _is_lock(path: Path) -> bool:
 
 def _is_record(folder: Path) -> bool:
     """Whether a folder is what Hydra records of a job, if it is there at all."""
-    return not folder.is_symlink() and all(name in RECORD and is_plain(folder / name) for name in _names(folder))
+    return not folder.is_symlink() and all(
+        name in RunFolder.HYDRA_RECORD and is_plain(folder / name) for name in _names(folder)
+    )
 
 
 def _is_ours(sweep: Path) -> bool:
     """Whether a sweep of ours was begun here, whatever has been put beside its jobs since."""
-    return is_plain(sweep / "sweep.parquet") or _names_ours(sweep / "multirun.yaml")
+    return is_plain(sweep / SweepFolder.INDEX) or _names_ours(sweep / SweepFolder.MULTIRUN)
 
 
 def _is_of_a_sweep(path: Path, depth: int = 0) -> bool:
@@ -140,8 +131,8 @@ def _is_of_a_sweep(path: Path, depth: int = 0) -> bool:
     if path.name == "multirun.yaml":
         return _names_ours(path)
     if not path.is_dir():
-        return path.name in OF_A_SWEEP and is_plain(path) and (path.name != ".lock" or _is_lock(path))
-    if path.name in OF_A_SWEEP or is_run(path):
+        return path.name in SweepFolder.FILES and is_plain(path) and (path.name != RunFolder.LOCK or _is_lock(path))
+    if path.name in SweepFolder.FILES or is_run(path):
         return True
     if not strangers(path):
         return True

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sniffer.forward.accumulator import Accumulator
 from sniffer.sampler import Picker, describe
-from sniffer.storage.schema import Footer, Part, part_path
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.schema import Footer, Part
 from sniffer.storage.writer import write_part
 from sniffer.types import LayerGeometry
 
@@ -59,7 +60,7 @@ class PartWriter:
             seed=self.picker.seed,
             seed_by=tuple(self.picker.sampler.seed_by),
         )
-        path = part_path(layer, kind, number, 1 + max(self.geometry))
+        path = RunFolder.part(layer, kind, number, 1 + max(self.geometry))
         return write_part(self.folder, path, columns, footer, self.compression)
 
     def write_all(

@@ -1,26 +1,22 @@
-"""What a captured row looks like, on its way to disk and on disk.
+"""What a captured row looks like on disk.
 
-A *part* is one Parquet file with rows of one (layer, kind): its path says which, its footer says under
-which law they were sampled. `Columns` are such rows before they are written, still in the model's own
-dtype; `Part` is what the manifest remembers of the file. Adding a footer key or a manifest key keeps
+A *part* is one Parquet file with rows of one (layer, kind): its path says which, its footer says under which law they
+were sampled. `Part` is what the manifest remembers of the file. Adding a footer key or a manifest key keeps
 SCHEMA_VERSION; changing the meaning of what is there raises it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from sniffer.storage.finite import NotFinite
+from sniffer.storage.layout import RunFolder
 from sniffer.types import Document
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"sniffer"
@@ -29,9 +25,6 @@ VECTOR_LEAF = "vector.list.element"
 
 METADATA_COLUMNS = ("head", "bucket", "position", "token_id", "example_id")
 
-EXAMPLES_PATH = "examples.parquet"
-EXAMPLES_TWIN_PATH = ".examples.parquet"
-"""The same file as of the last finished commit, in case a kill or a bad disk hits the first."""
 EXAMPLES_SCHEMA = pa.schema(
     [
         pa.field("example_id", pa.int64(), nullable=False),
@@ -104,9 +97,6 @@ class FileRecord:
     sha256: str
 
 
-PART_NUMBER = re.compile(r"-([0-9]+)\.parquet$")
-
-
 @dataclass(frozen=True)
 class Part(FileRecord):
     """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
@@ -133,9 +123,7 @@ class Part(FileRecord):
     @property
     def number(self) -> int:
         """Among the parts of its (layer, kind), as its name says."""
-        found = PART_NUMBER.search(self.path)
-        assert found is not None
-        return int(found[1])
+        return RunFolder.part_number(self.path)
 
 
 def row_schema(dim: int) -> pa.Schema:
@@ -151,9 +139,3 @@ def row_schema(dim: int) -> pa.Schema:
             pa.field("vector", vector, nullable=False),
         ]
     )
-
-
-def part_path(layer: int, kind: str, number: int, n_layers: int) -> str:
-    """Where a part lives in its run folder; layers are padded so that names sort as numbers."""
-    width = max(2, len(str(n_layers - 1)))
-    return f"captures/layer={layer:0{width}d}/kind={kind}/part-{number:05d}.parquet"

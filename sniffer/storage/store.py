@@ -25,10 +25,11 @@ from sniffer.process.environment import now
 from sniffer.sampler import Picker, describe
 from sniffer.storage.durable import could_not_remove
 from sniffer.storage.integrity import leftovers
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import Kept
 from sniffer.storage.part_writer import PartWriter
-from sniffer.storage.schema import EXAMPLES_PATH, EXAMPLES_TWIN_PATH, Example, Part
+from sniffer.storage.schema import Example, Part
 from sniffer.storage.writer import Listing
 from sniffer.types import Document, TokenBatch, by_number
 
@@ -244,10 +245,10 @@ def save(folder: Path, manifest: Manifest, listing: Listing | None) -> None:
         CaptureError: the disk is full or cannot be written to.
     """
     if listing is not None:
-        listing.write(folder, EXAMPLES_PATH)
+        listing.write(folder, RunFolder.EXAMPLES)
     manifest.save(folder)
     if listing is not None:
-        listing.write(folder, EXAMPLES_TWIN_PATH)
+        listing.write(folder, RunFolder.EXAMPLES_TWIN)
 
 
 def describe_interruption(error: BaseException) -> str:

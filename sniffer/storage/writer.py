@@ -29,8 +29,8 @@ from sniffer.forward.columns import Columns
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite, count_not_finite
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import (
-    EXAMPLES_PATH,
     EXAMPLES_SCHEMA,
     METADATA_COLUMNS,
     VECTOR_LEAF,
@@ -132,9 +132,9 @@ class Listing:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         content = sink.getvalue().to_pybytes()
-        return cls(content, FileRecord(EXAMPLES_PATH, len(ordered), len(content), sha256(content).hexdigest()))
+        return cls(content, FileRecord(RunFolder.EXAMPLES, len(ordered), len(content), sha256(content).hexdigest()))
 
-    def write(self, folder: Path, path: str = EXAMPLES_PATH) -> None:
+    def write(self, folder: Path, path: str = RunFolder.EXAMPLES) -> None:
         """Writes the file, durably, under its own name or its twin's.
 
         Raises:

@@ -26,9 +26,9 @@ from sniffer.engine.model_cache import LastModel
 from sniffer.errors import RunError, SnifferError, first_line
 from sniffer.process.environment import versions
 from sniffer.reader.index import read_jobs, swept, update
-from sniffer.reader.job_folders import INDEX_PATH
 from sniffer.runs.code import COPY, changed_code
 from sniffer.runs.resume import resume
+from sniffer.storage.layout import SweepFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import as_plain, differences
 from sniffer.sweep.figure import draw_sweep
@@ -116,7 +116,7 @@ def finish(sweep: Path, done_before: frozenset[str], lost: str = "") -> int:
     if lost:
         log.error("the launcher has lost a job: %s", lost)
         wait_for_jobs(sweep)
-    if not (sweep / INDEX_PATH).exists():
+    if not (sweep / SweepFolder.INDEX).exists():
         _leave_nothing(sweep)
         return int(bool(lost))
     jobs = update(sweep)

@@ -15,8 +15,9 @@ from sniffer import open_run
 from sniffer.forward.columns import Columns
 from sniffer.reader.run import Run
 from sniffer.sampler import Picker, Sampler, Uniform, describe
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import Example, Footer, part_path
+from sniffer.storage.schema import Example, Footer
 from sniffer.storage.writer import write_part
 from sniffer.types import KIND, Document, LayerGeometry, Rows, TokenBatch
 from tests.helpers_storage import write_examples
@@ -93,7 +94,7 @@ def planted_run(
                 dim=DIM,
             )
             footer = Footer(layer, kind, DIM, "float32", None, 0.5, describe(sampler), 7, tuple(sampler.seed_by))
-            parts.append(write_part(folder, part_path(layer, kind, 0, n_layers=max(layers) + 1), columns, footer))
+            parts.append(write_part(folder, RunFolder.part(layer, kind, 0, n_layers=max(layers) + 1), columns, footer))
     dims = dict.fromkeys(heads, DIM)
     manifest = Manifest(
         status="complete",

@@ -21,8 +21,8 @@ from sniffer.forward.columns import Columns
 from sniffer.reader import scan
 from sniffer.reader.run import Run
 from sniffer.sampler import LogUniform
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import part_path
 from tests.helpers_storage import HEADS, LENGTHS, make_documents, make_manifest, make_run
 
 COLUMNS = ["layer", "kind", "head", "bucket", "position", "token_id", "example_id", "vector"]
@@ -107,7 +107,7 @@ def test_a_footer_is_read_once_for_all_heads(tmp_path: Path):
 def test_a_file_that_takes_a_parts_place_is_read_anew(tmp_path: Path):
     small = make_run(tmp_path / "run")
     run = opened(small.folder)
-    ours, other = (small.folder / part_path(layer, "q", 0, 3) for layer in (0, 2))
+    ours, other = (small.folder / RunFolder.part(layer, "q", 0, 3) for layer in (0, 2))
     assert len(run.vectors(layer=0, head=1)) == len(small.captured[0, "q"]) != len(small.captured[2, "q"])
     other.replace(ours)
     assert len(run.vectors(layer=0, head=1)) == len(small.captured[2, "q"])

@@ -22,8 +22,8 @@ from sniffer.runs import __main__ as command
 from sniffer.runs.reproduce import compare
 from sniffer.runs.verify import verify
 from sniffer.storage.finite import NotFinite, count_not_finite
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import part_path
 from sniffer.storage.writer import write_part
 from sniffer.terminal.summary import not_finite_line
 from tests.engine.test_crew import OneEngine, well
@@ -50,10 +50,10 @@ def test_each_row_counts_once_for_nan_and_once_for_infinity(vectors: np.ndarray)
 def test_parts_count_what_is_in_them_and_add_up(tmp_path: Path, dtype: torch.dtype):
     columns = make_columns(rows=300, heads=(1, 4), dim=6, dtype=dtype)
     vectors = torch.cat(columns.vectors).float().view(-1, 6).numpy()
-    whole = write_part(tmp_path, part_path(3, "q", 0, 4), columns, make_footer(dim=6))
+    whole = write_part(tmp_path, RunFolder.part(3, "q", 0, 4), columns, make_footer(dim=6))
     assert whole.not_finite == count_not_finite(vectors) and whole.rows_with_nan and whole.rows_with_infinity
     parts = [
-        write_part(tmp_path, part_path(3, "q", number, 4), take(columns, rows), make_footer(dim=6))
+        write_part(tmp_path, RunFolder.part(3, "q", number, 4), take(columns, rows), make_footer(dim=6))
         for number, rows in enumerate(np.array_split(np.arange(300), 3))
     ]
     assert sum((part.not_finite for part in parts), NotFinite()) == whole.not_finite

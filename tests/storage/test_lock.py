@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sniffer.errors import RunError
-from sniffer.storage.lock import LOCK_PATH, hold, is_held
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.lock import hold, is_held
 from tests.helpers_disk import Disk, failing
 
 HOLDER = """
@@ -39,7 +40,7 @@ def test_a_held_folder_is_refused_in_one_line(tmp_path: Path):
 
 def test_looking_neither_takes_the_lock_nor_leaves_a_file(tmp_path: Path):
     assert not is_held(tmp_path)
-    assert not (tmp_path / LOCK_PATH).exists()
+    assert not (tmp_path / RunFolder.LOCK).exists()
 
 
 def test_an_exception_lets_go(tmp_path: Path):

@@ -20,7 +20,8 @@ from sniffer.runs import __main__ as verbs
 from sniffer.runs.export import export
 from sniffer.storage.durable import durable_file, temporary_for
 from sniffer.storage.integrity import foreign, leftovers
-from sniffer.storage.lock import LOCK_PATH, hold, is_held
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.lock import hold, is_held
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.ownership import never_began, refuse_foreign_sweep, strangers
 from sniffer.sweep.figure import draw_sweep
@@ -252,11 +253,11 @@ def test_nothing_is_written_through_the_name_that_a_file_has_first(tmp_path: Pat
     "make", [os.mkfifo, lambda path: path.symlink_to(path.parent / "elsewhere")], ids=["fifo", "link"]
 )
 def test_a_lock_that_is_no_file_is_neither_waited_for_nor_followed(tmp_path: Path, make: Callable[[Path], None]):
-    make(tmp_path / LOCK_PATH)
+    make(tmp_path / RunFolder.LOCK)
     assert not is_held(tmp_path)
     with pytest.raises(RunError, match="is a link, or no plain file"), hold(tmp_path):
         pass
-    assert [path.name for path in tmp_path.iterdir()] == [LOCK_PATH]
+    assert [path.name for path in tmp_path.iterdir()] == [RunFolder.LOCK]
 
 
 @pytest.mark.parametrize("name", ["sniffer.log", "config.yaml", ".lock"])

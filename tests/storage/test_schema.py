@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sniffer.forward.columns import Columns
-from sniffer.storage.schema import Footer, part_path, row_schema
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.schema import Footer, row_schema
 from sniffer.types import Rows
 from tests.helpers_storage import make_columns, make_footer
 
@@ -40,7 +41,7 @@ def test_a_foreign_footer_is_refused():
 
 @pytest.mark.parametrize(("n_layers", "name"), [(1, "layer=07"), (100, "layer=07"), (101, "layer=007")])
 def test_layers_sort_as_numbers(n_layers: int, name: str):
-    assert part_path(7, "q_pre", 3, n_layers) == f"captures/{name}/kind=q_pre/part-00003.parquet"
+    assert RunFolder.part(7, "q_pre", 3, n_layers) == f"captures/{name}/kind=q_pre/part-00003.parquet"
 
 
 def test_columns_count_positions_and_refuse_other_lengths():

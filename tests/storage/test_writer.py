@@ -16,11 +16,12 @@ from sniffer.errors import CaptureError
 from sniffer.forward.estimate import stored_bytes
 from sniffer.storage.digest import combine
 from sniffer.storage.durable import HashedFile
-from sniffer.storage.schema import METADATA_COLUMNS, VECTOR_LEAF, Example, Footer, part_path, row_schema
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.schema import METADATA_COLUMNS, VECTOR_LEAF, Example, Footer, row_schema
 from sniffer.storage.writer import write_part
 from tests.helpers_storage import make_columns, make_documents, make_footer, take, write_examples
 
-PATH = part_path(3, "q", 0, 4)
+PATH = RunFolder.part(3, "q", 0, 4)
 
 
 def read(folder: Path) -> dict[str, np.ndarray]:

@@ -1,0 +1,87 @@
+"""Where each file of a run and of a sweep lies: the only place that spells their names.
+
+outputs/RUN/
+  config.yaml  rerun.yaml  .hydra/        the configuration, as resolved, to run again, as Hydra records it
+  manifest.json  .manifest.json           what counts; its twin
+  examples.parquet  .examples.parquet     the documents; their twin, as of the last finished commit
+  captures/layer=07/kind=q/part-00000.parquet
+  sniffer.log  .lock  experiments/        the log, who writes here now, results of analyses
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class RunFolder:
+    """Names in a run folder, with forward slashes, relative to it."""
+
+    CONFIG = "config.yaml"
+    RERUN = "rerun.yaml"
+    MANIFEST = "manifest.json"
+    MANIFEST_TWIN = ".manifest.json"
+    """Written after the first, in case a kill or a bad disk hits that one."""
+    EXAMPLES = "examples.parquet"
+    EXAMPLES_TWIN = ".examples.parquet"
+    CAPTURES = "captures"
+    LOG = "sniffer.log"
+    LOCK = ".lock"
+    EXPERIMENTS = "experiments"
+    REPRODUCES = ".reproduces"
+    """In a folder that `reproduce` made: the digest of the run that it repeats."""
+    CARD = "README.md"
+    ATTRIBUTES = ".gitattributes"
+    """Of a published run, as is the card."""
+
+    HYDRA = ".hydra"
+    HYDRA_RECORD = ("config.yaml", "hydra.yaml", "overrides.yaml")
+    HYDRA_OWN = ".hydra/hydra.yaml"
+    OVERRIDES = ".hydra/overrides.yaml"
+
+    MANIFESTS = (MANIFEST, MANIFEST_TWIN)
+    DOCUMENTS = (EXAMPLES, EXAMPLES_TWIN)
+    RECORDS = (*MANIFESTS, *DOCUMENTS)
+    REPLACED = (*RECORDS, CONFIG, RERUN)
+    """Those that are written under another name and then take that of the last one."""
+    BEFORE = (LOCK, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
+    """What a run leaves that was refused, or killed, before it had a manifest."""
+    RESULTS = (*RECORDS, CAPTURES, EXPERIMENTS)
+    FOLDERS = (HYDRA, CAPTURES, EXPERIMENTS)
+    FILES = (*REPLACED, LOCK, LOG, REPRODUCES, CARD, ATTRIBUTES)
+
+    @staticmethod
+    def part(layer: int, kind: str, number: int, n_layers: int) -> str:
+        """Where a part lies; layers are padded so that names sort as numbers."""
+        width = max(2, len(str(n_layers - 1)))
+        return f"captures/layer={layer:0{width}d}/kind={kind}/part-{number:05d}.parquet"
+
+    @staticmethod
+    def is_part(path: str) -> bool:
+        return PART.fullmatch(path) is not None
+
+    @staticmethod
+    def is_numbered(path: str) -> bool:
+        """Whether a path ends as a part's does, wherever it lies."""
+        return NUMBER.search(path) is not None
+
+    @staticmethod
+    def part_number(path: str) -> int:
+        """Among the parts of its (layer, kind), as its name says."""
+        found = NUMBER.search(path)
+        assert found is not None
+        return int(found[1])
+
+
+PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
+NUMBER = re.compile(r"-([0-9]+)\.parquet$")
+
+
+class SweepFolder:
+    """Names in the folder of a sweep."""
+
+    INDEX = "sweep.parquet"
+    MULTIRUN = "multirun.yaml"
+    """Hydra's record of the sweep."""
+    FIGURES = ("sweep.png", "sweep.svg")
+    SUBMITIT = ".submitit"
+    FILES = (RunFolder.LOCK, INDEX, *FIGURES, MULTIRUN, SUBMITIT, RunFolder.EXPERIMENTS)
