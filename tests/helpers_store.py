@@ -101,7 +101,7 @@ class Numbers(Worker):
         self.engine = engine
 
     def open(self) -> Any:
-        return SimpleNamespace(versions=versions(), device=torch.device("cpu"))
+        return SimpleNamespace(versions=versions(), device=torch.device("cpu"), process=os.getpid())
 
     def begin(self, plan: Plan) -> None:
         self.accumulator = Accumulator(plan.selection)
