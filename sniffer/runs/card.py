@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from sniffer.sampler import FORMULAS
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.summary import not_finite_line
 from sniffer.words import printable
@@ -20,13 +21,6 @@ TEXT_LICENCES = {
     "sniffer.dataset.Pydoc": "Python Software Foundation License 2.0",
 }
 """Of the datasets that come with this project or with Python."""
-
-LAWS = {
-    "LogUniform": "bucket(p) = max(log2(min_bucket_size), floor(log2(p + 1))); "
-    "P(keep p) = min(1, base_rate / 2^bucket)",
-    "Uniform": "bucket(p) = floor(p / bucket_size); P(keep p) = min(1, base_rate / bucket_size)",
-    "All": "bucket(p) = floor(p / bucket_size); every position is kept",
-}
 
 
 def config_name(layer: int, kind: str) -> str:
@@ -58,7 +52,7 @@ def _head(manifest: Manifest, text_licence: str | None) -> dict[str, Any]:
 def _body(manifest: Manifest, repo: str, licence: str) -> str:
     target = str(manifest.sampler.get("_target_"))
     name = target.rpartition(".")[2]
-    law = LAWS.get(name, f"that of {target}")
+    law = FORMULAS.get(target, f"that of {target}")
     first = next((config_name(part.layer, part.kind) for part in manifest.parts), "l00q")
     counts, seeds = manifest.counts, ", ".join(manifest.sampler.get("seed_by", ()))
     kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())

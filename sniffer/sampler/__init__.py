@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt64
@@ -40,9 +40,11 @@ BLOCK = 1 << 14
 class Sampler(ABC):
     """What every sampler shares.
 
-    `seed_by`: the parts that seed a draw beside `seed`. Without "kind", q and k keep the same
+    `formula` says the law, for whoever reads a published run. `seed_by`: the parts that seed a draw beside `seed`. Without "kind", q and k keep the same
     positions; without "layer", all layers do.
     """
+
+    formula: ClassVar[str] = ""
 
     seed_by: list[str] = field(default_factory=lambda: list(SEED_PARTS))
 
@@ -68,6 +70,8 @@ class LogUniform(Sampler):
 
     bucket(p) = max(log2(min_bucket_size), floor(log2(p + 1)));  P(keep) = min(1, base_rate / 2^bucket).
     """
+
+    formula = "bucket(p) = max(log2(min_bucket_size), floor(log2(p + 1))); P(keep p) = min(1, base_rate / 2^bucket)"
 
     base_rate: float = 1.0
     min_bucket_size: int = 128
@@ -98,6 +102,8 @@ class Uniform(Sampler):
     bucket(p) = floor(p / bucket_size);  P(keep) = min(1, base_rate / bucket_size).
     """
 
+    formula = "bucket(p) = floor(p / bucket_size); P(keep p) = min(1, base_rate / bucket_size)"
+
     base_rate: float = 1.0
     bucket_size: int = 128
 
@@ -117,6 +123,8 @@ class Uniform(Sampler):
 class All(Sampler):
     """Every position; bucket(p) = floor(p / bucket_size)."""
 
+    formula = "bucket(p) = floor(p / bucket_size); every position is kept"
+
     bucket_size: int = 128
 
     def __post_init__(self) -> None:
@@ -128,6 +136,10 @@ class All(Sampler):
 
     def probability(self, positions: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         return np.ones(len(positions))
+
+
+FORMULAS = {f"{one.__module__}.{one.__name__}": one.formula for one in (LogUniform, Uniform, All)}
+"""Of our own samplers, by the name that a run knows them by."""
 
 
 class Picker:

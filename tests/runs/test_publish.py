@@ -21,7 +21,7 @@ from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs import publish as publish_module
-from sniffer.runs.card import config_name
+from sniffer.runs.card import card, config_name
 from sniffer.runs.export import export
 from sniffer.runs.private import without_paths
 from sniffer.runs.publish import assemble
@@ -123,6 +123,15 @@ def publish(address: str, token: str, *arguments: str) -> subprocess.CompletedPr
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "sniffer.runs", "publish", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_card_tells_the_law_of_our_own_samplers_only(folder: Path):
+    """Someone else's class may have the name of one of ours."""
+    manifest = Manifest.load(folder)
+    theirs = replace(manifest, sampler={**manifest.sampler, "_target_": "mine.LogUniform"})
+    assert "floor(log2(p + 1))" in card(manifest, "some/one", None)
+    assert "floor(log2(p + 1))" not in card(theirs, "some/one", None)
+    assert "that of mine.LogUniform" in card(theirs, "some/one", None)
 
 
 def test_a_dry_run_is_a_run_folder_with_a_card(folder: Path, tmp_path: Path):
