@@ -40,8 +40,8 @@ BLOCK = 1 << 14
 class Sampler(ABC):
     """What every sampler shares.
 
-    `formula` says the law, for whoever reads a published run. `seed_by`: the parts that seed a draw beside `seed`. Without "kind", q and k keep the same
-    positions; without "layer", all layers do.
+    `formula` says the law, for whoever reads a published run. `seed_by`: the parts that seed a draw beside `seed`.
+    Without "kind", q and k keep the same positions; without "layer", all layers do.
     """
 
     formula: ClassVar[str] = ""
