@@ -15,7 +15,7 @@ from benchmarks.measure import Figure, Timed, both, figure
 from sniffer.dataset.batching import ELSEWHERE, batches
 from sniffer.dataset.packages import Pydoc
 from sniffer.dataset.tokenizing import Tokenizer
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
@@ -52,7 +52,7 @@ def _capture(backbone: LoadedBackbone, these: Sequence[TokenBatch]) -> Timed:
     selection = select(backbone.geometry, CaptureConfig())
     geometry = {layer.layer: layer for layer in backbone.geometry}
     transfer = transfer_for(backbone.device)
-    plan = GatherPlan(selection, geometry, backbone.layer_of, transfer, backbone.device)
+    plan = Wanted(selection, geometry, backbone.layer_of, transfer, backbone.device)
     picker = Picker(All(), seed=0)
     wall, cpu = time.perf_counter(), time.process_time()
     for batch in these:

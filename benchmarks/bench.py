@@ -13,7 +13,7 @@ from sniffer.models.loaded import LoadedBackbone
 
 from benchmarks.measure import timed
 from sniffer.dataset.packages import Pydoc
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.process.memory import keep_freed_memory
@@ -56,7 +56,7 @@ class Capture:
         self.selection = select(backbone.geometry, CaptureConfig(kinds=list(way.kinds), layers=way.layers))
         geometry = {layer.layer: layer for layer in backbone.geometry}
         self.transfer = transfer_for(backbone.device)
-        self.plan = GatherPlan(self.selection, geometry, backbone.layer_of, self.transfer, backbone.device)
+        self.plan = Wanted(self.selection, geometry, backbone.layer_of, self.transfer, backbone.device)
         self.picker = Picker(way.sampler, seed=0)
 
     def begin(self) -> None:

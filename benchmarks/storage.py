@@ -16,7 +16,7 @@ from benchmarks.default_layout import bytes_in, write_heads
 from benchmarks.measure import Figure, both, figure, timed
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.columns import Columns
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
@@ -107,9 +107,7 @@ def capture(bench: Bench) -> Captured:
     geometry = {layer.layer: layer for layer in backbone.geometry}
     transfer = transfer_for(backbone.device)
     picks = draw(Picker(All(), seed=0), selection, bench.batch)
-    observer = Observer(
-        bench.batch, picks, GatherPlan(selection, geometry, backbone.layer_of, transfer, backbone.device)
-    )
+    observer = Observer(bench.batch, picks, Wanted(selection, geometry, backbone.layer_of, transfer, backbone.device))
     with tap(observer):
         bench.forward()
     transfer.end_batch()

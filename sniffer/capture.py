@@ -73,7 +73,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             except BaseException:
                 feed.close()
                 raise
-        store = Store(folder, manifest, plan.picker, plan.dtype, compression=plan.compression, kept=earlier.kept)
+        store = Store(folder, manifest, plan.picker, plan.dtype, compression=plan.compression, on_disk=earlier.on_disk)
         try:
             capture_and_write(engine.crew, plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):

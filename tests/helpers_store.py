@@ -32,7 +32,7 @@ from sniffer.runs.verify import verify
 from sniffer.sampler import LogUniform, Picker
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.on_disk import Kept, look
+from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.store import Store
@@ -133,11 +133,15 @@ def vectors(document: Document, picks: Any) -> dict[tuple[int, str], torch.Tenso
     return found
 
 
-def run(folder: Path, outputs: Outputs, engine: Engine | None = None, kept: Kept | None = None, **earlier: Any) -> None:
-    """A session: fresh, or with what an earlier one has `kept` and its manifest as keyword."""
+def run(
+    folder: Path, outputs: Outputs, engine: Engine | None = None, on_disk: OnDisk | None = None, **earlier: Any
+) -> None:
+    """A session: fresh, or with what an earlier one has `on_disk` and its manifest as keyword."""
     manifest = earlier.get("manifest", FIRST)
     engine = engine or Engine()
-    made = Store(folder, replace(manifest, status="running", reason=None), PICKER, "float32", kept=kept or Kept())
+    made = Store(
+        folder, replace(manifest, status="running", reason=None), PICKER, "float32", on_disk=on_disk or OnDisk()
+    )
     with committing_after(outputs.commit_after):
         capture.capture_and_write(engine.crew(folder), plan(outputs), feed(engine), made, Clock(), Stop())
 
@@ -165,8 +169,8 @@ def resume(folder: Path, outputs: Outputs, engine: Engine | None = None) -> None
     if not {"manifest.json", ".manifest.json"} & set(os.listdir(folder)):
         run(folder, outputs, engine)
         return
-    manifest, kept = look(folder, Manifest.recover(folder)[0])
-    run(folder, outputs, engine, kept, manifest=manifest)
+    manifest, on_disk = look(folder, Manifest.recover(folder)[0])
+    run(folder, outputs, engine, on_disk, manifest=manifest)
 
 
 @contextmanager

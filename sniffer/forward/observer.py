@@ -33,7 +33,7 @@ class Observer:
         self,
         batch: TokenBatch,
         picks: Mapping[tuple[int, str], Picks],
-        plan: GatherPlan,
+        plan: Wanted,
     ) -> None:
         self.batch = batch
         self.picks = picks
@@ -83,7 +83,7 @@ class Observer:
         return dict(zip(self.picks, uploaded.split([len(part) for part in self._flat]), strict=True))
 
 
-class GatherPlan:
+class Wanted:
     """What stays the same for every batch of a run.
 
     `layer_of` numbers the attention modules, `kinds` lists what each layer is wanted for, `transfer` is

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 
 from sniffer.forward.accumulator import NOTHING, Accumulator
-from sniffer.forward.observer import GatherPlan, Observer
+from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import transfer_for
 from sniffer.process.clock import Clock
@@ -30,9 +30,7 @@ class Passes:
         self.accumulator = accumulator
         self.clock = clock
         self.transfer = transfer_for(backbone.device)
-        self._plan = GatherPlan(
-            selection, by_number(backbone.geometry), backbone.layer_of, self.transfer, backbone.device
-        )
+        self._plan = Wanted(selection, by_number(backbone.geometry), backbone.layer_of, self.transfer, backbone.device)
         self._wants_pre = selection.wants_pre
         self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
 

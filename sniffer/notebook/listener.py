@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sniffer.errors import CaptureError
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.notebook.batch import CallBatch
@@ -50,7 +50,7 @@ class Attached(Backbone, Protocol):
 
 
 @dataclass(frozen=True)
-class Kept:
+class CallRows:
     """The rows of one call: what the accumulator takes."""
 
     batch: CallBatch
@@ -66,7 +66,7 @@ class _Frame:
     said: Arguments
     error: BaseException | None
     """What was being handled when it began; another one at its end is its own."""
-    pending: list[Kept] = field(default_factory=list)
+    pending: list[CallRows] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     observer: Observer | None = None
     before: Tap | None = None
@@ -107,7 +107,7 @@ class Listener:
         selection: Selection,
         picker: Picker,
         ids: ExampleIds,
-        keep: Callable[[Kept], None],
+        keep: Callable[[CallRows], None],
         missed: Missed,
     ) -> None:
         self.missed = missed
@@ -118,7 +118,7 @@ class Listener:
         self._keep = keep
         self._geometry = by_number(backbone.geometry)
         self._transfer = transfer_for(backbone.device)
-        self._plan = GatherPlan(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
+        self._plan = Wanted(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
         self._pre = selection.wants_pre
         self._thread = get_ident()
         self._frames: list[_Frame] = []
@@ -251,14 +251,14 @@ class Listener:
             self.missed.repeated_rows += kept.batch.repeated
             self._keep(kept)
 
-    def _whole(self, frame: _Frame) -> Kept:
+    def _whole(self, frame: _Frame) -> CallRows:
         observer = frame.observer
         assert observer is not None
         if unseen := sorted({layer for layer, _ in self._selection.heads.keys() - observer.vectors.keys()}):
             self._drop(frame)
             raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
         self._transfer.end_batch()
-        return Kept(observer.batch, observer.picks, self._transfer.settle(observer.vectors))  # type: ignore[arg-type]
+        return CallRows(observer.batch, observer.picks, self._transfer.settle(observer.vectors))  # type: ignore[arg-type]
 
     def _drop(self, frame: _Frame) -> None:
         """Keeps nothing of a call that failed; its ids go to the documents that come next."""

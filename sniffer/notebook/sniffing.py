@@ -26,7 +26,7 @@ from sniffer.errors import RunError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.selection import CaptureConfig, HeadSampling, Selection, select
 from sniffer.notebook.example_ids import ExampleIds
-from sniffer.notebook.listener import Kept, Listener
+from sniffer.notebook.listener import CallRows, Listener
 from sniffer.notebook.missed import Missed
 from sniffer.reader.vectors import Vectors, probabilities
 from sniffer.sampler import LogUniform, Picker, Sampler
@@ -115,10 +115,10 @@ class Captured:
         notes = self.missed.notes()
         return notes if notes or self.documents else ["no call of this model was made"]
 
-    def keep(self, kept: Kept) -> None:
+    def keep(self, call: CallRows) -> None:
         """Takes the rows of a call."""
-        self._accumulator.add(kept.batch, kept.picks, kept.vectors)
-        self.documents += len(kept.batch.documents)
+        self._accumulator.add(call.batch, call.picks, call.vectors)
+        self.documents += len(call.batch.documents)
 
     def vectors(self, *, layer: int, head: int, kind: str = "q") -> Vectors:
         """One head's vectors, as `run.vectors` of a run gives them.

@@ -22,7 +22,7 @@ from sniffer.storage.integrity import leftovers, refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.on_disk import Kept, look
+from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
 from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
 from sniffer.storage.store import save
@@ -69,15 +69,20 @@ def resume(
             log.warning("%s: its twin is whole and takes its place", wrong.split(";")[0])
         if restore:
             save_plain(folder, manifest.config)
-        found, kept = look(folder, manifest)
+        found, on_disk = look(folder, manifest)
         if manifest.status == "complete" and found.parts == manifest.parts and not found.pending:
-            _mend(folder, manifest, kept)
+            _mend(folder, manifest, on_disk)
             return False
         plain = needed_config(folder)
         before = manifest.as_json()
         _refuse(differences(before, {"config": plain, "versions": versions()}), force)
         _run(
-            folder, plain, Earlier(found, replace(kept, strict=not force), forced=force), trust, manifest.threads, load
+            folder,
+            plain,
+            Earlier(found, replace(on_disk, strict=not force), forced=force),
+            trust,
+            manifest.threads,
+            load,
         )
     return True
 
@@ -107,9 +112,9 @@ def _refuse(found: list[str], force: bool) -> None:
         raise refusal(found)
 
 
-def _mend(folder: Path, manifest: Manifest, kept: Kept) -> None:
+def _mend(folder: Path, manifest: Manifest, on_disk: OnDisk) -> None:
     """Puts a complete run's small files in order, from their twins."""
     for path in leftovers(folder, manifest):
         (folder / path).unlink()
-    listing = Listing.of(kept.committed.values())
+    listing = Listing.of(on_disk.committed.values())
     save(folder, replace(manifest, examples=listing.record), listing)

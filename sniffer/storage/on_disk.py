@@ -33,7 +33,7 @@ Pair = tuple[int, str]
 
 
 @dataclass(frozen=True)
-class Kept:
+class OnDisk:
     """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some.
 
     `strict`: a document that is not what it was is refused.
@@ -83,7 +83,7 @@ class Kept:
             )
 
 
-def look(folder: Path, manifest: Manifest) -> tuple[Manifest, Kept]:
+def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
     """Reads what is on disk, every byte of it, and tells what the manifest should say of it now.
 
     Damaged files are logged, and no longer named, and so are files whose rows another one has too; what else
@@ -104,7 +104,7 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, Kept]:
         still = frozenset().union(*examples_by_pair(folder, committed).values())
         documents = {number: example for number, example in documents.items() if number in still}
     found = replace(manifest, parts=committed, pending=pending, examples=None)
-    return found, Kept(documents, examples_by_pair(folder, pending))
+    return found, OnDisk(documents, examples_by_pair(folder, pending))
 
 
 def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from sniffer.errors import RunError
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.on_disk import Kept
+from sniffer.storage.on_disk import OnDisk
 
 MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "backbone", "versions")
 """Parts of the manifest that rows depend on."""
@@ -49,7 +49,7 @@ class Earlier:
     """
 
     manifest: Manifest | None = None
-    kept: Kept = field(default_factory=Kept)
+    on_disk: OnDisk = field(default_factory=OnDisk)
     forced: bool = False
 
     @property
@@ -73,7 +73,7 @@ class Earlier:
         resume = {
             "at": fresh.created,
             "stopped_by": self.manifest.reason or STOPPED_BY[self.manifest.status],
-            "examples": len(self.kept.committed),
+            "examples": len(self.on_disk.committed),
             "differences": found,
         }
         resumes = (*self.manifest.resumes, resume)

@@ -27,7 +27,7 @@ from sniffer.storage.durable import could_not_remove
 from sniffer.storage.integrity import leftovers
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.on_disk import Kept
+from sniffer.storage.on_disk import OnDisk
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.writer import Listing
@@ -35,13 +35,13 @@ from sniffer.types import Document, TokenBatch, by_number
 
 log = logging.getLogger(__name__)
 
-NOTHING_KEPT = Kept()
+NOTHING = OnDisk()
 
 
 class Store:
     """Writes a run's parts and keeps its manifest.
 
-    `kept` is what an earlier session has on disk. `manifest` is what the next save puts on disk; where one has
+    `on_disk` is what an earlier session has there. `manifest` is what the next save puts on disk; where one has
     failed, it is ahead of the disk.
     """
 
@@ -53,7 +53,7 @@ class Store:
         source_dtype: str,
         *,
         compression: str = "auto",
-        kept: Kept = NOTHING_KEPT,
+        on_disk: OnDisk = NOTHING,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -62,10 +62,10 @@ class Store:
         self.selection = Selection(
             {(layer, kind): heads for layer, kinds in manifest.selection.items() for kind, heads in kinds.items()}
         )
-        self.examples: dict[int, Example] = dict(kept.committed)
+        self.examples: dict[int, Example] = dict(on_disk.committed)
         self._committed_examples = len(self.examples)
-        self.kept = kept
-        self._waiting = kept.waiting
+        self.on_disk = on_disk
+        self._waiting = on_disk.waiting
         self._earlier_timings = manifest.timings
         self._given = -1
         self._listing: Listing | None = None
@@ -98,13 +98,13 @@ class Store:
         Raises:
             RunError: a document is not what it was when its rows were captured.
         """
-        if not self.kept.committed and not self.kept.pending:
+        if not self.on_disk.committed and not self.on_disk.pending:
             return True
-        return self.kept.lacks(batch, draw(self.picker, self.selection, batch), self.selection.heads)
+        return self.on_disk.lacks(batch, draw(self.picker, self.selection, batch), self.selection.heads)
 
     def done(self, batch: TokenBatch) -> Mapping[tuple[int, str], frozenset[int]]:
         """Of the batch's documents, those that an earlier session has put on disk, by (layer, kind)."""
-        return self.kept.done(batch, self.selection.heads)
+        return self.on_disk.done(batch, self.selection.heads)
 
     def _warn_of(self, parts: Sequence[Part]) -> None:
         """Tells at once of the first part with numbers that are not finite, and not only at the end."""

@@ -11,7 +11,7 @@ import torch
 
 from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import HostTransfer
 from sniffer.sampler import All, LogUniform, Picker, Sampler
@@ -50,7 +50,7 @@ SELECTION = Selection(
 def observed(sampler: Sampler, batch: TokenBatch):
     """Runs a forward of three layers by hand; returns what each layer showed, and the observer."""
     layer_of = {module: number for number, module in enumerate(MODULES)}
-    plan = GatherPlan(SELECTION, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
+    plan = Wanted(SELECTION, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
     observer = Observer(batch, draw(Picker(sampler, 0), SELECTION, batch), plan)
     shown = [states(batch) for _ in MODULES]
     with tap(observer, pre=True):
@@ -120,7 +120,7 @@ def test_a_batch_that_was_not_seen_whole_is_not_added():
 def test_nothing_after_the_last_wanted_layer_is_computed():
     selection = Selection({(1, "q"): (0,)})
     layer_of = {module: number for number, module in enumerate(MODULES)}
-    plan = GatherPlan(selection, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
+    plan = Wanted(selection, geometry(), layer_of, HostTransfer(), torch.device("cpu"))
     batch = batch_of(5)
     observer = Observer(batch, draw(Picker(All(), 0), selection, batch), plan)
     reached = []
@@ -202,7 +202,7 @@ def test_each_device_of_a_spread_out_model_gets_the_indices_once_a_batch_and_the
     first, other = torch.device("meta"), torch.device("cpu")
     transfer = NotingTransfer()
     layer_of = {module: number for number, module in enumerate(MODULES)}
-    plan = GatherPlan(SELECTION, geometry(), layer_of, transfer, first)
+    plan = Wanted(SELECTION, geometry(), layer_of, transfer, first)
     heads = [(other, len(SELECTION.heads[2, kind])) for kind in ("q", "q_pre", "v")]
     for n_tokens, more in ((12, heads), (20, [])):
         batch = batch_of(n_tokens)
@@ -227,7 +227,7 @@ def test_each_device_of_a_spread_out_model_gets_the_indices_once_a_batch_and_the
 )
 def test_what_was_proven_at_start_up_must_hold_for_each_batch(change: Callable[[list], list], complaint: str):
     batch = batch_of(12, 9)
-    plan = GatherPlan(SELECTION, geometry(), {MODULES[0]: 0}, HostTransfer(), torch.device("cpu"))
+    plan = Wanted(SELECTION, geometry(), {MODULES[0]: 0}, HostTransfer(), torch.device("cpu"))
     observer = Observer(batch, draw(Picker(All(), 0), SELECTION, batch), plan)
     observer.stops = False
     with pytest.raises(CaptureError, match=complaint), tap(observer):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sniffer.forward.gather import gather
-from sniffer.forward.observer import GatherPlan, Observer, draw
+from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import BlockingTransfer, CudaTransfer, HostTransfer, transfer_for
 from sniffer.sampler import LogUniform, Picker
@@ -100,7 +100,7 @@ def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer, 
     heads, dims = {"q": 4, "k": 2, "v": 2}, dict.fromkeys("qkv", 8)
     modules = [torch.nn.Identity() for _ in range(4)]
     geometry = {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(4)}
-    plan = GatherPlan(selection, geometry, {module: n for n, module in enumerate(modules)}, transfer, device)
+    plan = Wanted(selection, geometry, {module: n for n, module in enumerate(modules)}, transfer, device)
     observer = Observer(batch, draw(Picker(LogUniform(base_rate=rate), 0), selection, batch), plan)
     shape = (len(batch.documents), batch.seq_len)
     with tap(observer):

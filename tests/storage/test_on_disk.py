@@ -16,7 +16,7 @@ from sniffer.runs.verify import verify
 from sniffer.sampler import All, Picker, Uniform
 from sniffer.storage.documents import refuse_repeated, repeated
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.on_disk import Kept, look
+from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example
 from sniffer.types import Document, TokenBatch
@@ -40,44 +40,44 @@ def committed(*ids: int) -> dict[int, Example]:
 
 def test_a_fresh_run_lacks_everything():
     batch = batch_of(1, 2)
-    assert Kept().lacks(batch, picks(batch), PAIRS)
-    assert Kept().done(batch, PAIRS) == {}
+    assert OnDisk().lacks(batch, picks(batch), PAIRS)
+    assert OnDisk().done(batch, PAIRS) == {}
 
 
 def test_committed_documents_lack_nothing():
     batch = batch_of(1, 2)
-    kept = Kept(committed(1, 2, 3))
-    assert not kept.lacks(batch, picks(batch), PAIRS)
-    assert kept.lacks(batch_of(1, 4), picks(batch_of(1, 4)), PAIRS)
+    found = OnDisk(committed(1, 2, 3))
+    assert not found.lacks(batch, picks(batch), PAIRS)
+    assert found.lacks(batch_of(1, 4), picks(batch_of(1, 4)), PAIRS)
 
 
 def test_a_pair_that_is_not_there_is_lacked():
     batch = batch_of(1, 2)
     everywhere = dict.fromkeys(PAIRS, frozenset({1, 2}))
-    assert not Kept(pending=everywhere).lacks(batch, picks(batch), PAIRS)
+    assert not OnDisk(pending=everywhere).lacks(batch, picks(batch), PAIRS)
     for pair in PAIRS:
         some = everywhere | {pair: frozenset({1})}
-        assert Kept(pending=some).lacks(batch, picks(batch), PAIRS)
-        assert Kept(pending=some).done(batch, PAIRS)[pair] == {1}
+        assert OnDisk(pending=some).lacks(batch, picks(batch), PAIRS)
+        assert OnDisk(pending=some).done(batch, PAIRS)[pair] == {1}
 
 
 def test_a_document_of_which_nothing_is_kept_is_not_lacked():
     batch = batch_of(1, 2)
     nothing = picks(batch, Uniform(base_rate=0.0))
-    assert not Kept(pending={(0, "q"): frozenset({9})}).lacks(batch, nothing, PAIRS)
+    assert not OnDisk(pending={(0, "q"): frozenset({9})}).lacks(batch, nothing, PAIRS)
 
 
 def test_what_is_done_includes_committed_documents():
-    kept = Kept(committed(1), {(0, "q"): frozenset({2})})
-    done = kept.done(batch_of(1, 2, 3), PAIRS)
+    found = OnDisk(committed(1), {(0, "q"): frozenset({2})})
+    done = found.done(batch_of(1, 2, 3), PAIRS)
     assert done == {(0, "q"): {1, 2}, (0, "k"): {1}, (0, "q_pre"): {1}}
 
 
 def test_a_changed_document_is_named():
-    kept, changed = Kept(committed(1)), batch_of(1, n_tokens=11)
+    found, changed = OnDisk(committed(1)), batch_of(1, n_tokens=11)
     with pytest.raises(RunError, match="'1' has changed: 10 tokens when it was captured, 11 now"):
-        kept.lacks(changed, picks(changed), PAIRS)
-    assert not Kept(committed(1), strict=False).lacks(changed, picks(changed), PAIRS)
+        found.lacks(changed, picks(changed), PAIRS)
+    assert not OnDisk(committed(1), strict=False).lacks(changed, picks(changed), PAIRS)
 
 
 @pytest.mark.parametrize("outputs", ["plain", "checkpoints"])
