@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 import polars as pl
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-# The same figure gives the same SVG: its inner names are drawn from this rather than at random.
-matplotlib.rcParams["svg.hashsalt"] = "qk-sniffer"
 
 BLUE, ORANGE = "#0072b2", "#d55e00"
 """Queries and keys, everywhere; told apart without colour vision too (Okabe and Ito)."""

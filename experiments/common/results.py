@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 
@@ -88,7 +89,9 @@ def refuse_place(folder: Path) -> None:
 
 def _drawn(figure: Figure, **options: Any) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, **options)
+    # The same figure gives the same SVG: its inner names are drawn from this rather than at random.
+    with matplotlib.rc_context({"svg.hashsalt": "qk-sniffer"}):
+        figure.savefig(content, **options)
     return content.getvalue()
 
 
