@@ -8,8 +8,8 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from sniffer.terminal.printing import line
-from sniffer.terminal.streams import standard_streams
+from sniffer.errors import ConfigError
+from sniffer.terminal.command import exit_code
 
 
 def analyses() -> dict[str, str]:
@@ -24,8 +24,11 @@ def usage() -> str:
     return f"python -m sniffer.experiments NAME run=RUN [out=FOLDER] [key=value ...], or NAME --help\n\n{lines}"
 
 
-@standard_streams()
 def main() -> int:
+    return exit_code(run)
+
+
+def run() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(usage())
@@ -33,8 +36,7 @@ def main() -> int:
     if name not in analyses():
         close = get_close_matches(name, analyses(), n=1)
         meant = f"did you mean {close[0]}?" if close else f"choose from {', '.join(analyses())}"
-        line(f"there is no analysis {name}: {meant}", error=True)
-        return 1
+        raise ConfigError(f"there is no analysis {name}: {meant}")
     del sys.argv[1]
     runpy.run_module(f"sniffer.experiments.{name}", run_name="__main__", alter_sys=True)
     return 0

@@ -7,7 +7,6 @@ RUN/experiments/NAME. An error is one line.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,11 +19,10 @@ from rich.progress import track
 from sniffer import open_run
 from sniffer.config.build import build
 from sniffer.config.resolve import conf_folder
-from sniffer.errors import ConfigError, RunError, SnifferError
+from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
-from sniffer.terminal.printing import line, say
-from sniffer.terminal.streams import standard_streams
-from sniffer.words import one_line
+from sniffer.terminal.command import exit_code, refusal
+from sniffer.terminal.printing import say
 
 from . import results
 from .results import Result
@@ -39,7 +37,6 @@ class Analysis(Protocol):
     def measure(self, run: Run) -> Result: ...
 
 
-@standard_streams()
 def main(
     name: str, arguments: Sequence[str] | None = None, act: Callable[[str, Sequence[str]], None] | None = None
 ) -> int:
@@ -48,20 +45,18 @@ def main(
     `act` is what to do with the name and the words instead of `analyse`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if any(word in ("-h", "--help") for word in words):
-        print(usage(name))
+
+    def run() -> int:
+        if any(word in ("-h", "--help") for word in words):
+            print(usage(name))
+        else:
+            (act or analyse)(name, words)
         return 0
-    try:
-        (act or analyse)(name, words)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (SnifferError, OSError, MemoryError) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        line(f"not enough memory for {name}" if isinstance(error, MemoryError) else one_line(error), error=True)
-        return 1
-    return 0
+
+    def told(error: Exception) -> str | None:
+        return f"not enough memory for {name}" if isinstance(error, MemoryError) else refusal(error)
+
+    return exit_code(run, told)
 
 
 def analyse(name: str, words: Sequence[str]) -> None:

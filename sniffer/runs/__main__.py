@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import rich
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console, RenderableType
 
 from sniffer.config.resolve import register
 from sniffer.config.trust import Trust
+from sniffer.process.patched import patched
 from sniffer.reader.job_folders import REPRODUCED
 from sniffer.storage.ownership import is_run, never_began
+from sniffer.terminal.command import exit_code, output_is_lost
 from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
 from sniffer.terminal.printing import line
-from sniffer.terminal.streams import is_lost, standard_streams
-from sniffer.words import one_line
 
 LOG = "sniffer.log"
 WIDTH = 180
@@ -35,32 +33,16 @@ WIDTH = 180
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb."""
-    with standard_streams() as output:
-        chosen = parser().parse_args(arguments)
-        code = run(chosen)
-    # These do nothing but tell.
-    return code or int(chosen.verb in ("list", "inspect", "verify") and is_lost(output))
+    return exit_code(partial(run, arguments))
 
 
-def run(chosen: argparse.Namespace) -> int:
-    """The exit code of a verb, whose errors are told."""
+def run(arguments: Sequence[str] | None) -> int:
+    chosen = parser().parse_args(arguments)
     register()
-    _log_to(chosen.run if chosen.verb == "resume" else None)
-    try:
-        return int(VERBS[chosen.verb](chosen))
-    except KeyboardInterrupt as error:
-        print("interrupted", file=sys.stderr)
-        return 128 + getattr(error, "signum", signal.SIGINT)
-    except (HydraException, OmegaConfBaseException) as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        line(one_line(error), error=True)
-        return 1
-    except OSError as error:
-        if os.environ.get("HYDRA_FULL_ERROR") == "1":
-            raise
-        line(one_line(error), error=True)
-        return 1
+    with logging_to(chosen.run if chosen.verb == "resume" else None):
+        code = VERBS[chosen.verb](chosen)
+    # These do nothing but tell.
+    return code or int(chosen.verb in ("list", "inspect", "verify") and output_is_lost())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -194,15 +176,22 @@ def _print(*tables: RenderableType) -> None:
     console.print(*tables)
 
 
-def _log_to(run: Path | None) -> None:
+@contextmanager
+def logging_to(run: Path | None) -> Iterator[None]:
     """Log lines on the screen, and in the log of a run that goes on."""
     handlers: list[logging.Handler] = [console_handler()]
     if run is not None and (is_run(run) or never_began(run)) and not (run / LOG).is_symlink():
         handlers.append(LogFile(run / LOG, encoding="utf-8", delay=True))
         handlers[-1].setFormatter(LineFormatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=handlers, force=True)
-    for ours in ("sniffer", "models"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+    with ExitStack() as given_back:
+        for ours in ("", "sniffer", "models"):
+            logger = logging.getLogger(ours)
+            given_back.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.INFO if ours else logging.WARNING)
+        given_back.enter_context(patched(logging.root, "handlers", handlers))
+        for handler in handlers:
+            given_back.callback(handler.close)
+        yield
 
 
 if __name__ == "__main__":
