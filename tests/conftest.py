@@ -66,7 +66,7 @@ def run(checkpoint: Path, texts: Path, tmp_path: Path) -> Callable:
 
     from sniffer import capture, open_run
     from sniffer.config.resolve import conf_folder, register, resolve
-    from sniffer.config.saving import save_config
+    from tests.helpers_config import save_config
     from tests.tiny_run import overrides
 
     numbers = iter(range(100))

@@ -12,7 +12,6 @@ from hydra import compose, initialize_config_dir
 
 from sniffer import capture
 from sniffer.config.resolve import conf_folder, register, resolve
-from sniffer.config.saving import save_config
 from sniffer.config.trust import Trust
 from sniffer.engine import worker
 from sniffer.forward import passes
@@ -20,6 +19,7 @@ from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.resume import resume
 from sniffer.runs.verify import verify
+from tests.helpers_config import save_config
 from tests.tiny_run import overrides
 
 TEXTS = {f"doc-{n}": f"the cat number {n} sat on the mat. " * (1 + n * 5 % 7) for n in range(14)}

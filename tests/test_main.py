@@ -14,12 +14,12 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from sniffer.__main__ import one_line
 from sniffer.config.schema import Config
 from sniffer.errors import CaptureError
 from sniffer.runs.resume import never_began
 from sniffer.storage.durable import HashedFile
 from sniffer.storage.manifest import Manifest
+from sniffer.words import one_line
 from tests.helpers_disk import Disk, failing
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,11 +12,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sniffer.config.build import checked
-from sniffer.config.schema import Config
+from sniffer.config.schema import Config, PlanConfig
 from sniffer.dataset.batching import ELSEWHERE
+from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.estimate import Estimate, estimate, peak_ram, stored_bytes
@@ -25,38 +24,8 @@ from sniffer.sampler import Picker
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
-from sniffer.types import Outline, by_number
+from sniffer.types import Dataset, Outline, by_number
 from sniffer.words import duration, size
-
-
-@dataclass(frozen=True)
-class Request:
-    """The key `plan`, where it is more than true.
-
-    Attributes:
-        read: whether to read and tokenise the documents; null: only if not both limits are given.
-        tokens_per_second: of the forward pass, measured.
-        run: an earlier run, whose tokens per second to take.
-    """
-
-    read: bool | None = None
-    tokens_per_second: float | None = None
-    run: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_second is not None and not self.tokens_per_second > 0:
-            raise ConfigError(f"plan.tokens_per_second={self.tokens_per_second} must be more than 0")
-        if self.tokens_per_second is not None and self.run is not None:
-            raise ConfigError("plan.tokens_per_second and plan.run both give a speed: leave one of them out")
-
-    @property
-    def speed(self) -> float | None:
-        """Tokens per second, where there is a measurement.
-
-        Raises:
-            RunError: there is no such run, or it has done nothing.
-        """
-        return self.tokens_per_second if self.run is None else measured_speed(Path(self.run))
 
 
 @dataclass(frozen=True)
@@ -88,25 +57,11 @@ class Needs:
 
 
 def tell(config: Config) -> None:
-    """Prints the plan of a run."""
-    show_table(facts_table("what the run would need", facts(needs(config, request(config.plan)))))
+    """Prints the plan of a run, as the key `plan` asks for it."""
+    show_table(facts_table("what the run would need", facts(needs(config, config.plan or PlanConfig()))))
 
 
-def request(value: Any) -> Request:
-    """The key `plan` as given: true, or a mapping.
-
-    Raises:
-        ConfigError: neither, an unknown key, or a wrong value.
-    """
-    if value is True:
-        return Request()
-    if not isinstance(value, dict):
-        raise ConfigError(f"plan={value} must be true, or a mapping such as '{{tokens_per_second: 900}}'")
-    asked: Request = checked(Request, value, "plan")
-    return asked
-
-
-def needs(config: Config, asked: Request) -> Needs:
+def needs(config: Config, asked: PlanConfig) -> Needs:
     """Works out what a run of this configuration would need.
 
     Raises:
@@ -114,15 +69,18 @@ def needs(config: Config, asked: Request) -> Needs:
     """
     from sniffer.capture import token_limit
 
-    speed, limits = asked.speed, config.model.limits()
+    speed, limits = speed_of(asked), config.model.limits()
     check_request(config.capture, limits)
     longest = token_limit(config, limits)
-    outline: Outline = config.model.outline()
+    outline = config.model.outline()
     selection = select(outline.geometry, config.capture, outline.pre_missing)
     geometry = by_number(outline.geometry)
     picker = Picker(config.sampler, config.seed)
-    read = must_read(config.dataset) if asked.read is None else asked.read
-    lengths = read_lengths(config, longest) if read else most_lengths(config.dataset)
+    most = most_lengths(config.dataset)
+    read = most is None if asked.read is None else asked.read
+    if not read and most is None:
+        raise ConfigError("plan.read=false needs dataset.max_examples and dataset.max_tokens: give both")
+    lengths = read_lengths(config, longest) if read or most is None else most
     batch = config.batch.max_tokens or ELSEWHERE
     stored = stored_bytes(config.output.compression, outline.dtype)
     expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch, stored)
@@ -133,20 +91,16 @@ def needs(config: Config, asked: Request) -> Needs:
     return Needs(outline, selection, lengths, read, expected, ram, rounds * len(selection.heads), speed)
 
 
-def must_read(dataset: Any) -> bool:
-    """Whether the lengths cannot be bounded without reading."""
-    return dataset.max_tokens is None or getattr(dataset, "max_examples", None) is None
-
-
-def most_lengths(dataset: Any) -> list[int]:
+def most_lengths(dataset: Dataset) -> list[int] | None:
     """The lengths of this worker's documents if there are as many as may be, and each is as long as it may be.
 
-    Raises:
-        ConfigError: there is no bound.
+    None where there is no such bound: a dataset of a user's own may not even have the keys.
     """
-    if must_read(dataset):
-        raise ConfigError("plan.read=false needs dataset.max_examples and dataset.max_tokens: give both")
-    return [dataset.max_tokens] * len(range(dataset.shard.index, dataset.max_examples, dataset.shard.count))
+    examples, longest = getattr(dataset, "max_examples", None), dataset.max_tokens
+    if examples is None or longest is None:
+        return None
+    shard = getattr(dataset, "shard", Shard())
+    return [longest] * len(range(shard.index, examples, shard.count))
 
 
 def read_lengths(config: Config, longest: int | None) -> list[int]:
@@ -159,6 +113,15 @@ def read_lengths(config: Config, longest: int | None) -> list[int]:
     config.dataset.check()
     tokenize, _ = config.model.tokenizer()
     return [document.n_tokens for document in Tokenizer(tokenize, longest).documents(config.dataset)]
+
+
+def speed_of(asked: PlanConfig) -> float | None:
+    """Tokens per second, where there is a measurement.
+
+    Raises:
+        RunError: there is no such run, or it has done nothing.
+    """
+    return asked.tokens_per_second if asked.run is None else measured_speed(Path(asked.run))
 
 
 def measured_speed(run: Path) -> float:

@@ -2,7 +2,7 @@
 
 Hydra composes what it finds on its search path, its own settings too, and does as they say: a file
 hydra/sweeper/basic.yaml names what is to be called. A run folder may come from anyone, so it never comes on that path.
-Its rerun.yaml is read as plain YAML and checked (runs/saved.py), and Hydra knows it by name, in memory, as do the
+Its rerun.yaml is read as plain YAML and checked (trust.py), and Hydra knows it by name, in memory, as do the
 processes of its launchers. A folder with configurations of the user's own is theirs to compose.
 """
 
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
-from unittest.mock import patch
 
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_store import ConfigStore
@@ -24,6 +23,7 @@ from sniffer.config.resolve import conf_folder
 from sniffer.config.trust import read_rerun
 from sniffer.config.typed import typed_strings
 from sniffer.errors import ConfigError, RunError
+from sniffer.process.patched import patched
 
 NAME = "rerun"
 
@@ -113,7 +113,7 @@ def _no_file_of_a_run() -> Iterator[None]:
             refuse_run_folder(folder)
         return honest(self, config_path)
 
-    with patch.object(files, "load_config", load_config):
+    with patched(files, "load_config", load_config):
         yield
 
 

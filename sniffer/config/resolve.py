@@ -1,4 +1,4 @@
-"""From what Hydra composed to a Config of real objects: checked once, and past this there is no DictConfig.
+"""From what Hydra composed to the Config of a run: checked once, and past this there is no DictConfig.
 
 The root is a typed dataclass (schema.py), so that Hydra itself refuses an unknown key or a wrong type. The groups
 model, dataset and sampler are constructor calls written down, which build.py makes.
@@ -14,8 +14,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from sniffer.config.build import TRUSTED, build, checked
-from sniffer.config.saving import is_free, plain_values
-from sniffer.config.schema import Config
+from sniffer.config.saving import ONCE, is_free, plain_values
+from sniffer.config.schema import Config, Keys, PlanConfig
 from sniffer.config.typed import typed_strings
 from sniffer.errors import ConfigError
 from sniffer.limits import LAYERS
@@ -24,7 +24,7 @@ from sniffer.storage.lock import is_held
 
 def register() -> None:
     """Makes Hydra know the schema, and where a run's own record goes."""
-    ConfigStore.instance().store(name="schema", node=Config)
+    ConfigStore.instance().store(name="schema", node=Keys)
     OmegaConf.register_new_resolver("record_folder", _record_folder, replace=True)
 
 
@@ -54,20 +54,52 @@ def resolve(cfg: DictConfig, overrides: Sequence[str] = (), roles: Mapping[str, 
     Raises:
         ConfigError: in one line, the key, the value found and the one wanted.
     """
-    return build_config(cfg, typed_strings(overrides, "trusted_targets"), roles)
+    return build_config(plain_values(cfg), typed_strings(overrides, "trusted_targets"), roles)
 
 
 def build_config(
-    cfg: DictConfig, trust: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None
+    plain: Mapping[str, Any], trust: Sequence[str] = (), roles: Mapping[str, Sequence[str]] | None = None
 ) -> Config:
-    """As `resolve`; `trust` are the prefixes that were typed, whether or not `cfg` asks for them."""
-    plain = plain_values(cfg)
-    trusted = _trusted_targets(plain.pop("trusted_targets"), trust)
+    """As `resolve`, from all keys as plain values; `trust` are the prefixes that were typed, whether `plain` asks for
+    them or not."""
+    wanted = plain["trusted_targets"]
+    trusted = _trusted_targets(wanted, trust)
     _require_countable_layers(plain["model"])
-    config: Config = checked(Config, {**plain, **dict.fromkeys(_BUILT)}, "")
-    for key in _BUILT:
-        setattr(config, key, build(plain[key], key, trusted, (roles or {}).get(key, ())))
-    return config
+    groups = dict.fromkeys(("sampler", "dataset", "model"))
+    keys: Keys = checked(Keys, {**plain, **groups, "trusted_targets": []}, "")
+
+    def made(group: str) -> Any:
+        return build(plain[group], group, trusted, (roles or {}).get(group, ()))
+
+    # Cheap ones first: importing a model's class may bring torch along.
+    sampler, dataset, model = map(made, groups)
+    return Config(
+        seed=keys.seed,
+        model=model,
+        dataset=dataset,
+        sampler=sampler,
+        capture=keys.capture,
+        batch=keys.batch,
+        output=keys.output,
+        engine=keys.engine,
+        plan=plan_asked(plain["plan"]) if plain["plan"] else None,
+        trusted_targets=tuple(wanted),
+        saved={key: value for key, value in plain.items() if key not in ONCE},
+    )
+
+
+def plan_asked(value: Any) -> PlanConfig:
+    """The key `plan` as given: true, or a mapping.
+
+    Raises:
+        ConfigError: neither, an unknown key, or a wrong value.
+    """
+    if value is True:
+        return PlanConfig()
+    if not isinstance(value, dict):
+        raise ConfigError(f"plan={value} must be true, or a mapping such as '{{tokens_per_second: 900}}'")
+    asked: PlanConfig = checked(PlanConfig, value, "plan")
+    return asked
 
 
 def _require_countable_layers(model: Any, name: str = "model") -> None:
@@ -76,10 +108,6 @@ def _require_countable_layers(model: Any, name: str = "model") -> None:
         if isinstance(value, int) and "layer" in str(key) and value > LAYERS:
             raise ConfigError(f"{name}.{key}={value} is more than the {LAYERS:,} layers that a run can have")
         _require_countable_layers(value, f"{name}.{key}")
-
-
-_BUILT = ("sampler", "dataset", "model")
-"""Cheap ones first: importing a model's class brings torch along."""
 
 
 def _record_folder(output_dir: str, plan: Any = False) -> str | None:

@@ -12,24 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.config.build import config_error
-from sniffer.config.schema import Config
+from sniffer.config.schema import Keys
 from sniffer.errors import ConfigError, RunError, first_line, reason
 from sniffer.storage.durable import durable_file
 from sniffer.storage.ownership import RERUN_HEAD, refuse_taken
 from sniffer.storage.untrusted import CONFIG_BYTES, read_yaml
 
 
-def save_config(folder: Path, cfg: DictConfig) -> None:
-    """Writes config.yaml, the resolved configuration, and rerun.yaml, which composes to the same one."""
-    plain = plain_values(cfg)
-    # Trust is given on a command line, each time: a run folder may come from someone else.
-    for key in ONCE:
-        del plain[key]
-    save_plain(folder, plain)
-
-
 def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
-    """As `save_config`, from plain values.
+    """Writes config.yaml, a resolved configuration, and rerun.yaml, which composes to the same one.
+
+    Args:
+        plain: without what one command line says (ONCE).
 
     Raises:
         CaptureError: the disk is full or cannot be written to.
@@ -77,7 +71,7 @@ RESTORE = "restore the file, or let `python -m sniffer.runs resume RUN --restore
 
 
 ONCE = ("trusted_targets", "plan")
-"""Keys of one command line, which a run does not save."""
+"""Keys of one command line, which a run does not save: it may come from someone else, and trust is given by typing."""
 
 
 def holds_results(folder: Path) -> bool:
@@ -104,10 +98,10 @@ def is_free(folder: Path) -> bool:
 def plain_values(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain dicts and lists: interpolations resolved, local paths made absolute."""
     try:
-        typed = OmegaConf.merge(OmegaConf.structured(Config), cfg)
+        typed = OmegaConf.merge(OmegaConf.structured(Keys), cfg)
         plain = OmegaConf.to_container(typed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise config_error(error, "", Config) from error
+        raise config_error(error, "", Keys) from error
     except OverflowError as error:  # of OmegaConf, which then does not name the key
         raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)

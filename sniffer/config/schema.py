@@ -1,17 +1,30 @@
-"""The configuration's keys and their types; what a value must be is checked as it is made."""
+"""The configuration, twice: `Keys` as it is written in YAML and on the command line, `Config` as a run gets it.
+
+Hydra and OmegaConf check keys and types against Keys. The sections that they share check their own values as they are
+made; what a group describes (model, dataset, sampler) is built from it in between (resolve.py).
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import MISSING
 
 from sniffer.errors import ConfigError
 from sniffer.forward.selection import CaptureConfig
-from sniffer.types import COMPRESSIONS
+from sniffer.types import COMPRESSIONS, Checkpoint, Dataset
+
+if TYPE_CHECKING:
+    from sniffer.sampler import Sampler
+
+    Size: TypeAlias = int | None
+else:
+    # OmegaConf takes what a user writes, and leaves it to the section what that means: a number, or "8GiB".
+    Size = Any
 
 
 @dataclass
@@ -39,7 +52,7 @@ class OutputConfig:
     """
 
     compression: str = "auto"
-    memory_limit: Any = None
+    memory_limit: Size = None
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,11 +102,27 @@ class EngineConfig:
 
 
 @dataclass
-class Config:
-    """The root. `resolve` puts built objects in the place of model, dataset and sampler.
+class PlanConfig:
+    """The key `plan`, where it asks for more than `plan=true` does.
 
-    `plan`: true, or a mapping (plan.py), to be told what a run would need instead of running it.
+    `read`: whether to read and tokenise the documents; null: only if not both limits are given. A forward's measured
+    tokens per second are given as `tokens_per_second`, or taken from the earlier run in the folder `run`.
     """
+
+    read: bool | None = None
+    tokens_per_second: float | None = None
+    run: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second is not None and not self.tokens_per_second > 0:
+            raise ConfigError(f"plan.tokens_per_second={self.tokens_per_second} must be more than 0")
+        if self.tokens_per_second is not None and self.run is not None:
+            raise ConfigError("plan.tokens_per_second and plan.run both give a speed: leave one of them out")
+
+
+@dataclass
+class Keys:
+    """The root as it is written: a group is a constructor call written down, `plan` is true or a mapping."""
 
     seed: int = 0
     model: Any = MISSING
@@ -105,6 +134,27 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
     plan: Any = False
     trusted_targets: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The root as a run gets it: checked, and built.
+
+    `plan`: what is asked of a plan; None where the run itself is wanted. `trusted_targets`: prefixes of the user's own
+    classes. `saved`: the same configuration in plain values, as config.yaml keeps it.
+    """
+
+    seed: int
+    model: Checkpoint
+    dataset: Dataset
+    sampler: Sampler
+    capture: CaptureConfig
+    batch: BatchConfig
+    output: OutputConfig
+    engine: EngineConfig
+    plan: PlanConfig | None
+    trusted_targets: tuple[str, ...]
+    saved: Mapping[str, Any] = field(repr=False, compare=False)
 
 
 UNITS = {"B": 1} | {

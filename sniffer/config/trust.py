@@ -17,8 +17,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from sniffer.config.resolve import ROLES, build_config
-from sniffer.config.saving import ONCE, RERUN_DEFAULTS, RESTORE, saved_config
-from sniffer.config.schema import OWN_CLUSTER, Config
+from sniffer.config.saving import ONCE, RERUN_DEFAULTS, RESTORE, plain_values, saved_config
+from sniffer.config.schema import OWN_CLUSTER, Config, Keys
 from sniffer.config.typed import is_typed
 from sniffer.errors import RunError, unbroken
 from sniffer.storage.untrusted import plain_yaml, read_text
@@ -47,7 +47,7 @@ def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
         ConfigError: a key or value is not one of ours.
     """
     cfg = OmegaConf.create({**allowed(plain, trust, origin), "trusted_targets": list(trust.prefixes)})
-    return build_config(cfg, trust.prefixes, ROLES)
+    return build_config(plain_values(cfg), trust.prefixes, ROLES)
 
 
 def allowed(plain: Mapping[str, Any], trust: Trust, origin: Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
     return cfg
 
 
-SAVED = Config.__dataclass_fields__.keys() - set(ONCE)
+SAVED = Keys.__dataclass_fields__.keys() - set(ONCE)
 REMOTE_CODE = "model.trust_remote_code"
 
 

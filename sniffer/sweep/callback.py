@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
+from sniffer.process.patched import patched
 from sniffer.storage.made_folder import first_existing
 from sniffer.storage.ownership import refuse_foreign_sweep
 
 
 class Watch(Callback):
-    """Named in conf/common.yaml. Afterwards the class knows the sweep of this process, and what was there before it."""
+    """Named in conf/common.yaml. Once Hydra starts, the class knows the sweep of this process, and what was there
+    before it; what it knows ends with `watching`."""
 
     root: ClassVar[Path | None] = None
     """Below it a single run makes its folder; None where that was there and held something."""
@@ -38,8 +39,8 @@ class Watch(Callback):
 
 
 @contextmanager
-def sweeps_checked() -> Iterator[None]:
-    """Has Hydra look at a sweep's folder before it makes the sweeper, which would write into it.
+def watching() -> Iterator[None]:
+    """Has Hydra tell Watch, and look at a sweep's folder before it makes the sweeper, which would write into it.
 
     A callback cannot refuse: Hydra turns what it raises into a warning.
     """
@@ -51,5 +52,10 @@ def sweeps_checked() -> Iterator[None]:
         Watch.sweep = sweep
         return honest(self, config=config, **options)
 
-    with patch.object(Plugins, "instantiate_sweeper", instantiate_sweeper):
+    with (
+        patched(Plugins, "instantiate_sweeper", instantiate_sweeper),
+        patched(Watch, "root", None),
+        patched(Watch, "sweep", None),
+        patched(Watch, "done_before", frozenset()),
+    ):
         yield

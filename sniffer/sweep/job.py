@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-from omegaconf import DictConfig
 from rich.table import Table
 
-from sniffer.config.resolve import ROLES, resolve
-from sniffer.config.saving import ONCE, plain_values, saved_config
+from sniffer.config.saving import saved_config
 from sniffer.config.schema import Config
 from sniffer.config.trust import Trust
 from sniffer.engine.model_cache import LastModel
@@ -57,17 +55,16 @@ def noted(sweep: Path, folder: Path) -> Iterator[None]:
         update(sweep, job, failed_of)
 
 
-def go_on(cfg: DictConfig, folder: Path, overrides: Sequence[str]) -> None:
+def go_on(config: Config, folder: Path) -> None:
     """A job whose folder already holds results: nothing to do if they are complete, else the rest of it.
 
     Raises:
         RunError: they are results of another configuration or model.
         SnifferError: as a fresh run.
     """
-    config = resolve(cfg, overrides, ROLES)
-    then, now = saved_config(folder), plain_values(cfg)
-    trust = Trust(now["trusted_targets"], bool(cfg.model.get("trust_remote_code")), now["engine"]["address"])
-    if found := differences({"config": then}, {"config": {key: now[key] for key in now if key not in ONCE}}):
+    remote_code = bool(config.saved["model"].get("trust_remote_code"))
+    trust = Trust(config.trusted_targets, remote_code, config.engine.address)
+    if found := differences({"config": saved_config(folder)}, {"config": config.saved}):
         raise RunError(
             f"{folder} holds results of another configuration ({'; '.join(found[:3])}): "
             "choose another hydra.sweep.dir, or remove the folder"

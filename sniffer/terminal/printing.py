@@ -7,7 +7,8 @@ So whatever is printed is made harmless here, and nowhere else: lines, tables, a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import rich
@@ -28,6 +29,18 @@ def line(text: Any, *, error: bool = False) -> None:
 def say(text: Any, style: str = "") -> None:
     """Prints a line for people, never wrapped; in a style where there is a terminal."""
     rich.get_console().print(Text(printable(text), style=style), soft_wrap=True)
+
+
+@contextmanager
+def no_terminal() -> Iterator[None]:
+    """For people who read it later: nothing that is printed inside takes a terminal for its own."""
+    console = rich.get_console()
+    before = console.__dict__
+    rich.reconfigure(force_terminal=False)
+    try:
+        yield
+    finally:
+        console.__dict__ = before
 
 
 class Grid(Table):

@@ -14,10 +14,10 @@ from hydra.core.global_hydra import GlobalHydra
 from sniffer.models.backbone import Checkpoint
 
 from sniffer.__main__ import main
-from sniffer.config.resolve import conf_folder, register, resolve
+from sniffer.cli.plan import Needs, facts, needs
+from sniffer.config.resolve import conf_folder, plan_asked, register, resolve
 from sniffer.config.schema import Config
 from sniffer.errors import ConfigError, RunError, UnsupportedModelError
-from sniffer.plan import Needs, facts, needs, request
 from tests.tiny_run import TEXTS, overrides
 
 SEVENTY_BILLION = (
@@ -51,7 +51,7 @@ def configured(*arguments: str) -> Config:
 
 
 def planned(*arguments: str, **asked: Any) -> Needs:
-    return needs(configured(*arguments), request(asked or True))
+    return needs(configured(*arguments), plan_asked(asked or True))
 
 
 def test_what_is_planned_is_what_happens(run: Callable, checkpoint: Path, texts: Path):
@@ -151,7 +151,7 @@ def test_time_follows_from_a_measured_speed(run: Callable, checkpoint: Path, tex
 )
 def test_a_wrong_request_is_refused(value: Any, named: str):
     with pytest.raises(ConfigError) as caught:
-        request(value)
+        plan_asked(value)
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 

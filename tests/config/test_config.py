@@ -22,12 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from sniffer.config import schema as module
 from sniffer.config.build import TRUSTED, build
 from sniffer.config.resolve import conf_folder, register, resolve
-from sniffer.config.saving import ONCE, holds_results, plain_values, refuse_results, save_config
-from sniffer.config.schema import Config, OutputConfig
+from sniffer.config.saving import ONCE, holds_results, plain_values, refuse_results
+from sniffer.config.schema import Config, Keys, OutputConfig
 from sniffer.errors import CaptureError, ConfigError, RunError, SnifferError
 from sniffer.forward.selection import numbers
 from sniffer.sampler import LogUniform
 from sniffer.words import one_line
+from tests.helpers_config import save_config
 from tests.helpers_disk import Disk, failing
 
 GROUPS = ("model", "dataset", "sampler", "engine", "experiment")
@@ -85,7 +86,7 @@ def refused(*overrides: str) -> str:
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group: str, choice: str) -> None:
     cfg = composed(f"{group}={choice}")
-    assert set(cfg) == {f.name for f in fields(Config)}
+    assert set(cfg) == {f.name for f in fields(Keys)}
 
 
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("model", "dataset", "sampler")])
@@ -106,7 +107,7 @@ _CHOSEN = {"model": ("checkpoint", "model_type")}
 
 def test_the_root_file_agrees_with_the_schema() -> None:
     written = yaml.safe_load((conf_folder() / "config.yaml").read_text())
-    defaults = OmegaConf.to_container(OmegaConf.structured(Config))
+    defaults = OmegaConf.to_container(OmegaConf.structured(Keys))
     assert isinstance(defaults, dict)
     for key in set(written) - {"defaults"}:
         assert written[key] == defaults[key], key

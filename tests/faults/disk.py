@@ -20,7 +20,6 @@ from hydra import compose, initialize_config_dir
 
 from sniffer import capture
 from sniffer.config.resolve import conf_folder, register, resolve
-from sniffer.config.saving import save_config
 from sniffer.config.schema import Config
 from sniffer.config.trust import Trust
 from sniffer.engine.model_cache import LastModel
@@ -32,6 +31,7 @@ from tests import helpers_store
 from tests.engine.test_crew import OneEngine, well
 from tests.faults.conftest import Patient
 from tests.faults.driver import Fault
+from tests.helpers_config import save_config
 from tests.helpers_disk import READING, WRITING, Disk, failing
 from tests.helpers_runs import LAW, TEXTS
 from tests.helpers_store import OUTPUTS, Outputs, Session, killed, must_survive, n_calls, prepared, repeat, whole_digest

@@ -14,11 +14,12 @@ from hydra import compose, initialize_config_dir
 
 from sniffer.config import trust as saved
 from sniffer.config.resolve import conf_folder, register
-from sniffer.config.saving import save_config, saved_config
+from sniffer.config.saving import saved_config
 from sniffer.config.trust import Trust
 from sniffer.errors import RunError
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.summary import resume_line
+from tests.helpers_config import save_config
 
 CHEAP = ["model=llama3", "model.weights=random", "dataset=pydoc"]
 Invoke = Callable[..., int]

@@ -88,7 +88,7 @@ def test_a_job_of_a_sweep_leaves_such_a_folder_alone(invoke: Invoke, ran: list, 
 
 def test_what_a_stopped_or_killed_run_leaves_is_ours(invoke: Invoke, ran: list, tmp_path: Path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("sniffer.__main__.save_config", stopped)
+        patched.setattr("sniffer.cli.job.save_plain", stopped)
         assert invoke(*CHEAP, "hydra.run.dir=out") == 130
     assert (tmp_path / "out" / ".hydra").is_dir() and (tmp_path / "out" / ".lock").exists()
     (tmp_path / "out" / ".manifest.json.77.tmp").write_text("{")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sniffer.experiments.common import entry
 
-from sniffer.__main__ import tell_rerun
+from sniffer.cli.job import tell_rerun
 from sniffer.reader.index import update
 from sniffer.runs import __main__ as verbs
 from sniffer.runs.code import COPY
