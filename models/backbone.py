@@ -111,8 +111,8 @@ class Checkpoint:
         from . import finder
         from .limits import limits_of
 
-        finder.install()
-        return limits_of(self._config(), trust_remote_code=self.trust_remote_code)
+        with finder.installed():
+            return limits_of(self._config(), trust_remote_code=self.trust_remote_code)
 
     def tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with.
@@ -143,8 +143,7 @@ class Checkpoint:
         """
         from . import finder
 
-        finder.install()
-        with self._unchanged():
+        with finder.installed(), self._unchanged():
             backbone = self._proven()
         if self.compile:
             from .compiled import compile_layers
@@ -162,8 +161,8 @@ class Checkpoint:
         from . import finder
         from .outline import outline
 
-        finder.install()
-        return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
+        with finder.installed():
+            return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
 
     def sources(self, names: Iterable[str]) -> dict[str, str]:
         """What modelling modules of transformers would be made from now: a digest of each, and whether of a copy."""

@@ -121,15 +121,16 @@ def _convert(gguf: Path, folder: Path) -> None:
     """Writes the GGUF file's model, dequantised to float32, and its tokenizer as a checkpoint folder."""
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-        from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        from .weights import quiet_bars
+
+        with quiet_bars():
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+            )
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (ImportError, ValueError, RuntimeError) as error:
         # transformers raises ValueError, not ImportError, when gguf or accelerate are missing.
         raise CheckpointError(

@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations import peft
 
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
 
@@ -116,8 +116,12 @@ def check_adapter(fit: Fit, title: str) -> None:
 @contextmanager
 def adapters_aside() -> Iterator[None]:
     """Has transformers load a checkpoint as if it had no adapter."""
-    with patch("transformers.integrations.peft.is_peft_available", return_value=False):
+    honest = peft.is_peft_available
+    peft.is_peft_available = lambda: False
+    try:
         yield
+    finally:
+        peft.is_peft_available = honest
 
 
 def _where(name: str, place: str, backbone: nn.Module) -> int | None:

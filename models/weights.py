@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -134,16 +135,23 @@ def _backbone(
     check: Callable[[PreTrainedModel, PreTrainedModel], None] = lambda model, backbone: None,
 ) -> LoadedBackbone:
     device = device_of(how.device)
-    with _quiet_bars():
+    with quiet_bars():
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
-    retrofit(model)
-    backbone = find_backbone(model)
-    check(model, backbone)
-    del model  # and with it the language-model head
-    if how.device_map is None:
-        torch.nn.Module.to(backbone, device)
-    return LoadedBackbone(backbone)
+    undo = retrofit(model)
+    try:
+        backbone = find_backbone(model)
+        check(model, backbone)
+        del model  # and with it the language-model head
+        if how.device_map is None:
+            torch.nn.Module.to(backbone, device)
+        loaded = LoadedBackbone(backbone)
+    except BaseException:
+        undo()
+        raise
+    # That code stays tapped for as long as somebody has the backbone.
+    weakref.finalize(backbone, undo).atexit = False
+    return loaded
 
 
 def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title: str) -> PreTrainedModel:
@@ -219,8 +227,8 @@ def _ours(error: BaseException | None) -> SnifferError | None:
 
 
 @contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """Keeps transformers' own progress bars off the terminal while ours may be there."""
+def quiet_bars() -> Iterator[None]:
+    """Keeps transformers' own progress bars off the terminal, where ours may be."""
     logging_of_transformers = transformers.utils.logging
     shown = logging_of_transformers.is_progress_bar_enabled()
     logging_of_transformers.disable_progress_bar()
