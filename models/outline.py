@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,9 +43,9 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
         )
 
     try:
-        with _silent(), FakeTensorMode(), torch.no_grad():
+        with _silent(), FakeTensorMode(), torch.no_grad(), ExitStack() as given_back:
             model = with_attention(attempt, "auto", title)
-            retrofit(model)
+            given_back.callback(retrofit(model))
             backbone = find_backbone(model)
             backbone.config.use_cache = False
             missing, seen = _seen(backbone)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-STORY = ["types", "sampler", "dataset", "forward", "storage", "reader", "engine", "capture", "runs", "__main__"]
+STORY = ["types", "sampler", "dataset", "forward", "storage", "reader", "engine", "capture", "runs", "sweep", "cli"]
 """A room may use those before it in this list, never one after it."""
 
 MODULES, ARROWS, LINES = 12, 110, 300
@@ -130,3 +130,15 @@ def test_light_modules_do_not_import_torch(module: str):
     check = f"import sys, {module}; print([name for name in {HEAVY} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_entry_alone_has_what_hydra_composed():
+    """Past it, a configuration is typed. And no file borrows its tools from those of tests."""
+    entry = {"config", "cli", "sweep.callback"}
+    for package in ("sniffer", "models", "experiments"):
+        for file in (ROOT / package).rglob("*.py"):
+            found = imports(file)
+            inside = ".".join(file.relative_to(ROOT / package).with_suffix("").parts)
+            if not any(inside == name or inside.startswith(f"{name}.") for name in entry):
+                assert "omegaconf.DictConfig" not in found, file
+            assert not any(name.startswith("unittest") for name in found), file

@@ -6,9 +6,9 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -26,7 +26,7 @@ from sniffer.config.saving import ONCE, holds_results, plain_values, refuse_resu
 from sniffer.config.schema import Config, Keys, OutputConfig
 from sniffer.errors import CaptureError, ConfigError, RunError, SnifferError
 from sniffer.forward.selection import numbers
-from sniffer.sampler import LogUniform
+from sniffer.sampler import LogUniform, Sampler
 from sniffer.words import one_line
 from tests.helpers_config import save_config
 from tests.helpers_disk import Disk, failing
@@ -121,6 +121,20 @@ def test_resolve_gives_real_objects() -> None:
     assert config.dataset.shard.count == 3
     assert config.capture.layers == (0, 1, 2)
     assert isinstance(config.capture, module.CaptureConfig)
+
+
+def test_what_a_run_gets_is_fixed_and_has_a_type() -> None:
+    types = get_type_hints(Config, vars(module) | {"Sampler": Sampler})
+    assert {f.name for f in fields(Config)} == {f.name for f in fields(Keys)} | {"saved"}
+    assert Any not in types.values()
+    cfg = composed("dataset=pydoc", "plan={read: false}", "seed=3")
+    cfg.model = {"_target_": "sniffer.config.schema.EngineConfig"}
+    config = resolve(cfg)
+    assert config.plan == module.PlanConfig(read=False)
+    assert config.saved == {key: value for key, value in plain_values(cfg).items() if key not in ONCE}
+    for f in fields(config):
+        with pytest.raises(FrozenInstanceError):
+            setattr(config, f.name, None)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,33 @@ def test_install_twice_is_once_and_uninstall_takes_it_away():
     assert out == "1 True True"
 
 
+@pytest.mark.parametrize("early", [False, True])
+def test_a_checkpoint_gives_back_what_it_taps(early: bool):
+    """The hook when it is loaded; the code of a family that was there before, with its backbone."""
+    out = fresh(f"""
+        import gc, sys
+        {f"import {LLAMA}" if early else ""}
+        from sniffer.models.backbone import Checkpoint
+        from sniffer.models.finder import is_tapped
+        from sniffer.models.retrofit import SWAPPED
+        small = dict(num_hidden_layers=2, hidden_size=32, intermediate_size=48, num_attention_heads=4, vocab_size=300)
+        checkpoint = Checkpoint("none", weights="random", model_type="llama", config_overrides=small, device="cpu")
+        before = list(sys.meta_path)
+        checkpoint.limits(), checkpoint.outline()
+        assert sys.meta_path == before
+        backbone = checkpoint.load()
+        module = backbone.module
+        print(sys.meta_path == before, is_tapped("{LLAMA}"), len(SWAPPED), end=" ")
+        del backbone
+        gc.collect()
+        print(len(SWAPPED), end=" ")
+        del module
+        gc.collect()
+        print(len(SWAPPED))
+    """)
+    assert out == ("True True 1 1 0" if early else "True True 0 0 0")
+
+
 def test_a_family_is_tapped_under_its_own_name_even_after_the_auto_classes():
     out = fresh(f"""
         from transformers import AutoModelForCausalLM, LlamaConfig
