@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sniffer.storage.layout import RunFolder, SweepFolder
+
 ROOT = Path(__file__).resolve().parents[1]
 
 STORY = ["types", "sampler", "dataset", "forward", "storage", "reader", "engine", "capture", "runs", "sweep", "cli"]
@@ -142,3 +144,23 @@ def test_the_entry_alone_has_what_hydra_composed():
             if not any(inside == name or inside.startswith(f"{name}.") for name in entry):
                 assert "omegaconf.DictConfig" not in found, file
             assert not any(name.startswith("unittest") for name in found), file
+
+
+def test_names_of_files_are_spelled_in_one_place():
+    """`storage/layout.py`; where a sentence names a file to a reader, it may."""
+    names = {
+        value
+        for folder in (RunFolder, SweepFolder)
+        for name, given in vars(folder).items()
+        for value in (given if isinstance(given, tuple) else (given,))
+        if name.isupper() and isinstance(value, str) and ("." in value or value == "captures")
+    } - {RunFolder.CARD}  # so is the card of anyone's dataset
+    assert len(names) > 15
+    spelled = {
+        (file.relative_to(ROOT).as_posix(), node.value)
+        for file in (ROOT / "sniffer").rglob("*.py")
+        if file != ROOT / "sniffer/storage/layout.py"
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    }
+    assert not spelled

@@ -22,6 +22,7 @@ from sniffer.config.saving import holds_results, refuse_results, save_plain
 from sniffer.config.schema import Config
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import RunError
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.made_folder import forget, remove_empty
 from sniffer.storage.ownership import refuse_links
@@ -114,7 +115,7 @@ def forgotten_if_refused(folder: Path) -> Iterator[None]:
 def check_place(sweep: Path, folder: Path) -> None:
     """Raises RunError, and leaves a job's folder as it is, where it holds something else or a link leads out of it."""
     try:
-        refuse_links(sweep, folder / "sniffer.log")
+        refuse_links(sweep, folder / RunFolder.LOG)
         if not holds_results(folder):
             refuse_results(folder)
     except RunError:

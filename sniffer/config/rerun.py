@@ -24,13 +24,12 @@ from sniffer.config.trust import read_rerun
 from sniffer.config.typed import typed_strings
 from sniffer.errors import ConfigError, RunError
 from sniffer.process.patched import patched
+from sniffer.storage.layout import RunFolder, SweepFolder
 
 NAME = "rerun"
 
-OF_A_RUN = ("manifest.json", ".manifest.json", "rerun.yaml")
-OF_A_SWEEP = ("sweep.parquet", "multirun.yaml")
-OF_A_RECORD = ("hydra.yaml", "overrides.yaml")
-"""Of a job, as Hydra keeps it in .hydra."""
+TELLING = (*RunFolder.MANIFESTS, RunFolder.RERUN, SweepFolder.INDEX, SweepFolder.MULTIRUN)
+"""Files that tell a run or a sweep."""
 
 
 @contextmanager
@@ -93,8 +92,8 @@ def _search_folders(arguments: Namespace) -> Iterator[Path]:
 
 def refuse_run_folder(folder: Path) -> None:
     """Raises RunError where a folder is that of a run, a sweep or a job's record: nothing there is to be composed."""
-    run = folder.parent if all((folder / name).exists() for name in OF_A_RECORD) else folder
-    if run != folder or any((folder / name).exists() for name in (*OF_A_RUN, *OF_A_SWEEP)):
+    run = folder.parent if all((folder / name).exists() for name in RunFolder.HYDRA_TELLING) else folder
+    if run != folder or any((folder / name).exists() for name in TELLING):
         raise RunError(
             f"{folder} is the folder of a run or a sweep, from which no configuration is composed: `-cd RUN -cn rerun` "
             "runs a run again; keep configurations of your own in another folder"

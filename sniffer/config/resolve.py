@@ -19,6 +19,7 @@ from sniffer.config.schema import Config, Keys, PlanConfig
 from sniffer.config.typed import typed_strings
 from sniffer.errors import ConfigError
 from sniffer.limits import LAYERS
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import is_held
 
 
@@ -113,7 +114,7 @@ def _require_countable_layers(model: Any, name: str = "model") -> None:
 def _record_folder(output_dir: str, plan: Any = False) -> str | None:
     """Hydra's record of the job goes to .hydra, but nowhere if something else is there already, or for a plan."""
     folder = Path(output_dir)
-    return None if plan or is_held(folder) or not is_free(folder) else ".hydra"
+    return None if plan or is_held(folder) or not is_free(folder) else RunFolder.HYDRA
 
 
 def _trusted_targets(wanted: list[str], typed: Sequence[str]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from sniffer.config.build import config_error
 from sniffer.config.schema import Keys
 from sniffer.errors import ConfigError, RunError, first_line, reason
 from sniffer.storage.durable import durable_file
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import RERUN_HEAD, refuse_taken
 from sniffer.storage.untrusted import CONFIG_BYTES, read_yaml
 
@@ -40,7 +41,7 @@ def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
     defaults = "".join(["defaults:\n", *(f"  - {name}\n" for name in RERUN_DEFAULTS)])
     # Half a config.yaml may be a whole configuration, and another one. It comes last: a run that has it has both, and
     # where there is one, the rerun.yaml tells that it is ours (storage/ownership.py).
-    for name, content in (("rerun.yaml", head + defaults + text), ("config.yaml", text)):
+    for name, content in ((RunFolder.RERUN, head + defaults + text), (RunFolder.CONFIG, text)):
         with durable_file(folder / name) as file:
             file.write(content.encode())
 
@@ -55,7 +56,7 @@ def saved_config(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: the file is not YAML, or not a mapping.
     """
-    path = folder / "config.yaml"
+    path = folder / RunFolder.CONFIG
     try:
         values = read_yaml(path)
     except FileNotFoundError:
@@ -76,7 +77,7 @@ ONCE = ("trusted_targets", "plan")
 
 def holds_results(folder: Path) -> bool:
     """Whether a run has already written into this folder."""
-    return (folder / "manifest.json").exists() or (folder / "captures").exists()
+    return (folder / RunFolder.MANIFEST).exists() or (folder / RunFolder.CAPTURES).exists()
 
 
 def refuse_results(folder: Path) -> None:

@@ -21,6 +21,7 @@ from sniffer.config.saving import ONCE, RERUN_DEFAULTS, RESTORE, plain_values, s
 from sniffer.config.schema import OWN_CLUSTER, Config, Keys
 from sniffer.config.typed import is_typed
 from sniffer.errors import RunError, unbroken
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.untrusted import plain_yaml, read_text
 
 
@@ -84,7 +85,7 @@ def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
     Raises:
         RunError: it cannot be read, or says what a saved configuration never does.
     """
-    origin = folder / "rerun.yaml"
+    origin = folder / RunFolder.RERUN
     try:
         text = read_text(origin)
         plain = plain_yaml(text)

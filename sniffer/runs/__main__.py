@@ -21,12 +21,13 @@ from sniffer.config.resolve import register
 from sniffer.config.trust import Trust
 from sniffer.process.patched import patched
 from sniffer.reader.job_folders import REPRODUCED
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import is_run, never_began
 from sniffer.terminal.command import exit_code, output_is_lost
 from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
 from sniffer.terminal.printing import line
 
-LOG = "sniffer.log"
+LOG = RunFolder.LOG
 WIDTH = 180
 """Of tables that go to a file or a pipe."""
 

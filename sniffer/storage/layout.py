@@ -34,7 +34,9 @@ class RunFolder:
     """Of a published run, as is the card."""
 
     HYDRA = ".hydra"
-    HYDRA_RECORD = ("config.yaml", "hydra.yaml", "overrides.yaml")
+    HYDRA_TELLING = ("hydra.yaml", "overrides.yaml")
+    HYDRA_RECORD = ("config.yaml", *HYDRA_TELLING)
+    """In that folder: what of it says that a job is Hydra's, and all of it."""
     HYDRA_OWN = ".hydra/hydra.yaml"
     OVERRIDES = ".hydra/overrides.yaml"
 

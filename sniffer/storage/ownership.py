@@ -128,7 +128,7 @@ def _is_ours(sweep: Path) -> bool:
 
 def _is_of_a_sweep(path: Path, depth: int = 0) -> bool:
     """Whether a path can lie in a sweep that has no index yet: its own files, jobs, folders of jobs."""
-    if path.name == "multirun.yaml":
+    if path.name == SweepFolder.MULTIRUN:
         return _names_ours(path)
     if not path.is_dir():
         return path.name in SweepFolder.FILES and is_plain(path) and (path.name != RunFolder.LOCK or _is_lock(path))

@@ -144,8 +144,8 @@ def wait_for_jobs(sweep: Path) -> None:
 
 def _leave_nothing(sweep: Path) -> None:
     """Of a sweep that began no job, Hydra leaves its own record behind."""
-    if {path.name for path in sweep.glob("*")} == {"multirun.yaml"}:
-        (sweep / "multirun.yaml").unlink()
+    if {path.name for path in sweep.glob("*")} == {SweepFolder.MULTIRUN}:
+        (sweep / SweepFolder.MULTIRUN).unlink()
         sweep.rmdir()
 
 
