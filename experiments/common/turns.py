@@ -19,7 +19,7 @@ def best_turn(
 ) -> tuple[Float64[np.ndarray, "heads pairs"], Float64[np.ndarray, "heads pairs"]]:
     """max_w |sum share z exp(-iwt)|^2 over a grid of speeds, and that speed; `share` sums to 1.
 
-    LayerVectors at one position add up first, after which a fast Fourier transform gives all speeds at once. Four
+    Rows at one position add up first, after which a fast Fourier transform gives all speeds at once. Four
     times as many speeds as positions: between two of them, a turn loses 5% of its share at most.
     """
     order = np.argsort(positions, kind="stable")

@@ -70,7 +70,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 
 def coverage(run: Run) -> dict[str, Any]:
-    """LayerVectors per head by layer and bucket, for each kind."""
+    """Rows per head by layer and bucket, for each kind."""
     buckets = list(run.manifest.rows_by_bucket)
     kinds: dict[str, Any] = {}
     for kind in run.kinds:

@@ -119,6 +119,7 @@ class Crew:
         owner = {ticket: member for member in self.members for ticket in member.calls}
         for ticket in self.pool.wait(list(owner), seconds):
             member = owner[ticket]
+            # Three calls of one lost worker end together: the first says that it is lost, the others say nothing new.
             if member not in self.members:
                 continue
             self._last_sign = time.monotonic()

@@ -128,6 +128,7 @@ class Shift:
     def _hand_out(self) -> None:
         """Gives batches to workers, one each before any gets a second."""
         for depth in range(self._ahead):
+            # Of two workers, the first has a batch: the next batch goes to the other one, even if a GPU may have two.
             for member in self.crew.ready:
                 if self._todo and len(member.running) <= depth:
                     batch = self._todo.popleft()
@@ -161,6 +162,7 @@ class Shift:
     def _take_in(self, news: News) -> None:
         match news:
             case Captured(member, batch, report):
+                # Asked to write while it ran this batch, the worker may have told of that first: the rows are named.
                 if not self.store.names(batch):
                     member.hold(batch)
                     member.rows, member.nbytes = report.rows, report.nbytes
@@ -172,6 +174,7 @@ class Shift:
                 self._adopt(member, flushed)
             case Lost(member):
                 again = [batch for batch in (*member.held, *member.running) if not self.store.names(batch)]
+                # They were next before those that wait: [1, 2] before [3] is [1, 2, 3] again.
                 self._todo.extendleft(reversed(again))
                 for batch in member.held:
                     self._advance(batch, -1)

@@ -120,17 +120,23 @@ def _join(groups: Sequence[slice], at_most: int) -> Iterator[list[slice]]:
 
 def _span(groups: Sequence[slice], order: Int64[np.ndarray, " rows"], chunk_ends: Int64[np.ndarray, " chunks"]) -> Span:
     begin, end = groups[0].start, groups[-1].stop
+    # Rows 0 to 3 lie in the first chunk, 4 to 6 in the second, and on disk they are wanted as 5, 1, 4, 2. Chunks are
+    # read front to back, which is what memory is quick at: by_source = [1, 3, 2, 0] turns that into 1, 2, 4, 5,
     wanted = order[begin:end]
     by_source = np.argsort(wanted, kind="stable")
     rows = wanted[by_source]
+    # of which 1, 2 are rows 1, 2 of the first chunk, and 4, 5 are rows 0, 1 of the second:
+    # sources = [(0, [1, 2]), (1, [0, 1])]
     bounds = np.searchsorted(rows, np.concatenate(([0], chunk_ends)))
     sources = [
         (chunk, rows[first:last] - (chunk_ends[chunk - 1] if chunk else 0))
         for chunk, (first, last) in enumerate(pairwise(bounds))
         if last > first
     ]
+    # What is taken, 1, 2, 4, 5, then goes where it was wanted: back = [3, 0, 2, 1] picks 5, 1, 4, 2.
     back = np.empty_like(by_source)
     back[by_source] = np.arange(len(by_source))
+    # From one chunk it is picked in that order right away, which saves a copy.
     if len(sources) == 1:
         [(chunk, in_chunk)] = sources
         sources = [(chunk, in_chunk[back])]

@@ -8,7 +8,7 @@ This package needs numpy only, so that reading a run never imports torch.
 """
 
 from sniffer.types.documents import Dataset, Document, LengthClasses, Picks, TokenBatch
-from sniffer.types.kinds import DRAWS, KIND, KINDS, MAIN_KINDS, Kind, draw_of
+from sniffer.types.kinds import KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
     Checkpoint,
@@ -25,7 +25,6 @@ from sniffer.types.values import COMPRESSIONS, WIDE, codec
 
 __all__ = [
     "COMPRESSIONS",
-    "DRAWS",
     "KIND",
     "KINDS",
     "MAIN_KINDS",

@@ -41,8 +41,6 @@ KINDS = tuple(KIND)
 
 MAIN_KINDS = tuple(kind.name for kind in TABLE if not kind.pre)
 
-DRAWS = tuple(dict.fromkeys(kind.draw for kind in TABLE))
-
 
 def draw_of(pair: tuple[int, str]) -> tuple[int, str]:
     """The (layer, draw) of a (layer, kind)."""
