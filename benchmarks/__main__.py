@@ -29,6 +29,7 @@ SUITES = {
     "reading": "reading back, against one default file per head",
     "end_to_end": "whole runs: 40 documents",
     "committing": "what commits cost while a run goes on",
+    "ceiling": "how fast the host could go: a backbone that costs nothing",
     "growth": "with documents, layers and length",
     "long_context": "up to 128k tokens",
     "compiled": "model.compile=true",

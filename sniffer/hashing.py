@@ -40,12 +40,26 @@ def mix64_int(value: int) -> int:
 
 def key_of(*parts: int | np.integer[Any] | str) -> int:
     """A 64-bit key for a tuple of integers and strings; 1 and "1" differ, ("ab", "c") and ("a", "bc") too."""
-    digest = blake2b(digest_size=8)
-    for part in parts:
-        mark, text = ("s", part) if isinstance(part, str) else ("i", str(int(part)))
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(f"{mark}{len(encoded)}:".encode() + encoded)
+    return key_after(begun(), spelled(*parts))
+
+
+def begun(*parts: int | np.integer[Any] | str) -> blake2b:
+    """The beginning of keys that have their first parts in common; `key_after` has the rest."""
+    return blake2b(spelled(*parts), digest_size=8)
+
+
+def key_after(begin: blake2b, rest: bytes) -> int:
+    """The key of a beginning and the rest, as `spelled`: `key_of` of all parts together."""
+    digest = begin.copy()
+    digest.update(rest)
     return int.from_bytes(digest.digest(), "little")
+
+
+def spelled(*parts: int | np.integer[Any] | str) -> bytes:
+    """Parts as bytes, so that no two tuples are spelled alike."""
+    marked = [("s", part) if isinstance(part, str) else ("i", str(int(part))) for part in parts]
+    encoded = [(mark, text.encode("utf-8", "surrogatepass")) for mark, text in marked]
+    return b"".join(f"{mark}{len(text)}:".encode() + text for mark, text in encoded)
 
 
 def stable_id(text: str) -> int:

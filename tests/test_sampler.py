@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import pickle
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sniffer.errors import ConfigError
-from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform, _check_sampler, describe
+from sniffer.hashing import GOLDEN, key_of, mix64_int
+from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform, describe
+from sniffer.sampler.base import check_sampler
 from sniffer.types import Document, TokenBatch
 
 SAMPLERS = [
@@ -72,6 +76,54 @@ def test_picks_lie_within_the_document_in_order_and_carry_their_bucket(sampler: 
 @settings(max_examples=20, deadline=None)
 def test_truncation_only_cuts(sampler: Sampler, cut: int):
     assert kept(sampler, cut) == [position for position in kept(sampler, 3000) if position < cut]
+
+
+def by_definition(sampler: Sampler, seed: int, member: Document, layer: int, draw: str) -> list[int]:
+    """Position by position, with Python's integers: the hash of a position, below its probability."""
+    named = [("example", member.example_id), ("layer", layer), ("kind", draw)]
+    key = key_of(seed, *(part for pair in named if pair[0] in sampler.seed_by for part in pair))
+    found = []
+    for position in range(member.first_position, member.first_position + member.n_tokens):
+        (probability,) = sampler.probability(np.array([position]))
+        number = mix64_int(mix64_int((position + 1) * GOLDEN) ^ key)
+        if probability >= 1 or number < math.ceil(Fraction(probability) * 2**64):
+            found.append(position)
+    return found
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *SAMPLERS,
+        Uniform(base_rate=0.0),
+        LogUniform(base_rate=0.01, min_bucket_size=1),
+        Uniform(base_rate=9.0, bucket_size=32, seed_by=["layer"]),
+        LogUniform(seed_by=[], base_rate=30.0),
+    ],
+)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=6),
+    first=st.sampled_from([0, 0, 40]),
+    layer=st.integers(0, 5),
+    draw=st.sampled_from(["q", "k"]),
+)
+@settings(max_examples=12, deadline=None)
+def test_a_batch_is_drawn_as_its_documents_are_by_definition(sampler: Sampler, lengths, first: int, layer: int, draw):
+    documents = tuple(
+        replace(document(n, 2**62 + number), first_position=first if number % 2 else 0)
+        for number, n in enumerate(lengths)
+    )
+    picks = Picker(sampler, 7).pick(TokenBatch(documents, pad_id=0), layer, draw)
+    for row, member in enumerate(documents):
+        assert picks.positions[picks.rows == row].tolist() == by_definition(sampler, 7, member, layer, draw)
+    assert (np.diff(picks.rows) >= 0).all()
+
+
+def test_a_picker_that_has_drawn_goes_to_another_process():
+    picker, batch = Picker(SAMPLERS[0], 0), TokenBatch((document(900), document(100, 8)), pad_id=0)
+    here = picker.pick(batch, 1, "q")
+    there = pickle.loads(pickle.dumps(picker)).pick(batch, 1, "q")
+    assert here.positions.tolist() == there.positions.tolist() and len(here)
 
 
 def test_batch_mates_change_nothing():
@@ -329,7 +381,7 @@ class Unwritable(EvenPositions):
 @pytest.mark.parametrize("sampler", [Unwritable(), object(), All])
 def test_what_cannot_be_recorded_or_is_no_sampler_is_refused(sampler):
     with pytest.raises(ConfigError, match="cannot be recorded|is no sampler"):
-        _check_sampler(sampler)
+        check_sampler(sampler)
 
 
 @given(st.integers(0, 62), st.floats(0, 1e300))
