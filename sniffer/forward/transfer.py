@@ -92,18 +92,21 @@ class CudaTransfer:
 
 
 class BlockingTransfer:
-    """For every other device (mps): plain copies, which wait."""
+    """For every other device (mps, xpu): plain copies, which wait.
+
+    So rows stay on the device until the batch is settled: one wait a batch, and not one per layer and kind.
+    """
 
     def upload(self, indices: Int[np.ndarray, "*shape"], device: torch.device) -> Int[Tensor, "*shape"]:
         return torch.from_numpy(indices).to(device)
 
     def download(self, vectors: Shaped[Tensor, "picks values"]) -> Shaped[Tensor, "picks values"]:
-        return vectors.cpu()
+        return vectors
 
     def end_batch(self) -> None: ...
 
     def settle(self, vectors: Vectors) -> Vectors:
-        return vectors
+        return {pair: chunk.cpu() for pair, chunk in vectors.items()}
 
 
 def transfer_for(device: torch.device) -> Transfer:

@@ -59,6 +59,29 @@ def test_each_kind_of_device_has_its_way():
     assert isinstance(transfer_for(torch.device("meta")), BlockingTransfer)
 
 
+def test_a_device_without_streams_is_waited_for_once_a_batch():
+    """No copy is asked for while layers pass by; what is copied in the end are the rows as they were."""
+    transfer, copies = BlockingTransfer(), []
+
+    class Elsewhere(torch.Tensor):
+        def cpu(self) -> torch.Tensor:
+            copies.append(self.shape)
+            return self.as_subclass(torch.Tensor)
+
+    rows = {(layer, "q"): torch.full((3, 4), float(layer)) for layer in range(5)}
+    there = {pair: transfer.download(chunk.as_subclass(Elsewhere)) for pair, chunk in rows.items()}
+    transfer.end_batch()
+    assert not copies
+    here = transfer.settle(there)
+    assert len(copies) == 5 and all(torch.equal(here[pair], chunk) for pair, chunk in rows.items())
+
+
+def test_a_run_over_a_device_without_streams_is_the_same(run: Callable, monkeypatch: pytest.MonkeyPatch):
+    plain = run("sampler.base_rate=20", "batch.max_tokens=50").manifest.digest
+    monkeypatch.setattr("sniffer.forward.passes.transfer_for", lambda device: BlockingTransfer())
+    assert run("sampler.base_rate=20", "batch.max_tokens=50").manifest.digest == plain
+
+
 def test_batches_take_turns_with_two_sets_of_streams():
     """Without CUDA: which streams each batch has, and which it waits for when it is settled."""
     transfer, devices = CudaTransfer(), [torch.device("cuda", 0), torch.device("cuda", 1)]
