@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniffer.errors import CheckpointError, ConfigError, first_line
-from sniffer.types import ModelLimits, Outline, Tokenize
+from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError, first_line
+from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
 from . import locate
 from .embedded import WHEELS
@@ -163,6 +163,24 @@ class Checkpoint:
 
         with finder.installed():
             return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
+
+    def working_memory(self, rows: int, tokens: int) -> WorkingMemory | None:
+        """What one forward of so many rows and tokens needs on its device beside the weights.
+
+        None where it cannot be found without them: an attention that is computed by a package of its own, or a model
+        that cannot be outlined.
+        """
+        from . import finder
+        from .outline import working_memory_of
+
+        if self.attn_implementation not in ("auto", "sdpa", "eager"):
+            return None
+        try:
+            with finder.installed():
+                of = self._config(), self.dtype, self.attn_implementation, self.trust_remote_code, self.checkpoint
+                return working_memory_of(*of, rows, tokens)
+        except UnsupportedModelError:
+            return None
 
     def sources(self, names: Iterable[str]) -> dict[str, str]:
         """What modelling modules of transformers would be made from now: a digest of each, and whether of a copy."""

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import SnifferError, UnsupportedModelError, first_line
 from sniffer.tap import Seen, tap
-from sniffer.types import Outline
+from sniffer.types import Outline, WorkingMemory
 
 from . import selfcheck
 from .architecture import auto_class
@@ -24,6 +24,10 @@ from .layers import find_backbone, number_layers, windows_of
 from .loaded import why_no_pre
 from .retrofit import retrofit
 from .weights import with_attention
+from .working_memory import working_memory
+
+STAND_IN = torch.bfloat16
+"""Shapes do not depend on the type of the weights, but some operations are fake in this one only."""
 
 
 def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str) -> Outline:
@@ -32,29 +36,9 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
     Raises:
         UnsupportedModelError: it cannot be tapped, or its shapes depend on values.
     """
-    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
-    kind: torch.dtype = own if dtype == "auto" else getattr(torch, dtype)
-
-    # Shapes do not depend on the type of the weights, but some operations are fake in bfloat16 only.
-    def attempt(attention: str) -> PreTrainedModel:
-        auto = auto_class(config)
-        return auto.from_config(
-            config, dtype=torch.bfloat16, attn_implementation=attention, trust_remote_code=trust_remote_code
-        )
-
-    try:
-        with _silent(), FakeTensorMode(), torch.no_grad(), ExitStack() as given_back:
-            model = with_attention(attempt, "auto", title)
-            given_back.callback(retrofit(model))
-            backbone = find_backbone(model)
-            backbone.config.use_cache = False
-            missing, seen = _seen(backbone)
-    except SnifferError:
-        raise
-    except Exception as error:  # of upstream code: any
-        raise UnsupportedModelError(
-            f"{title} cannot be planned for without its weights: {type(error).__name__}: {first_line(error)}"
-        ) from error
+    kind = _type_of(config, dtype)
+    with _fake(config, "auto", trust_remote_code, title) as backbone:
+        missing, seen = _seen(backbone)
     names = {part: name for name, part in backbone.named_modules()}
     numbers = number_layers({names[event.module]: event.module for event in seen}, backbone)
     windows = windows_of(backbone)
@@ -69,6 +53,60 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         pre_missing=missing,
     )
+
+
+def working_memory_of(
+    config: PretrainedConfig, dtype: str, attention: str, trust_remote_code: bool, title: str, rows: int, tokens: int
+) -> WorkingMemory:
+    """What one forward of so many rows and tokens needs beside the weights; raises as `outline`.
+
+    Where operations of the model are not fake in its own type, another stands in for it, of which it may need more.
+    """
+    kind = _type_of(config, dtype)
+    try:
+        with _fake(config, attention, trust_remote_code, title, kind) as backbone:
+            return working_memory(backbone, rows, tokens)
+    except UnsupportedModelError:
+        if kind is STAND_IN:
+            raise
+    with _fake(config, attention, trust_remote_code, title) as backbone:
+        return working_memory(backbone, rows, tokens, {STAND_IN: kind.itemsize})
+
+
+def _type_of(config: PretrainedConfig, dtype: str) -> torch.dtype:
+    """Of the weights."""
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    kind: torch.dtype = own if dtype == "auto" else getattr(torch, dtype)
+    return kind
+
+
+@contextmanager
+def _fake(
+    config: PretrainedConfig, attention: str, trust_remote_code: bool, title: str, kind: torch.dtype = STAND_IN
+) -> Iterator[PreTrainedModel]:
+    """The tapped backbone, made of fake tensors, for as long as it is open.
+
+    Raises:
+        UnsupportedModelError: it cannot be tapped, or what is done with it depends on values.
+    """
+
+    def attempt(name: str) -> PreTrainedModel:
+        auto = auto_class(config)
+        return auto.from_config(config, dtype=kind, attn_implementation=name, trust_remote_code=trust_remote_code)
+
+    try:
+        with _silent(), FakeTensorMode(), torch.no_grad(), ExitStack() as given_back:
+            model = with_attention(attempt, attention, title)
+            given_back.callback(retrofit(model))
+            backbone = find_backbone(model)
+            backbone.config.use_cache = False
+            yield backbone
+    except SnifferError:
+        raise
+    except Exception as error:  # of upstream code: any
+        raise UnsupportedModelError(
+            f"{title} cannot be planned for without its weights: {type(error).__name__}: {first_line(error)}"
+        ) from error
 
 
 @contextmanager

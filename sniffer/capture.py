@@ -26,7 +26,14 @@ from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
 from sniffer.engine.worker import Facts
 from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError, unbroken
-from sniffer.forward.estimate import Room, estimate, refuse_if_too_large, stored_bytes
+from sniffer.forward.estimate import (
+    Room,
+    device_warning,
+    estimate,
+    largest_batch,
+    refuse_if_too_large,
+    stored_bytes,
+)
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
 from sniffer.process.stop import Stop, Stopped
@@ -68,6 +75,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 room = engine.room(model, config.output.memory_limit)
                 plan = make_plan(config, model, feed, room)
                 log.info("%s", estimate_line(plan.expected))
+                warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
                 manifest = earlier.continued(first_manifest(config, plan, folder, model, tokenize))
             except BaseException:
@@ -217,6 +225,17 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
     every = config.output.checkpoint_every
     return Plan(geometry, selection, picker, expected, batch, dtype, compression, model.lengths, every, room.limit)
+
+
+def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None:
+    """Says before the first forward where the largest one may not fit, as far as is known of the documents by then."""
+    ask = getattr(config.model, "working_memory", None)  # a checkpoint of a user's own may not know
+    if model.device_free is None or ask is None:
+        return
+    lengths = [document.n_tokens for document in feed.first.documents]
+    needed = ask(*largest_batch(lengths, plan.batch_tokens))
+    if needed is not None and (line := device_warning(needed, plan.expected.batch_bytes, model.device_free)):
+        log.warning("%s", line)
 
 
 def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, tokenize: Tokenize) -> Manifest:

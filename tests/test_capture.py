@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from sniffer import open_run
 from sniffer.engine import worker
 from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
 from sniffer.forward import estimate, passes
-from sniffer.forward.estimate import Estimate, Room
+from sniffer.forward.estimate import Estimate, Room, device_warning
 from sniffer.reader.run import Run
 from sniffer.storage.manifest import Manifest
+from sniffer.types import WorkingMemory
 from tests.helpers_storage import codecs
 from tests.tiny_run import TEXTS, save_texts
 
@@ -195,6 +197,24 @@ def test_what_memory_cannot_hold_is_refused_with_advice(run, monkeypatch: pytest
     monkeypatch.setattr(worker, "available_memory", lambda: 1000)
     with pytest.raises(CaptureError, match="of RAM.*lower sampler.base_rate"):
         run()
+
+
+@pytest.mark.parametrize(("free", "warned"), [(1000, True), (1 << 40, False), (None, False)])
+def test_a_batch_that_may_not_fit_on_its_device_is_told_before_the_first(
+    run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int | None, warned: bool
+):
+    monkeypatch.setattr(worker, "free_memory", lambda device: free)
+    run("batch.max_tokens=64")
+    lines = [line for line in caplog.messages if "1000 bytes is free" in line or "needs about" in line]
+    assert bool(lines) == warned
+    assert all("lower batch.max_tokens or dataset.max_tokens" in line for line in lines)
+
+
+def test_masks_that_fill_a_device_come_with_the_attention_that_makes_none():
+    needed = WorkingMemory(rows=1, tokens=1000, peak=1000, mask=500)
+    assert "flash_attention_2" in str(device_warning(needed, 0, 999))
+    assert "flash_attention_2" not in str(device_warning(replace(needed, mask=100), 0, 999))
+    assert device_warning(needed, 0, 1000) is None and device_warning(needed, 1, 1000) is not None
 
 
 def test_more_tokens_than_positions_are_refused(run):

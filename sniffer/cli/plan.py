@@ -18,13 +18,13 @@ from sniffer.dataset.batching import ELSEWHERE
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import ConfigError, RunError
-from sniffer.forward.estimate import Estimate, estimate, peak_ram, stored_bytes
+from sniffer.forward.estimate import Estimate, estimate, largest_batch, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
 from sniffer.sampler import Picker
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
-from sniffer.types import Dataset, Outline, by_number
+from sniffer.types import Dataset, Outline, WorkingMemory, by_number
 from sniffer.words import duration, size
 
 
@@ -40,6 +40,7 @@ class Needs:
     ram: float
     parts: int
     speed: float | None
+    forward: WorkingMemory | None
 
     @property
     def tokens(self) -> int:
@@ -88,7 +89,9 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
     rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))
     ram = peak_ram(expected, limit)
-    return Needs(outline, selection, lengths, read, expected, ram, rounds * len(selection.heads), speed)
+    ask = getattr(config.model, "working_memory", lambda *_: None)  # a checkpoint of a user's own may not know
+    forward = ask(*largest_batch(lengths, batch))
+    return Needs(outline, selection, lengths, read, expected, ram, rounds * len(selection.heads), speed, forward)
 
 
 def most_lengths(dataset: Dataset) -> list[int] | None:
@@ -137,6 +140,17 @@ def measured_speed(run: Path) -> float:
     return tokens / seconds
 
 
+def on_device(needs: Needs) -> str:
+    """Weights, and what the largest batch takes beside them."""
+    if needs.forward is None:
+        return f"unknown beside the weights: find out with one forward of {max(needs.lengths, default=0):,} tokens"
+    forward, gathered = needs.forward, needs.expected.batch_bytes
+    total = needs.weights + forward.peak + gathered
+    mask = f", of which a mask of tokens x tokens {size(forward.mask)}" if forward.mask else ""
+    batch = f"{forward.rows} x {forward.tokens:,} tokens"
+    return f"{size(total)}: weights, {size(forward.peak)} for a batch of {batch}{mask}, {size(gathered)} of rows"
+
+
 def facts(needs: Needs) -> dict[str, str]:
     """The plan in words."""
     outline, expected, n, longest = needs.outline, needs.expected, len(needs.lengths), max(needs.lengths, default=0)
@@ -147,6 +161,7 @@ def facts(needs: Needs) -> dict[str, str]:
         hours = f"{most}{duration(needs.tokens / needs.speed)} at {needs.speed:,.0f} tokens/s"
     return {
         "weights": f"{size(needs.weights)}: {outline.parameters:,} parameters in {outline.dtype}",
+        "on the device": on_device(needs),
         "layers": f"{len(needs.selection.layers)} of {len(outline.geometry)}",
         "documents": f"{n:,}, the longest of {longest:,} tokens"
         if needs.read

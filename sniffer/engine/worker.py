@@ -23,7 +23,7 @@ from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
 from sniffer.process.environment import versions
-from sniffer.process.memory import available_memory, keep_freed_memory
+from sniffer.process.memory import available_memory, free_memory, keep_freed_memory
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.part_writer import PartWriter, Progress, unseen
 from sniffer.storage.schema import Example, Part
@@ -35,7 +35,8 @@ class Facts:
     """What a worker's model is, and where: `sniffer.types.ModelFacts`, and what the driver plans with.
 
     `model` is what the checkpoint says of itself where the worker is, `described` is its device.
-    `available` and `resident` are bytes of memory: what its machine has left, and what the process holds.
+    `available` and `resident` are bytes of memory: what its machine has left, and what the process holds;
+    `device_free` what a GPU has left, None for a processor.
     """
 
     geometry: tuple[LayerGeometry, ...]
@@ -52,6 +53,7 @@ class Facts:
     process: int
     available: int
     resident: int
+    device_free: int | None = None
 
     def describe(self) -> dict[str, Any]:
         return dict(self.backbone)
@@ -141,6 +143,7 @@ class Worker:
             process=os.getpid(),
             available=available_memory(),
             resident=psutil.Process().memory_info().rss,
+            device_free=free_memory(self.backbone.device),
         )
 
     def begin(self, plan: Plan) -> None:

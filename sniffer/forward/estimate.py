@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import WIDE, LayerGeometry, codec
+from sniffer.types import WIDE, LayerGeometry, WorkingMemory, codec
 
 if TYPE_CHECKING:
     import torch
@@ -91,6 +91,29 @@ def stored_bytes(compression: str, dtype: str) -> float:
     if codec(compression, dtype) == "none":
         return 4.2
     return 3.5 if dtype in WIDE else 1.5
+
+
+def largest_batch(lengths: Sequence[int], batch_tokens: int) -> tuple[int, int]:
+    """Rows and tokens of the batch with the longest document, which needs the most on its device."""
+    longest = max(lengths, default=1)
+    return max(1, min(batch_tokens // longest, len(lengths))), longest
+
+
+def device_warning(needed: WorkingMemory, rows_bytes: float, free: int) -> str | None:
+    """What to say where a forward, and what is gathered in it, may not fit into the free memory of its device."""
+    total = needed.peak + rows_bytes
+    if total <= free:
+        return None
+    masks = (
+        f" ({size(needed.mask)} of it for a mask of tokens x tokens, which model.attn_implementation=flash_attention_2 "
+        "or flex_attention does without)"
+        if needed.mask > total / 4
+        else ""
+    )
+    return (
+        f"a batch of {needed.rows} x {needed.tokens:,} tokens needs about {size(total)} on the device{masks}, "
+        f"{size(free)} is free: lower batch.max_tokens or dataset.max_tokens, or spread the model with model.device_map"
+    )
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,15 @@ def available_memory() -> int:
     return available
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a GPU has left; None for a processor, and where it does not say."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
 def _cgroup(name: str) -> int | None:
     """A number from the container's memory controller (cgroup v2, else v1), None where there is none."""
     v1 = {"memory.max": "memory/memory.limit_in_bytes", "memory.current": "memory/memory.usage_in_bytes"}

@@ -17,6 +17,7 @@ from sniffer.types.models import (
     ModelLimits,
     Outline,
     Tokenize,
+    WorkingMemory,
     by_number,
     key_head,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Rows",
     "TokenBatch",
     "Tokenize",
+    "WorkingMemory",
     "by_number",
     "codec",
     "draw_of",

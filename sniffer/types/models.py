@@ -83,6 +83,20 @@ class Outline:
     pre_missing: str = ""
 
 
+@dataclass(frozen=True)
+class WorkingMemory:
+    """What a forward of so many rows and tokens needs beside the weights.
+
+    `peak` are bytes in use at one time, at most; `mask` those of the largest attention mask among them, 0 where a model
+    attends to everything before, which fused kernels know without one.
+    """
+
+    rows: int
+    tokens: int
+    peak: int
+    mask: int
+
+
 @runtime_checkable
 class Tokenize(Protocol):
     """Text to token ids, special tokens included as the model's tokenizer adds them."""
@@ -143,6 +157,10 @@ class Checkpoint(Protocol):
 
     def outline(self) -> Outline:
         """The shapes that `load` would bring, without any weights; for plans."""
+
+    def working_memory(self, rows: int, tokens: int) -> WorkingMemory | None:
+        """What a forward would need beside the weights, found without any; None where nobody knows."""
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records of it: architecture, revision, file digests."""

@@ -98,6 +98,10 @@ def test_no_weights_are_made(monkeypatch: pytest.MonkeyPatch):
     assert plan.outline.geometry[7].heads["q"] == 64 and plan.outline.geometry[7].heads["k"] == 8
     assert plan.expected.rows["q"] == pytest.approx(8 * plan.expected.rows["k"])
     assert "65,536,000" in facts(plan)["forward tokens"]
+    # Gate and up projection of all tokens lie side by side: two of 131,072 x 28,672 values of 2 bytes, 14 GiB.
+    two = 2 * 131_072 * 28_672 * 2
+    assert plan.forward is not None and plan.forward.mask == 0 and two < plan.forward.peak < 3 * two
+    assert "for a batch of 1 x 131,072 tokens" in facts(plan)["on the device"]
 
 
 @pytest.mark.parametrize(
