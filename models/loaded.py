@@ -21,6 +21,7 @@ from sniffer.errors import UnsupportedModelError, first_line
 from sniffer.types import LayerGeometry
 
 from . import selfcheck
+from .causality import check_causal
 from .config_keys import POSITION_KEYS, value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME
@@ -96,7 +97,7 @@ class LoadedBackbone:
         check_parts(module, names)
         selfcheck.check_taps(first, names)
         check_silent(called, first, names)
-        selfcheck.check_causal(first, self, names)
+        check_causal(first, self, names, self.vocabulary)
         self.pre_missing = why_no_pre({event.module for event in first.seen})
         ids = selfcheck.probe_ids(self.vocabulary, self.device, other_length(module))
         with inputs_of([event.module for event in first.seen]) as inputs:

@@ -115,7 +115,7 @@ def why_unproven(
 def _first_wrong(
     forward: Forward, ids: Int[Tensor, "batch seq"], seen: Sequence[Seen], inputs: Inputs, backbone: nn.Module
 ) -> tuple[nn.Module, str] | None:
-    with without_rope(backbone), _given(inputs):
+    with without_rope(backbone), given(inputs):
         straight = _shown(forward, ids, {event.module for event in seen})
     for event in seen:
         for kind in ("q", "k"):
@@ -124,7 +124,7 @@ def _first_wrong(
     unturned = [event.module for event in seen if _alike(event.q_pre, event.q)]
     if not unturned:
         return None
-    with _given({module: inputs[module] for module in unturned if module in inputs}, levelled=True):
+    with given({module: inputs[module] for module in unturned if module in inputs}, levelled=True):
         level = _shown(forward, ids, set(unturned))
     found = ((module, kind) for module in unturned for kind in ("q", "k") if not _one_way(getattr(level[module], kind)))
     return next(((module, f"{kind}_pre") for module, kind in found), None)
@@ -209,7 +209,7 @@ def _no_angles(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 @contextmanager
-def _given(inputs: Inputs, *, levelled: bool = False) -> Iterator[None]:
+def given(inputs: Inputs, *, levelled: bool = False) -> Iterator[None]:
     """Modules are called with the tensors that they were called with before.
 
     `levelled`: every token with the states of the first one.
