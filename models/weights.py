@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import CheckpointError, ConfigError, SnifferError
 
+from . import kernels
 from .architecture import auto_class
 from .layers import find_backbone
 from .loaded import LoadedBackbone
@@ -35,6 +36,7 @@ class How:
     device: str = "auto"
     device_map: Any = None
     attn_implementation: str = "auto"
+    sdpa_kernels: Sequence[str] | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,7 +147,7 @@ def _backbone(
         del model  # and with it the language-model head
         if how.device_map is None:
             torch.nn.Module.to(backbone, device)
-        loaded = LoadedBackbone(backbone)
+        loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
     except BaseException:
         undo()
         raise

@@ -27,6 +27,7 @@ UNKNOWN_EARLIER = (
     "backbone.code",
     "backbone.packages",
     "backbone.lengths.apart_from",
+    "backbone.sdpa_kernels",
 )
 """What early releases did not record, or not always: where one side lacks it, nothing is known to differ."""
 
