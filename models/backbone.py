@@ -132,6 +132,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the weights cannot be loaded.
+            CaptureError: the device has not the memory for it, or fails.
             UnsupportedModelError: the model cannot be tapped soundly.
             ConfigError: it cannot be compiled.
         """
@@ -141,8 +142,10 @@ class Checkpoint:
             backbone = self._proven()
         if self.compile:
             from .compiled import compile_layers
+            from .trouble import told
 
-            compile_layers(backbone)
+            with told("in a short probe of the compiled model"):
+                compile_layers(backbone)
         return backbone
 
     def outline(self) -> Outline:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sniffer.errors import ConfigError, first_line
+from sniffer.errors import ConfigError, first_line, of_a_device
 from sniffer.tap import TAP, Seen, tap
 from sniffer.types import KINDS
 
@@ -63,9 +63,9 @@ def compile_layers(backbone: LoadedBackbone) -> None:
         layer.forward = _compiled(layer.forward)
     try:
         after = [_shown(backbone, ids, pre, layers, one.inputs) for pre, one in zip(probes, before, strict=True)]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of the compiler: any
+        if of_a_device(error):
+            raise
         raise ConfigError(f"model.compile=true fails for this model: {first_line(error)}; {ADVICE}") from error
     for plain, compiled in zip(before, after, strict=True):
         check_alike(plain.seen, compiled.seen)

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sniffer.errors import SnifferError, UnsupportedModelError, first_line
+from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
 from sniffer.tap import Seen, tap
 from sniffer.types import KINDS, LayerGeometry
 
@@ -76,9 +76,11 @@ def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modu
     with torch.inference_mode(), witnessed(witness), tap(witness.show, pre=pre), _uncompiled(), witness:
         try:
             output = forward(ids)
-        except (torch.OutOfMemoryError, SnifferError):
+        except SnifferError:
             raise
         except Exception as error:  # of upstream code: any
+            if of_a_device(error):
+                raise
             raise UnsupportedModelError(
                 f"it cannot run on token ids alone: {type(error).__name__}: {first_line(error)}"
             ) from error

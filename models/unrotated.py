@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sniffer.errors import of_a_device
 from sniffer.tap import Seen, StopForward, tap
 
 from .syntax import ROTARY
@@ -98,9 +99,9 @@ def why_unproven(
     """
     try:
         found = _first_wrong(forward, ids, seen, inputs, backbone)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of upstream code: any
+        if of_a_device(error):
+            raise
         reason = f"without RoPE it fails: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     else:
         if found is None:

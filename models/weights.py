@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sniffer.errors import CheckpointError, ConfigError, SnifferError
+from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
 
 from . import kernels
 from .architecture import auto_class
@@ -22,6 +22,7 @@ from .layers import find_backbone
 from .loaded import LoadedBackbone
 from .retrofit import retrofit
 from .tensors import Fit, adapters_aside, check_adapter, check_tensors
+from .trouble import told
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def read(
 
     # Tensors of another shape are named by us.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    told: dict[str, Any] = {}
+    info_of: dict[str, Any] = {}
 
     def load(attention: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
@@ -78,11 +79,11 @@ def read(
             check_adapter(Fit.told(info), title)
             with adapters_aside():
                 _, info = load(attention, device_map="meta")
-        told.update(info)
+        info_of.update(info)
         return model
 
     def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
-        check_tensors(model, backbone, Fit.told(told), title, plain)
+        check_tensors(model, backbone, Fit.told(info_of), title, plain)
 
     return _backbone(attempt, how, title, check)
 
@@ -137,7 +138,7 @@ def _backbone(
     check: Callable[[PreTrainedModel, PreTrainedModel], None] = lambda model, backbone: None,
 ) -> LoadedBackbone:
     device = device_of(how.device)
-    with quiet_bars():
+    with quiet_bars(), told("while the model was loaded"):
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
     undo = retrofit(model)
@@ -146,8 +147,10 @@ def _backbone(
         check(model, backbone)
         del model  # and with it the language-model head
         if how.device_map is None:
-            torch.nn.Module.to(backbone, device)
-        loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
+            with told(f"while the model was moved to {device}"):
+                torch.nn.Module.to(backbone, device)
+        with told("in a short probe of the model"):
+            loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
     except BaseException:
         undo()
         raise
@@ -163,6 +166,8 @@ def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title
     except SnifferError:
         raise
     except Exception as error:  # of upstream code: any
+        if of_a_device(error):
+            raise
         if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
             log.info("%s has no sdpa attention: using eager, which needs more memory", title)
             return with_attention(attempt, "eager", title)

@@ -25,10 +25,11 @@ from sniffer.engine.local import LocalEngine
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
 from sniffer.engine.worker import Facts
-from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError, unbroken
+from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError, device_trouble
 from sniffer.forward.estimate import Room, estimate, refuse_if_too_large, stored_bytes
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
+from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import Picker, describe
 from sniffer.storage.manifest import Manifest
@@ -92,10 +93,6 @@ def engine_for(config: Config, load: Load) -> Engine:
     return RayEngine(config.engine)
 
 
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
-
-
 def capture_and_write(crew: Crew, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
     """Captures all documents and writes what is captured, also when something stops it."""
     interruption: BaseException | None = None
@@ -144,20 +141,16 @@ def capture_all(shift: Shift, plan: Plan, feed: Feed, store: Store, clock: Clock
 
 
 def explained(error: BaseException) -> BaseException:
-    """Running out of memory, and what the disk refuses, as one line; any other error as it is."""
+    """What a device or the disk refuses, as one line; any other error as it is."""
     if isinstance(error, OSError) and error.filename:
         told = CaptureError(one_line(error))
         told.__cause__ = error
         return told
-    out_of_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-    if isinstance(error, SnifferError) or not out_of_memory:
+    trouble = device_trouble(error, "in a forward, or as rows were written", IN_A_FORWARD)
+    if trouble is None:
         return error
-    told = CaptureError(
-        f"out of memory ({unbroken(error)[:200] or type(error).__name__}): lower batch.max_tokens, "
-        "dataset.max_tokens or output.memory_limit"
-    )
-    told.__cause__ = error
-    return told
+    let_go(error)  # of what the forward had made, so that there is room to write what was captured
+    return trouble
 
 
 def check(config: Config) -> ModelLimits:
