@@ -18,6 +18,7 @@ from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_devi
 
 from . import kernels
 from .architecture import auto_class
+from .devices import check_device_map, device_of
 from .layers import find_backbone
 from .loaded import LoadedBackbone
 from .retrofit import retrofit
@@ -57,6 +58,7 @@ def read(
     """
     options = {**how.options, "trust_remote_code": how.trust_remote_code}
     if how.device_map is not None:
+        check_device_map()
         options["device_map"] = how.device_map
     if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
@@ -107,37 +109,13 @@ def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBac
     return _backbone(attempt, how, title)
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` is the best device there is.
-
-    Raises:
-        ConfigError: torch sees no such device.
-    """
-    if name != "auto":
-        device = torch.device(name)
-        there = _count(device.type)
-        if (device.index or 0) >= there:
-            raise ConfigError(f"model.device={name}: torch sees {there} such devices here; use model.device=auto")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _count(kind: str) -> int:
-    """How many devices of a kind there are."""
-    if kind in ("cuda", "xpu"):
-        return int(getattr(torch, kind).device_count())
-    return int(kind == "cpu" or torch.backends.mps.is_available())
-
-
 def _backbone(
     attempt: Callable[[str], PreTrainedModel],
     how: How,
     title: str,
     check: Callable[[PreTrainedModel, PreTrainedModel], None] = lambda model, backbone: None,
 ) -> LoadedBackbone:
-    device = device_of(how.device)
+    device = device_of(how.device) if how.device_map is None else None
     with quiet_bars(), told("while the model was loaded"):
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
@@ -146,7 +124,7 @@ def _backbone(
         backbone = find_backbone(model)
         check(model, backbone)
         del model  # and with it the language-model head
-        if how.device_map is None:
+        if device is not None:
             with told(f"while the model was moved to {device}"):
                 torch.nn.Module.to(backbone, device)
         with told("in a short probe of the model"):

@@ -29,6 +29,7 @@ from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError
 from sniffer.forward.estimate import Room, estimate, refuse_if_too_large, stored_bytes
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
+from sniffer.process.devices import device_line
 from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import Picker, describe
@@ -65,6 +66,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             feed = Feed(config.dataset, tokenize, pad_id, max_tokens=token_limit(config, limits))
             try:
                 model = engine.open(config, folder)
+                log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
                 room = engine.room(model, config.output.memory_limit)
                 plan = make_plan(config, model, feed, room)

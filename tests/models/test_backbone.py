@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sniffer.models import finder, locate, selfcheck, weights, witness
+from sniffer.models import devices, finder, locate, selfcheck, weights, witness
 from sniffer.models.architecture import build_config, override
 from sniffer.models.backbone import Checkpoint
 from sniffer.models.layers import find_backbone
@@ -354,7 +354,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_weights(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in ("cuda:1", "cuda:7"):
         with pytest.raises(ConfigError, match=f"model.device={device}: torch sees 1 such devices"):
-            weights.device_of(device)
+            devices.device_of(device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="model.device=cuda"):
         Checkpoint("nobody/nothing", weights="random", model_type="llama", device="cuda").load()
