@@ -43,7 +43,8 @@ def random_llama(**changes: Any) -> Checkpoint:
 
 def random_bloom(**changes: Any) -> Checkpoint:
     tiny = {"n_layer": 1, "hidden_size": 32, "n_head": 4, "vocab_size": 64}
-    return Checkpoint("nobody/nothing", weights="random", model_type="bloom", config_overrides=tiny, **changes)
+    named = {"weights": "random", "model_type": "bloom", "device": "cpu"}
+    return Checkpoint("nobody/nothing", config_overrides=tiny, **named, **changes)
 
 
 def load(model_type: str, **changes: Any) -> LoadedBackbone:

@@ -15,6 +15,8 @@ from sniffer.models.backbone import Checkpoint
 
 from sniffer.errors import ConfigError
 
+pytestmark = pytest.mark.any_device
+
 
 @pytest.fixture
 def current(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
