@@ -29,6 +29,7 @@ from .kernels import allowed
 from .layers import accepts, check_skipped, number_layers, skipped_layers, tapped, windows_of
 from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
+from .sharded import check_whole
 from .state import ModuleState, kept, simple_parts
 from .unrotated import inputs_of, why_unproven
 
@@ -67,6 +68,7 @@ class LoadedBackbone:
         self.sdpa_kernels = sdpa_kernels
         self._takes_use_cache = accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
+        check_whole(tapped(module), module, names)
         self.vocabulary = vocabulary_of(module)
         self._changing: Sequence[ModuleState] = ()
         with kept(simple_parts(module)):
