@@ -250,6 +250,6 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _one_way(states: Float[Tensor, "batch heads seq dim"]) -> bool:
-    """Whether the vectors of a head all have one direction, but for the beginning."""
+    """Whether the vectors of a head all have one direction, but for the beginning; NaN has none."""
     unit = torch.nn.functional.normalize(states.float(), dim=-1)[:, :, min(BEGINNING, states.shape[2] // 2) :]
-    return not bool(((unit - unit[:, :, -1:]).abs() > TURNED).any())
+    return bool(((unit - unit[:, :, -1:]).abs() <= TURNED).all())
