@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sniffer.errors import UnsupportedModelError
+from sniffer.errors import UnsupportedModelError, of_a_device
 from sniffer.tap import Seen, tap
 
 from . import proofs, selfcheck
@@ -50,9 +50,9 @@ class Attachment(LoadedBackbone):
             ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device)
             try:
                 self._known[key] = proofs.CLAIMS[claim](self._shown_by(module, use_cache), ids)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # of upstream code: any
+                if of_a_device(error):
+                    raise
                 reason = str(error).strip().split("\n")[0]
                 self._known[key] = f"it fails in a probe ({type(error).__name__}: {reason})"
         return self._known[key]

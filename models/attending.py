@@ -25,6 +25,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from sniffer.tap import Seen
 
+from .sight import Sight, of_sdpa, of_weights
+
 MAIN_KINDS = ("q", "k", "v")
 FUSED = re.compile(r"attn|attention|sdpa")
 """In the names of functions and operators that compute attention in one piece."""
@@ -78,6 +80,7 @@ class Witness(TorchFunctionMode):
         attended: every computation of attention.
         changed: events one of whose tensors was altered between the tap and attention, and which.
         scales: module -> the `scale` that torch's own attention was given in its code.
+        sights: which computations of attention let a query see later keys, as far as they say.
     """
 
     def __init__(self, modules: Collection[nn.Module]) -> None:
@@ -87,6 +90,7 @@ class Witness(TorchFunctionMode):
         self.attended: list[Attended] = []
         self.changed: list[tuple[Seen, str]] = []
         self.scales: dict[nn.Module, Any] = {}
+        self.sights: list[Sight] = []
         self._modules = modules
         self._thread = get_ident()
         self._held: dict[nn.Module, _Held] = {}
@@ -139,7 +143,15 @@ class Witness(TorchFunctionMode):
             self._softmax(name, args, kwargs or {})
         elif self._held and name.split(".")[0] in PRODUCTS:
             self._product(args, kwargs or {})
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if SOFTMAX.search(name):
+            self.notice(of_weights(self._running(), result))
+        return result
+
+    def notice(self, sight: Sight | None) -> None:
+        """Takes down what a computation of attention says of later keys, where it says something."""
+        if sight is not None and get_ident() == self._thread:
+            self.sights.append(sight)
 
     def _fused(self, name: str, args: Any, kwargs: Any) -> None:
         tensors = _tensors((*args, *kwargs.values()))
@@ -147,6 +159,8 @@ class Witness(TorchFunctionMode):
             running = self._running()
             self.attended.append(Attended(running, name, _keys(name, tensors[1])))
             self.scales |= dict.fromkeys(running, kwargs.get("scale"))
+            if name == "scaled_dot_product_attention":
+                self.notice(of_sdpa(running, *args, **kwargs))
             self._enter(tensors)
 
     def _softmax(self, name: str, args: Any, kwargs: Any) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError, 
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
 from . import locate
+from .choices import DTYPES, WEIGHTS, check_choice, check_device, kernels_of
 from .embedded import WHEELS
 from .fingerprint import begin, digests, identities, snapshot_commit
 from .tokenizer import Tokenizer
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = ("pretrained", "random")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu)(:\d+)?")
 STAND_IN = locate.EMBEDDED + next(iter(WHEELS))
 """Whose tokenizer serves a random model that has none on this machine."""
 
@@ -57,6 +53,7 @@ class Checkpoint:
             or a mapping from module to device, as the accelerate package understands them.
         attn_implementation: `auto` takes sdpa, or eager for families without it; else sdpa, eager,
             flex_attention, flash_attention_2, ...
+        sdpa_kernels: those that sdpa may use, of flash, efficient, math and cudnn; None for all but cudnn.
         config_overrides: keys of the model's config to replace, nested ones merged.
         compile: the layers through torch.compile; the vectors then differ by rounding (models/compiled.py).
         trust_remote_code: run code that comes with the checkpoint; it is tapped where our rules know it.
@@ -72,6 +69,7 @@ class Checkpoint:
     device: str = "auto"
     device_map: Any = None
     attn_implementation: str = "auto"
+    sdpa_kernels: Any = None
     config_overrides: dict[str, Any] | None = None
     compile: bool = False
     trust_remote_code: bool = False
@@ -79,18 +77,14 @@ class Checkpoint:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check_choice("model.weights", self.weights, WEIGHTS)
-        _check_choice("model.dtype", self.dtype, DTYPES)
+        check_choice("model.weights", self.weights, WEIGHTS)
+        check_choice("model.dtype", self.dtype, DTYPES)
         if self.config_overrides is None:  # OmegaConf makes None of an empty mapping
             object.__setattr__(self, "config_overrides", {})
         if not self.checkpoint.strip():
             raise ConfigError("model.checkpoint is empty: give a hub id or a local folder")
-        if not DEVICE.fullmatch(self.device):
-            raise ConfigError(f"model.device={self.device!r} is no device: use auto, cpu, cuda, cuda:1 or mps")
-        if self.device_map is not None and self.device != "auto":
-            raise ConfigError("model.device and model.device_map are both set: leave one of them out")
-        if self.device_map is not None:
-            _check_device_map(self.device_map)
+        check_device(self.device, self.device_map)
+        object.__setattr__(self, "sdpa_kernels", kernels_of(self.sdpa_kernels, self.attn_implementation))
         if self.weights == "random" and not -(1 << 63) <= self.seed < 1 << 64:
             raise ConfigError(f"model.seed={self.seed} must be from -2^63 to 2^64 - 1")
         if self.gguf_file is None and self.checkpoint.endswith(".gguf"):
@@ -138,6 +132,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the weights cannot be loaded.
+            CaptureError: the device has not the memory for it, or fails.
             UnsupportedModelError: the model cannot be tapped soundly.
             ConfigError: it cannot be compiled.
         """
@@ -147,8 +142,10 @@ class Checkpoint:
             backbone = self._proven()
         if self.compile:
             from .compiled import compile_layers
+            from .trouble import told
 
-            compile_layers(backbone)
+            with told("in a short probe of the compiled model"):
+                compile_layers(backbone)
         return backbone
 
     def outline(self) -> Outline:
@@ -235,12 +232,10 @@ class Checkpoint:
         from . import weights
 
         config = self._config()
+        how = weights.How(self.dtype, self.device, self.device_map, self.attn_implementation, self.sdpa_kernels)
         if self.weights == "random":
-            how = weights.How(self.dtype, self.device, self.device_map, self.attn_implementation)
             return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
-        how = weights.How(
-            self.dtype, self.device, self.device_map, self.attn_implementation, self.trust_remote_code, self._options()
-        )
+        how = replace(how, trust_remote_code=self.trust_remote_code, options=self._options())
         plain = replace(self, config_overrides={})._config if self.config_overrides else None
         return weights.read(str(self._source()), config, how, self.checkpoint, plain)
 
@@ -301,16 +296,3 @@ class Checkpoint:
                 f"the model's vocabulary of {available} is smaller than the {n_tokens} tokens of {source}:"
                 f" set model.config_overrides.vocab_size={n_tokens}"
             )
-
-
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(choices)}")
-
-
-def _check_device_map(value: Any) -> None:
-    words = [value] if isinstance(value, str) else list(value.values()) if isinstance(value, dict) else []
-    if not words or not all(type(word) is int or isinstance(word, str) and word.strip() for word in words):
-        raise ConfigError(
-            f"model.device_map={value} is no map: give {', '.join(DEVICE_MAPS)}, or a mapping from modules to devices"
-        )

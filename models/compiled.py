@@ -7,27 +7,37 @@ the list is shown to the observer. There too it may end the forward: of the last
 computed, of the layers after it nothing.
 
 The proof of the taps (selfcheck.py) is made before compiling. Afterwards the same probe must show the same
-layers the same vectors, up to the rounding of a compiler that adds up in another order.
+layers the same vectors, up to the rounding of a compiler that adds up in another order. Each layer is given what it was
+given before, so that the rounding of eighty layers does not add up to what no tolerance could tell from a mistake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sniffer.errors import ConfigError, first_line
+from sniffer.errors import ConfigError, first_line, of_a_device
 from sniffer.tap import TAP, Seen, tap
 from sniffer.types import KINDS
 
 from . import selfcheck
 from .loaded import LoadedBackbone
+from .unrotated import Inputs, given
 
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-"""Largest difference over the largest value of a kind in a layer, over the few tokens of the probe."""
+Outputs = dict[nn.Module, Tensor]
+"""What layers have handed on."""
+
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""Largest difference over the largest value of a kind in a layer, or of its output, over the few tokens of the probe.
+It is that of one layer, whatever the depth; in 16 bits some units in the last place."""
+
+FLIPPED = 1 / 8
+"""Of the tokens of a layer's output, those that may differ by more: a choice between experts that rounding decides."""
 
 ADVICE = "leave model.compile out"
 
@@ -47,15 +57,19 @@ def compile_layers(backbone: LoadedBackbone) -> None:
     ids = selfcheck.probe_ids(embeddings.num_embeddings, backbone.device)
     # With and without the pre kinds are two graphs.
     probes = (False,) if backbone.pre_missing else (False, True)
-    before = [_shown(backbone, ids, pre) for pre in probes]
-    for layer in attending_layers(backbone):
+    layers = attending_layers(backbone)
+    before = [_shown(backbone, ids, pre, layers) for pre in probes]
+    for layer in layers:
         layer.forward = _compiled(layer.forward)
     try:
-        after = [_shown(backbone, ids, pre) for pre in probes]
+        after = [_shown(backbone, ids, pre, layers, one.inputs) for pre, one in zip(probes, before, strict=True)]
     except Exception as error:  # of the compiler: any
+        if of_a_device(error):
+            raise
         raise ConfigError(f"model.compile=true fails for this model: {first_line(error)}; {ADVICE}") from error
     for plain, compiled in zip(before, after, strict=True):
-        check_alike(plain, compiled)
+        check_alike(plain.seen, compiled.seen)
+        check_outputs(plain.outputs, compiled.outputs)
 
 
 def attending_layers(backbone: LoadedBackbone) -> list[nn.Module]:
@@ -83,12 +97,39 @@ def check_alike(before: Sequence[Seen], after: Sequence[Seen]) -> None:
             plain, compiled = getattr(one, kind), getattr(other, kind)
             if plain is None:
                 continue
-            difference = (plain.float() - compiled.float()).abs().max() / plain.float().abs().max()
-            if not difference <= TOLERANCE[plain.dtype]:
+            difference = float(_apart(plain, compiled).max())
+            if difference > _tolerance(plain):
                 raise ConfigError(
                     f"model.compile=true: compiled, {type(one.module).__name__} shows a {kind} that differs by"
-                    f" {float(difference):.1g} of its largest value; {ADVICE}"
+                    f" {difference:.1g} of its largest value; {ADVICE}"
                 )
+
+
+def check_outputs(before: Outputs, after: Outputs) -> None:
+    """Refuses compiled layers that hand on something else than they did, given the same.
+
+    Raises:
+        ConfigError: more than a few tokens of an output are another.
+    """
+    for layer, plain in before.items():
+        apart = _apart(plain, after[layer]).flatten(0, -2).amax(-1)
+        if (apart > _tolerance(plain)).float().mean() > FLIPPED:
+            raise ConfigError(
+                f"model.compile=true: compiled, {type(layer).__name__} gives an output that differs by"
+                f" {float(apart.median()):.1g} of its largest value; {ADVICE}"
+            )
+
+
+def _tolerance(states: Tensor) -> float:
+    return TOLERANCE.get(states.dtype, TOLERANCE[torch.float32])
+
+
+def _apart(plain: Tensor, compiled: Tensor) -> Tensor:
+    """The differences over the largest value; infinite where only one of the two is a number, or another infinity."""
+    one, other = plain.float(), compiled.float()
+    same = (one == other) | (one.isnan() & other.isnan())
+    scale = one.where(one.isfinite(), 0).abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return ((one - other).abs() / scale).nan_to_num(nan=torch.inf, posinf=torch.inf).where(~same, 0)
 
 
 class _Held:
@@ -132,9 +173,41 @@ def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+@dataclass
+class _Shown:
+    """One forward: what its layers have shown, and what each was given and has handed on."""
+
+    seen: list[Seen] = field(default_factory=list)
+    inputs: Inputs = field(default_factory=dict)
+    outputs: Outputs = field(default_factory=dict)
+
+
 @torch.inference_mode()
-def _shown(backbone: LoadedBackbone, ids: torch.Tensor, pre: bool) -> list[Seen]:
-    seen: list[Seen] = []
-    with tap(seen.append, pre=pre):
+def _shown(
+    backbone: LoadedBackbone, ids: Tensor, pre: bool, layers: Sequence[nn.Module], inputs: Inputs | None = None
+) -> _Shown:
+    """Args: inputs: what the layers are to be given, in place of what comes to them."""
+    shown = _Shown()
+
+    def keep_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A layer may write to what it is given.
+        shown.inputs[layer] = tuple(map(_copied, args)), {name: _copied(value) for name, value in kwargs.items()}
+
+    def keep_output(layer: nn.Module, args: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        if isinstance(first, Tensor):
+            shown.outputs[layer] = first.clone()
+
+    with ExitStack() as hooks:
+        if inputs is not None:
+            hooks.enter_context(given(inputs))
+        for layer in layers:
+            hooks.callback(layer.register_forward_pre_hook(keep_input, with_kwargs=True).remove)
+            hooks.callback(layer.register_forward_hook(keep_output).remove)
+        hooks.enter_context(tap(shown.seen.append, pre=pre))
         backbone(ids)
-    return seen
+    return shown
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -21,12 +21,15 @@ from sniffer.errors import UnsupportedModelError, first_line
 from sniffer.types import LayerGeometry
 
 from . import selfcheck
+from .causality import check_causal
 from .config_keys import POSITION_KEYS, value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME
+from .kernels import allowed
 from .layers import accepts, check_skipped, number_layers, skipped_layers, tapped, windows_of
 from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
+from .sharded import check_whole
 from .state import ModuleState, kept, simple_parts
 from .unrotated import inputs_of, why_unproven
 
@@ -50,8 +53,11 @@ class LoadedBackbone:
         lengths: which lengths of a forward the model treats alike.
     """
 
-    def __init__(self, module: PreTrainedModel) -> None:
+    def __init__(self, module: PreTrainedModel, sdpa_kernels: Sequence[str] | None = None) -> None:
         """Finds the layers of a backbone and proves its taps.
+
+        Args:
+            sdpa_kernels: those that attention may use (kernels.py); None leaves them as they are.
 
         Raises:
             UnsupportedModelError: it cannot be tapped soundly, and why.
@@ -59,8 +65,10 @@ class LoadedBackbone:
         self.module = module.eval()
         self.dtype: torch.dtype = module.dtype
         self.device: torch.device = input_device(module)
+        self.sdpa_kernels = sdpa_kernels
         self._takes_use_cache = accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
+        check_whole(tapped(module), module, names)
         self.vocabulary = vocabulary_of(module)
         self._changing: Sequence[ModuleState] = ()
         with kept(simple_parts(module)):
@@ -96,7 +104,7 @@ class LoadedBackbone:
         check_parts(module, names)
         selfcheck.check_taps(first, names)
         check_silent(called, first, names)
-        selfcheck.check_causal(first, self, names)
+        check_causal(first, self, names, self.vocabulary)
         self.pre_missing = why_no_pre({event.module for event in first.seen})
         ids = selfcheck.probe_ids(self.vocabulary, self.device, other_length(module))
         with inputs_of([event.module for event in first.seen]) as inputs:
@@ -112,8 +120,11 @@ class LoadedBackbone:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records beyond the geometry, as plain values."""
+        attention = self.module.config._attn_implementation
+        kernels = self.sdpa_kernels if attention == "sdpa" else None
         return {
-            "attn_implementation": self.module.config._attn_implementation,
+            "attn_implementation": attention,
+            **({} if kernels is None else {"sdpa_kernels": list(kernels)}),
             "skipped_layers": list(self.skipped_layers),
             "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
             "code": self.code,
@@ -129,7 +140,8 @@ class LoadedBackbone:
         for state in self._changing:
             state.restore()
         options = {"use_cache": False} if self._takes_use_cache else {}
-        output = self.module(input_ids=input_ids, **options)
+        with allowed(self.sdpa_kernels, self.device):
+            output = self.module(input_ids=input_ids, **options)
         return getattr(output, "last_hidden_state", None)
 
 

@@ -2,9 +2,9 @@
 
 A short probe goes through the whole backbone while all that attends is watched (attending.py), so that each
 attention is seen twice: by our tap and, independently, from outside. The q, k and v of both must be the same
-objects with the same values, once per attention layer, and nothing may attend that shows nothing. A second probe, with
-another last token, shows that the backbone is causal: then right padding needs no mask. A third one has another length,
-since code may do otherwise with longer texts. The wrappers are taken away again, whatever happens.
+objects with the same values, once per attention layer, and nothing may attend that shows nothing. Further probes show
+that the backbone is causal (causality.py), and one has another length, since code may do otherwise with longer texts.
+The wrappers are taken away again, whatever happens.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from sniffer.errors import UnsupportedModelError, first_line
+from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
 from sniffer.tap import Seen, tap
 from sniffer.types import KINDS, LayerGeometry
 
@@ -30,8 +30,6 @@ from .witness import witnessed
 PROBE_BATCH, PROBE_SEQ = 2, 11
 OTHER_SEQS = (19, 7)
 """Of the probe of another length: the longer one where the model has room for it."""
-TOLERANCE = 1e-2
-"""Relative difference that a changed last token may make to earlier positions; experts are batched anew."""
 
 Forward = Callable[[Int[Tensor, "batch seq"]], Any]
 Modules = Mapping[nn.Module, str]
@@ -59,11 +57,13 @@ class Probe:
     output: Any
 
 
-def probe_ids(vocabulary: int, device: torch.device, seq: int = PROBE_SEQ) -> Int[Tensor, "batch seq"]:
+def probe_ids(
+    vocabulary: int, device: torch.device, seq: int = PROBE_SEQ, rows: int = PROBE_BATCH
+) -> Int[Tensor, "batch seq"]:
     """A few different tokens, away from the special ones that most vocabularies begin with."""
     first = min(16, vocabulary // 2)
-    ids = torch.arange(PROBE_BATCH * seq, device=device) * 7 % max(1, vocabulary - first) + first
-    return ids.view(PROBE_BATCH, seq)
+    ids = torch.arange(rows * seq, device=device) * 7 % max(1, vocabulary - first) + first
+    return ids.view(rows, seq)
 
 
 def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modules, *, pre: bool) -> Probe:
@@ -76,9 +76,11 @@ def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modu
     with torch.inference_mode(), witnessed(witness), tap(witness.show, pre=pre), _uncompiled(), witness:
         try:
             output = forward(ids)
-        except torch.OutOfMemoryError:
+        except SnifferError:
             raise
         except Exception as error:  # of upstream code: any
+            if of_a_device(error):
+                raise
             raise UnsupportedModelError(
                 f"it cannot run on token ids alone: {type(error).__name__}: {first_line(error)}"
             ) from error
@@ -165,43 +167,6 @@ def _check_numbers(event: Seen, calls: list[Received], scale: Any, names: Module
             raise UnsupportedModelError(
                 f"{named(event.module, names)} shows {name}={said}, but its attention is given {true}: correct its tap"
             )
-
-
-def check_causal(first: Probe, forward: Forward, modules: Modules) -> None:
-    """Refuses a backbone in which a token changes the vectors of earlier positions.
-
-    Raises:
-        UnsupportedModelError: it does, so that right padding would need a mask; or a layer gives no finite number,
-            of which nothing can be shown.
-    """
-    ids, seq = first.ids.clone(), first.ids.shape[1]
-    ids[:, -1] = first.ids[:, 0]
-    again = observe_probe(forward, ids, modules, pre=False)
-    pairs = [(a.q, b.q, a.module) for a, b in zip(first.seen, again.seen, strict=True)]
-    if isinstance(first.output, Tensor) and first.output.dim() == 3:
-        pairs.append((first.output, again.output, first.seen[-1].module))
-    for number, event in enumerate(first.seen, 1):
-        if not event.q.isfinite().any():
-            raise UnsupportedModelError(
-                f"{type(event.module).__name__}, attention {number} of {len(first.seen)}, is given nothing but NaN and "
-                "infinity by a short probe, of which nothing can be shown: see that the checkpoint is whole, or load "
-                "it in another model.dtype"
-            )
-    for before, after, module in pairs:
-        if _differ(before[..., : seq - 1, :].float(), after[..., : seq - 1, :].float()):
-            name = type(module).__name__
-            raise UnsupportedModelError(
-                f"this backbone is not causal: a later token changes {name} at earlier positions, and padding would too"
-            )
-
-
-def _differ(kept: Tensor, new: Tensor) -> bool:
-    """Whether two of the same are more than rounding apart; a number that is not finite is to stay so."""
-    finite = kept.isfinite()
-    if not finite.equal(new.isfinite()):
-        return True
-    kept, new = kept.where(finite, 0), new.where(finite, 0)
-    return bool((kept - new).abs().max() > TOLERANCE * kept.abs().max())
 
 
 def geometry_of(event: Seen, layer: int, module: str, window: int | None) -> LayerGeometry:

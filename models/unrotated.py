@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sniffer.errors import of_a_device
 from sniffer.tap import Seen, StopForward, tap
 
 from .syntax import ROTARY
@@ -98,9 +99,9 @@ def why_unproven(
     """
     try:
         found = _first_wrong(forward, ids, seen, inputs, backbone)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # of upstream code: any
+        if of_a_device(error):
+            raise
         reason = f"without RoPE it fails: {type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     else:
         if found is None:
@@ -115,7 +116,7 @@ def why_unproven(
 def _first_wrong(
     forward: Forward, ids: Int[Tensor, "batch seq"], seen: Sequence[Seen], inputs: Inputs, backbone: nn.Module
 ) -> tuple[nn.Module, str] | None:
-    with without_rope(backbone), _given(inputs):
+    with without_rope(backbone), given(inputs):
         straight = _shown(forward, ids, {event.module for event in seen})
     for event in seen:
         for kind in ("q", "k"):
@@ -124,7 +125,7 @@ def _first_wrong(
     unturned = [event.module for event in seen if _alike(event.q_pre, event.q)]
     if not unturned:
         return None
-    with _given({module: inputs[module] for module in unturned if module in inputs}, levelled=True):
+    with given({module: inputs[module] for module in unturned if module in inputs}, levelled=True):
         level = _shown(forward, ids, set(unturned))
     found = ((module, kind) for module in unturned for kind in ("q", "k") if not _one_way(getattr(level[module], kind)))
     return next(((module, f"{kind}_pre") for module, kind in found), None)
@@ -209,7 +210,7 @@ def _no_angles(module: nn.Module, args: Any, output: Any) -> Any:
 
 
 @contextmanager
-def _given(inputs: Inputs, *, levelled: bool = False) -> Iterator[None]:
+def given(inputs: Inputs, *, levelled: bool = False) -> Iterator[None]:
     """Modules are called with the tensors that they were called with before.
 
     `levelled`: every token with the states of the first one.
@@ -249,6 +250,6 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def _one_way(states: Float[Tensor, "batch heads seq dim"]) -> bool:
-    """Whether the vectors of a head all have one direction, but for the beginning."""
+    """Whether the vectors of a head all have one direction, but for the beginning; NaN has none."""
     unit = torch.nn.functional.normalize(states.float(), dim=-1)[:, :, min(BEGINNING, states.shape[2] // 2) :]
-    return not bool(((unit - unit[:, :, -1:]).abs() > TURNED).any())
+    return bool(((unit - unit[:, :, -1:]).abs() <= TURNED).all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,16 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sniffer.errors import CheckpointError, ConfigError, SnifferError
+from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
 
+from . import kernels
 from .architecture import auto_class
+from .devices import check_device_map, device_of
 from .layers import find_backbone
 from .loaded import LoadedBackbone
 from .retrofit import retrofit
 from .tensors import Fit, adapters_aside, check_adapter, check_tensors
+from .trouble import told
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ class How:
     device: str = "auto"
     device_map: Any = None
     attn_implementation: str = "auto"
+    sdpa_kernels: Sequence[str] | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,13 +58,14 @@ def read(
     """
     options = {**how.options, "trust_remote_code": how.trust_remote_code}
     if how.device_map is not None:
+        check_device_map()
         options["device_map"] = how.device_map
     if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
 
     # Tensors of another shape are named by us.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    told: dict[str, Any] = {}
+    info_of: dict[str, Any] = {}
 
     def load(attention: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
@@ -76,11 +81,11 @@ def read(
             check_adapter(Fit.told(info), title)
             with adapters_aside():
                 _, info = load(attention, device_map="meta")
-        told.update(info)
+        info_of.update(info)
         return model
 
     def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
-        check_tensors(model, backbone, Fit.told(told), title, plain)
+        check_tensors(model, backbone, Fit.told(info_of), title, plain)
 
     return _backbone(attempt, how, title, check)
 
@@ -104,38 +109,14 @@ def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBac
     return _backbone(attempt, how, title)
 
 
-def device_of(name: str) -> torch.device:
-    """`auto` is the best device there is.
-
-    Raises:
-        ConfigError: torch sees no such device.
-    """
-    if name != "auto":
-        device = torch.device(name)
-        there = _count(device.type)
-        if (device.index or 0) >= there:
-            raise ConfigError(f"model.device={name}: torch sees {there} such devices here; use model.device=auto")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _count(kind: str) -> int:
-    """How many devices of a kind there are."""
-    if kind in ("cuda", "xpu"):
-        return int(getattr(torch, kind).device_count())
-    return int(kind == "cpu" or torch.backends.mps.is_available())
-
-
 def _backbone(
     attempt: Callable[[str], PreTrainedModel],
     how: How,
     title: str,
     check: Callable[[PreTrainedModel, PreTrainedModel], None] = lambda model, backbone: None,
 ) -> LoadedBackbone:
-    device = device_of(how.device)
-    with quiet_bars():
+    device = device_of(how.device) if how.device_map is None else None
+    with quiet_bars(), told("while the model was loaded"):
         model = with_attention(attempt, how.attn_implementation, title)
     # The checkpoint's own code, and families imported before the hook.
     undo = retrofit(model)
@@ -143,9 +124,11 @@ def _backbone(
         backbone = find_backbone(model)
         check(model, backbone)
         del model  # and with it the language-model head
-        if how.device_map is None:
-            torch.nn.Module.to(backbone, device)
-        loaded = LoadedBackbone(backbone)
+        if device is not None:
+            with told(f"while the model was moved to {device}"):
+                torch.nn.Module.to(backbone, device)
+        with told("in a short probe of the model"):
+            loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
     except BaseException:
         undo()
         raise
@@ -161,6 +144,8 @@ def with_attention(attempt: Callable[[str], PreTrainedModel], wanted: str, title
     except SnifferError:
         raise
     except Exception as error:  # of upstream code: any
+        if of_a_device(error):
+            raise
         if wanted == "auto" and NO_SUCH_ATTENTION in str(error):
             log.info("%s has no sdpa attention: using eager, which needs more memory", title)
             return with_attention(attempt, "eager", title)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from .attending import Received, Witness
+from .sight import of_arguments
+
+COMPILED = "flex"
+"""In the names of attention functions that compile themselves: no mode of torch may be open around them."""
 
 
 @contextmanager
@@ -22,25 +26,26 @@ def witnessed(witness: Witness | None = None) -> Iterator[list[Received]]:
     try:
         for interface in _interfaces():
             for name in list(interface.keys()):
-                undo.append(_swap_entry(interface, name, _told(interface[name], witness)))
+                undo.append(_swap_entry(interface, name, _told(name, interface[name], witness)))
         for module in _modelling_modules():
             eager = getattr(module, "eager_attention_forward", None)
             if eager is not None:
-                undo.append(_swap_attribute(module, "eager_attention_forward", _told(eager, witness)))
+                undo.append(_swap_attribute(module, "eager_attention_forward", _told("eager", eager, witness)))
         yield witness.calls
     finally:
         for restore in reversed(undo):
             restore()
 
 
-def _told(function: Callable[..., Any], witness: Witness) -> Callable[..., Any]:
+def _told(name: str, function: Callable[..., Any], witness: Witness) -> Callable[..., Any]:
     """An attention function that tells the witness what it is given."""
 
     def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         named = {**dict(zip(_parameters(function)[4:], args, strict=False)), **kwargs}
         scaling, window = named.get("scaling"), named.get("sliding_window")
         witness.receive(Received(module, query, key, value, scaling, window))
-        with witness.aside():
+        witness.notice(of_arguments(name, module, query, key, named))
+        with witness.aside() if COMPILED in name else nullcontext():
             return function(module, query, key, value, *args, **kwargs)
 
     return attention

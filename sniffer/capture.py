@@ -25,7 +25,7 @@ from sniffer.engine.local import LocalEngine
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
 from sniffer.engine.worker import Facts
-from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError, unbroken
+from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError, device_trouble
 from sniffer.forward.estimate import (
     Room,
     device_warning,
@@ -36,6 +36,8 @@ from sniffer.forward.estimate import (
 )
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
+from sniffer.process.devices import device_line
+from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import Picker, describe
 from sniffer.storage.manifest import Manifest
@@ -71,6 +73,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             feed = Feed(config.dataset, tokenize, pad_id, max_tokens=token_limit(config, limits))
             try:
                 model = engine.open(config, folder)
+                log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
                 room = engine.room(model, config.output.memory_limit)
                 plan = make_plan(config, model, feed, room)
@@ -98,10 +101,6 @@ def engine_for(config: Config, load: Load) -> Engine:
     from sniffer.engine.ray import RayEngine
 
     return RayEngine(config.engine)
-
-
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
-"""In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
 
 
 def capture_and_write(crew: Crew, plan: Plan, feed: Feed, store: Store, clock: Clock, stop: Stop) -> None:
@@ -152,20 +151,16 @@ def capture_all(shift: Shift, plan: Plan, feed: Feed, store: Store, clock: Clock
 
 
 def explained(error: BaseException) -> BaseException:
-    """Running out of memory, and what the disk refuses, as one line; any other error as it is."""
+    """What a device or the disk refuses, as one line; any other error as it is."""
     if isinstance(error, OSError) and error.filename:
         told = CaptureError(one_line(error))
         told.__cause__ = error
         return told
-    out_of_memory = isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
-    if isinstance(error, SnifferError) or not out_of_memory:
+    trouble = device_trouble(error, "in a forward, or as rows were written", IN_A_FORWARD)
+    if trouble is None:
         return error
-    told = CaptureError(
-        f"out of memory ({unbroken(error)[:200] or type(error).__name__}): lower batch.max_tokens, "
-        "dataset.max_tokens or output.memory_limit"
-    )
-    told.__cause__ = error
-    return told
+    let_go(error)  # of what the forward had made, so that there is room to write what was captured
+    return trouble
 
 
 def check(config: Config) -> ModelLimits:

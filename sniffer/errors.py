@@ -12,6 +12,8 @@ A message says what was found, what was wanted and what to do now, in one line. 
 CompactHydraException without a traceback, which is why the root derives from it.
 """
 
+from collections.abc import Mapping
+
 from hydra.errors import CompactHydraException
 
 
@@ -57,3 +59,58 @@ def unbroken(error: BaseException) -> str:
 def reason(error: OSError) -> str:
     """Why the system refused; libraries raise such errors with words of their own as well."""
     return error.strerror or first_line(error)
+
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+"""In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
+
+FAILED = ("CUDA error", "HIP error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "NVIDIA driver", "MPS backend")
+"""In the errors of torch about a device that does not do, or no longer does, what it is asked."""
+
+DEVICES = {"cuda": ("CUDA", "HIP", "CUBLAS", "CUDNN", "cuDNN", "NVIDIA"), "mps": ("MPS",), "xpu": ("XPU",)}
+"""How errors call devices; what names none is of the processor."""
+
+AT_START = {
+    "cuda": "spread the model with model.device_map=auto, take another GPU (model.device=cuda:1) or the processor "
+    "(model.device=cpu), or a narrower model.dtype",
+    "cpu": "free some memory, or take a narrower model.dtype or a smaller model",
+}
+IN_A_FORWARD = {
+    "cuda": "lower batch.max_tokens, or dataset.max_tokens where one document is too long; let "
+    "model.attn_implementation be auto, spread the model with model.device_map=auto, or lower output.memory_limit "
+    "where it is pinned memory",
+    "cpu": "lower batch.max_tokens, dataset.max_tokens or output.memory_limit",
+}
+"""What helps where memory has run out, by device; other devices have the processor's advice."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
+def of_a_device(error: BaseException) -> bool:
+    """Whether an error is about what a device has or can, and not about the code that ran on it."""
+    return out_of_memory(error) or any(sign in str(error) for sign in FAILED)
+
+
+def device_trouble(error: BaseException, doing: str, advice: Mapping[str, str]) -> CaptureError | None:
+    """One line about a device that has run out of memory, or failed; None for any other error.
+
+    Args:
+        doing: what it was asked for, such as "in a forward".
+        advice: what helps where memory has run out, by device.
+    """
+    if isinstance(error, SnifferError) or not of_a_device(error):
+        return None
+    said = unbroken(error)[:200] or type(error).__name__
+    device = next((name for name, words in DEVICES.items() if any(word in str(error) for word in words)), "cpu")
+    if out_of_memory(error):
+        told = CaptureError(f"out of memory {doing} ({said}): {advice.get(device, advice['cpu'])}")
+    else:
+        told = CaptureError(
+            f"the device failed {doing} ({said}): a process that this has happened to cannot go on with it, so run the "
+            "command again (or sniffer.runs resume); if it happens again, try model.sdpa_kernels=[math], another "
+            "model.dtype, or model.device=cpu"
+        )
+    told.__cause__ = error
+    return told

@@ -43,6 +43,15 @@ CHECKED = (
 install_import_hook([f"sniffer.{name}" for name in CHECKED], "beartype.beartype")
 
 
+@pytest.fixture(autouse=True)
+def no_device_is_guessed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that means the processor says so, or it would mean something else on a machine with a GPU."""
+    if request.node.get_closest_marker("any_device") is None:
+        from sniffer.models import devices
+
+        monkeypatch.setattr(devices, "_best", lambda: pytest.fail("this test leaves the device open: model.device=cpu"))
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Llama."""

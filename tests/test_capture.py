@@ -82,6 +82,7 @@ def test_the_manifest_counts_what_is_there(run):
     code = {llama: f"sha256:{sha256(Path(str(sys.modules[llama].__file__)).read_bytes()).hexdigest()}"}
     assert manifest.backbone == {
         "attn_implementation": "sdpa",
+        "sdpa_kernels": ["flash", "efficient", "math"],
         "skipped_layers": [],
         "shared_keys": {},
         "code": code,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sniffer.experiments.common.rows import load
 from sniffer.models.embedded import _convert
 
 from sniffer.config import saving
-from sniffer.errors import SnifferError, first_line, reason
+from sniffer.errors import AT_START, IN_A_FORWARD, ConfigError, SnifferError, device_trouble, first_line, reason
 from sniffer.reader import index as jobs
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
@@ -41,6 +42,36 @@ def test_why_the_system_refused() -> None:
     assert reason(OSError(28, "No space left on device", "x")) == "No space left on device"
     assert reason(OSError("words of a library")) == "words of a library"
     assert reason(OSError()) == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), r"out of memory there \(MemoryError\): free some memory"),
+        (
+            RuntimeError("CUDA out of memory.\nTried to allocate 3 GiB"),
+            r"Tried .* with model.device_map=auto, .*cuda:1",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out of memory there .*model.device_map=auto"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "out of memory there .*narrower model.dtype"),
+        (
+            RuntimeError("CUDA error: device-side assert triggered\nCompile with"),
+            "the device failed there .*run the comm",
+        ),
+        (RuntimeError("CUDA error: no kernel image is available for execution"), "failed there .*model.device=cpu"),
+        (RuntimeError("The NVIDIA driver on your system is too old"), "the device failed there .*too old"),
+    ],
+)
+def test_what_a_device_refuses_is_told_with_what_helps_there(error: Exception, said: str) -> None:
+    told = device_trouble(error, "there", AT_START)
+    assert told is not None and re.search(said, str(told)) and "\n" not in str(told)
+    assert told.__cause__ is error
+
+
+def test_other_errors_are_no_trouble_with_a_device() -> None:
+    assert device_trouble(ValueError("shapes differ"), "there", AT_START) is None
+    assert device_trouble(ConfigError("CUDA out of memory"), "there", AT_START) is None
+    assert "batch.max_tokens" in IN_A_FORWARD["cuda"] and "batch.max_tokens" in IN_A_FORWARD["cpu"]
 
 
 @pytest.fixture

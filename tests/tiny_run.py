@@ -58,6 +58,7 @@ def overrides(checkpoint: Path, texts: Path, *more: str) -> list[str]:
     return [
         "model=checkpoint",
         f"model.checkpoint={checkpoint}",
+        "model.device=cpu",
         "dataset=jsonl",
         f"dataset.path={texts}",
         "dataset.id_column=id",

@@ -110,12 +110,12 @@ class Feed:
     def _check(self, window: Window) -> None:
         rows = math.inf if self._vocabulary is None else self._vocabulary
         for document in window.documents:
-            place = int(document.token_ids.argmax())
-            if (token := int(document.token_ids[place])) >= rows:
-                raise CheckpointError(
-                    f"document {document.source_id!r} has token {token} at position {place}, but the model's embedding "
-                    f"has {rows} rows: the checkpoint needs the tokenizer that it was trained with"
-                )
+            for place in (int(document.token_ids.argmax()), int(document.token_ids.argmin())):
+                if not 0 <= (token := int(document.token_ids[place])) < rows:
+                    raise CheckpointError(
+                        f"document {document.source_id!r} has token {token} at position {place}, but the model's "
+                        f"embedding has {rows} rows: the checkpoint needs the tokenizer that it was trained with"
+                    )
 
 
 class Ahead:

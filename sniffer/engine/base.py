@@ -8,6 +8,7 @@ import torch
 
 from sniffer.forward.estimate import Estimate
 from sniffer.forward.selection import Selection
+from sniffer.process.devices import hardware
 from sniffer.sampler import Picker
 from sniffer.types import LayerGeometry, LengthClasses, ModelFacts
 
@@ -34,10 +35,7 @@ class Plan:
 
 def describe_device(model: ModelFacts) -> dict[str, str]:
     """What kind of device computed, without naming the machine."""
-    device = {"type": model.device.type, "dtype": dtype_name(model.dtype)}
-    if model.device.type == "cuda":
-        device["name"] = torch.cuda.get_device_name(model.device)
-    return device
+    return {"type": model.device.type, "dtype": dtype_name(model.dtype), **hardware(model.device)}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -183,6 +183,8 @@ class Crew:
             raise CaptureError("two workers have different models: let model.checkpoint be the same on all nodes")
         if self.model is not None and (found := differences(_of_model(self.model), _of_model(facts))):
             raise CaptureError(f"two workers have different models: {'; '.join(found)}; let all nodes have the same")
+        if self.model is not None and (found := differences(_of_device(self.model), _of_device(facts))):
+            log.warning("workers compute on different devices, and so round differently: %s", "; ".join(found))
         member.facts = facts
         self.model = self.model or facts
         if self.pool.may_lose:
@@ -203,6 +205,10 @@ class Crew:
         member = Member(self.pool.hire())
         self.members.append(member)
         self.call(member, "open")
+
+
+def _of_device(facts: Facts) -> dict[str, Any]:
+    return {"device": facts.described}
 
 
 def _of_model(facts: Facts) -> dict[str, Any]:

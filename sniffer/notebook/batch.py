@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
+from sniffer.errors import CaptureError
 from sniffer.notebook.call import Piece
 from sniffer.types import Document, Picks, TokenBatch
 
@@ -54,3 +56,24 @@ class CallBatch(TokenBatch):
 
     def tokens(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
         return self.grid.reshape(-1)[self.cells(picks)]
+
+
+def check_ids(ids: Any, vocabulary: int) -> None:
+    """Refuses token ids that the embedding has no row for, padding too, before a forward on a GPU could die of them.
+
+    Args:
+        ids: what the backbone is given to look up; None where it is given vectors.
+
+    Raises:
+        CaptureError: naming the first of them and its place.
+    """
+    if ids is None:
+        return
+    array = ids.detach().cpu().numpy()
+    wrong = np.argwhere((array < 0) | (array >= vocabulary))
+    if len(wrong):
+        row, column = map(int, wrong[0])
+        raise CaptureError(
+            f"this call has the token {int(array[row, column])} in row {row}, column {column}, and the model's "
+            f"embedding has rows 0 to {vocabulary - 1}: give ids of its own tokenizer, for padding too"
+        )

@@ -25,7 +25,7 @@ from sniffer.errors import CaptureError
 from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
-from sniffer.notebook.batch import CallBatch
+from sniffer.notebook.batch import CallBatch, check_ids
 from sniffer.notebook.call import Arguments, Call, arguments, claims, pieces_of, read
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.history import CallHistory, as_array
@@ -185,6 +185,7 @@ class Listener:
         call = read(frame.said, None if outermost is frame or of_encoder else outermost.said)
         if not call.tokens.numel() or self._goes_on(call):
             return
+        check_ids(frame.said.get("input_ids"), self._backbone.vocabulary)
         pieces = pieces_of(call)
         for claim, (what, advice) in claims(call, pieces).items():
             module = outermost.module if call.whole else frame.module

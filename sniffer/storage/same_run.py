@@ -27,6 +27,10 @@ UNKNOWN_EARLIER = (
     "backbone.code",
     "backbone.packages",
     "backbone.lengths.apart_from",
+    "backbone.sdpa_kernels",
+    "device.capability",
+    "device.cuda",
+    "device.cudnn",
 )
 """What early releases did not record, or not always: where one side lacks it, nothing is known to differ."""
 
@@ -133,6 +137,8 @@ def _that_matters(key: str, values: Any) -> Any:
         return {name: values[name] for name in VERSIONS if name in values}
     if key == "sampler":
         return {name: value for name, value in values.items() if name != "probability_by_bucket"}
+    if key == "device":
+        return {name: value for name, value in values.items() if name not in ("memory", "driver")}
     if key == "config":
         return {name: value for name, value in values.items() if name not in ("output", "engine")}
     return values

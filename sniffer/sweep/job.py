@@ -23,6 +23,7 @@ from sniffer.config.trust import Trust
 from sniffer.engine.model_cache import LastModel
 from sniffer.errors import RunError, SnifferError, first_line
 from sniffer.process.environment import versions
+from sniffer.process.memory import let_go
 from sniffer.reader.index import read_jobs, swept, update
 from sniffer.runs.code import COPY, changed_code
 from sniffer.runs.resume import resume
@@ -51,6 +52,7 @@ def noted(sweep: Path, folder: Path) -> Iterator[None]:
     except Exception as error:
         failed_of = one_line(error) if isinstance(error, SnifferError) else f"{type(error).__name__}: {one_line(error)}"
         log.error("job %s failed: %s", job, failed_of, exc_info=not isinstance(error, SnifferError))
+        let_go(error)  # the next job is to find the memory free
     finally:
         update(sweep, job, failed_of)
 

@@ -156,6 +156,13 @@ def test_a_token_beyond_the_embedding_is_named_whichever_window_it_is_in(monkeyp
         feed.close()
 
 
+def test_a_negative_token_is_named():
+    feed = Feed(Texts("ab"), lambda text: np.array([5, -3, 7]), 0, max_tokens=None)
+    with pytest.raises(CheckpointError, match="document 'row-0' has token -3 at position 1, .* 99 rows"):
+        feed.fit(99)
+    feed.close()
+
+
 def test_closing_stops_the_reading():
     started = threading.Event()
     read: list[int] = []

@@ -336,7 +336,7 @@ def test_a_copy_that_fails_ends_the_run_and_keeps_the_rest(
         return honest(self, vectors)
 
     monkeypatch.setattr(HostTransfer, "settle", settle)
-    with pytest.raises(RuntimeError, match="launch failure"):
+    with pytest.raises(CaptureError, match="the device failed .*launch failure"):
         by_crew(OneEngine(well, size=2))
     folder = tmp_path / "run"
     manifest, problems = verify(folder)
@@ -388,3 +388,16 @@ def test_a_worker_with_another_model_at_the_same_place_is_refused(
     with pytest.raises(CaptureError, match="another checkpoint" if number == 1 else "different models") as caught:
         by_crew(OneEngine(well, size=2))
     assert named in str(caught.value)
+
+
+def test_a_worker_on_another_gpu_is_told_of(by_crew, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    honest, opened = Quick.open, []
+
+    def open_elsewhere(self):
+        opened.append(self)
+        return replace(honest(self), described={"type": "cuda", "name": ("H100", "A100")[len(opened) > 1]})
+
+    monkeypatch.setattr(Quick, "open", open_elsewhere)
+    by_crew(OneEngine(well, size=2))
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["workers compute on different devices, and so round differently: device.name: H100 then, A100 now"]

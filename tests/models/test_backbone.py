@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from sniffer.models import finder, locate, selfcheck, weights, witness
+from sniffer.models import devices, finder, locate, selfcheck, weights, witness
 from sniffer.models.architecture import build_config, override
 from sniffer.models.backbone import Checkpoint
 from sniffer.models.layers import find_backbone
@@ -43,7 +43,8 @@ def random_llama(**changes: Any) -> Checkpoint:
 
 def random_bloom(**changes: Any) -> Checkpoint:
     tiny = {"n_layer": 1, "hidden_size": 32, "n_head": 4, "vocab_size": 64}
-    return Checkpoint("nobody/nothing", weights="random", model_type="bloom", config_overrides=tiny, **changes)
+    named = {"weights": "random", "model_type": "bloom", "device": "cpu"}
+    return Checkpoint("nobody/nothing", config_overrides=tiny, **named, **changes)
 
 
 def load(model_type: str, **changes: Any) -> LoadedBackbone:
@@ -190,11 +191,11 @@ def test_the_self_check_catches_a_tap_that_lies(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_attention_functions_are_given_back_after_an_exception():
-    before = dict(ALL_ATTENTION_FUNCTIONS.items())
+    before, own = dict(ALL_ATTENTION_FUNCTIONS.items()), dict(ALL_ATTENTION_FUNCTIONS._local_mapping)
     with pytest.raises(KeyError), witness.witnessed():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before["sdpa"]
         raise KeyError
-    assert dict(ALL_ATTENTION_FUNCTIONS.items()) == before and not ALL_ATTENTION_FUNCTIONS._local_mapping
+    assert dict(ALL_ATTENTION_FUNCTIONS.items()) == before and ALL_ATTENTION_FUNCTIONS._local_mapping == own
 
 
 def test_random_weights_follow_the_seed_and_leave_the_generator_alone():
@@ -354,7 +355,7 @@ def test_a_device_that_is_not_there_is_refused_before_the_weights(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     for device in ("cuda:1", "cuda:7"):
         with pytest.raises(ConfigError, match=f"model.device={device}: torch sees 1 such devices"):
-            weights.device_of(device)
+            devices.device_of(device)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ConfigError, match="model.device=cuda"):
         Checkpoint("nobody/nothing", weights="random", model_type="llama", device="cuda").load()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,6 +130,62 @@ def test_other_vectors_are_refused():
         check_alike(plain, other)
     with pytest.raises(ConfigError, match="do not show"):
         check_alike(plain, plain[1:])
+
+
+@pytest.mark.parametrize(("dtype", "level"), [(torch.float32, 3e-4), (torch.float16, 2e-3), (torch.bfloat16, 0.0156)])
+def test_rounding_does_not_add_up_with_depth(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, level: float):
+    """Eighty layers, each of which rounds a little otherwise than before."""
+    eighty = tiny_model(tiny_config("llama", num_hidden_layers=80)).to(dtype)
+    backbone = LoadedBackbone(find_backbone(eighty))
+    plain = events(backbone, tiny_ids())
+    monkeypatch.setattr("sniffer.models.compiled._compiled", lambda forward: rounded(forward, level))
+    compile_layers(backbone)
+    with pytest.raises(ConfigError, match="differs by"):  # as it adds up, it is too much
+        check_alike(plain, events(backbone, tiny_ids()))
+
+
+def rounded(forward: Callable[..., Any], level: float) -> Callable[..., Any]:
+    """A layer whose outputs are changed by noise of some level."""
+
+    def noisy(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        drawn = torch.randn(output.shape, generator=torch.Generator().manual_seed(output.numel()))
+        return output + (level * output.abs().max() * drawn.clamp(-2, 2)).to(output.dtype)
+
+    return noisy
+
+
+@pytest.mark.parametrize("tokens", [2, 5])
+def test_a_layer_that_computes_something_else_is_refused_though_it_shows_the_same(
+    monkeypatch: pytest.MonkeyPatch, tokens: int
+):
+    """Two tokens of 22 may have gone to other experts; five have not."""
+
+    def wrong(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def other(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs).clone()
+            output[0, :tokens] *= 1.5
+            return output
+
+        return other
+
+    monkeypatch.setattr("sniffer.models.compiled._compiled", wrong)
+    if tokens == 2:
+        return compile_layers(backbone_of("llama"))
+    with pytest.raises(ConfigError, match="LlamaDecoderLayer gives an output that differs by"):
+        compile_layers(backbone_of("llama"))
+
+
+def test_nan_that_was_there_before_is_no_difference_and_new_nan_is():
+    plain = events(backbone_of("llama"), tiny_ids())
+    k = plain[1].k.clone()
+    k[0, 0, 3] = torch.nan
+    some = [*plain[:1], plain[1]._replace(k=k), *plain[2:]]
+    check_alike(some, some)
+    check_alike([event._replace(v=event.v * 0) for event in plain], [event._replace(v=event.v * 0) for event in plain])
+    for one, other in ((plain, some), (some, plain)):
+        with pytest.raises(ConfigError, match="shows a k that differs by inf"):
+            check_alike(one, other)
 
 
 def test_a_compiled_run_captures_the_same_rows_up_to_rounding(run: Callable):

@@ -235,9 +235,9 @@ def test_a_checkpoint_that_no_code_can_build_is_one_line(tmp_path: Path):
 
 def test_random_weights_heed_the_same_law():
     tiny = {**SIZES, "num_hidden_layers": 1}
-    plain = Checkpoint("nobody/nothing", weights="random", model_type="llama", config_overrides=tiny)
+    plain = Checkpoint("nobody/nothing", weights="random", device="cpu", model_type="llama", config_overrides=tiny)
     scaled = {**tiny, "rope_scaling": {"type": "linear", **LINEAR}, "rope_theta": BASE}
-    other = Checkpoint("nobody/nothing", weights="random", model_type="llama", config_overrides=scaled)
+    other = Checkpoint("nobody/nothing", weights="random", device="cpu", model_type="llama", config_overrides=scaled)
     assert {name[-1] for name in differences(plain._config(), other._config())} == {"rope_theta", "rope_type", "factor"}
     assert torch.equal(
         plain.load().module.layers[0].self_attn.q_proj.weight, other.load().module.layers[0].self_attn.q_proj.weight

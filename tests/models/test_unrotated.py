@@ -13,7 +13,7 @@ import torch
 from sniffer.models import finder
 from sniffer.models.layers import find_backbone
 from sniffer.models.loaded import LoadedBackbone
-from sniffer.models.unrotated import inputs_of, without_rope
+from sniffer.models.unrotated import _one_way, inputs_of, without_rope
 
 from sniffer.tap import Seen, tap
 from tests.tiny_copies import ROTATE, edited, imported, llama_source, model_of, tap_line, write_copy
@@ -80,6 +80,13 @@ def test_what_is_wrong_is_not_to_be_had_and_named(tmp_path: Path, wrong: str, ca
         backbone = LoadedBackbone(model_of(module))
     assert complaint in backbone.pre_missing and complaint in caplog.text
     assert set(backbone.geometry[0].heads) == {"q", "k", "v"}
+
+
+def test_nan_has_no_direction():
+    states = torch.ones(1, 2, 12, 4)
+    assert _one_way(states)
+    states[0, 1, 10, 2] = torch.nan
+    assert not _one_way(states)
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,31 @@ def test_generation_is_captured_up_to_its_prompt(checkpoint: Path, model: Any):
 def test_a_forward_that_fails_leaves_the_tap_closed(checkpoint: Path, model: Any):
     batch = encoded(checkpoint, TEXTS["third"])
     with sniffer.sniff(model, sampler=All()) as captured:
-        with pytest.raises(IndexError):
-            model(input_ids=batch["input_ids"] + 10_000)
+        handle = model.model.layers[1].register_forward_pre_hook(lambda *arguments: {}["no layer"])
+        with pytest.raises(KeyError, match="no layer"):
+            model(**batch)
+        handle.remove()
         assert captured.rows == {"q": 0, "k": 0}
         model(**batch)
+    assert captured.rows["q"] > 0
+
+
+@pytest.mark.parametrize(("token", "column"), [(10_000, 3), (-1, 0), (1 << 40, 2)])
+def test_a_token_without_a_row_in_the_embedding_never_reaches_the_model(
+    checkpoint: Path, model: Any, token: int, column: int
+):
+    """On a GPU the forward would end the process; padding is looked up like any other."""
+    batch = encoded(checkpoint, TEXTS["third"])
+    ids, mask = batch["input_ids"].clone(), batch["attention_mask"].clone()
+    ids[0, column], reached = token, []
+    handle = model.get_input_embeddings().register_forward_pre_hook(lambda *arguments: reached.append(arguments))
+    with sniffer.sniff(model, sampler=All()) as captured:
+        reached.clear()
+        with pytest.raises(CaptureError, match=f"the token {token} in row 0, column {column}, .* rows 0 to 256"):
+            model(input_ids=ids, attention_mask=mask)
+        assert not reached and captured.rows == {"q": 0, "k": 0}
+        model(**batch)
+    handle.remove()
     assert captured.rows["q"] > 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import signal
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from unittest.mock import patch
 
 import polars as pl
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from sniffer.models.backbone import Checkpoint
 
@@ -21,11 +24,13 @@ from sniffer import capture, open_run
 from sniffer.__main__ import main
 from sniffer.engine import worker
 from sniffer.errors import RunError
+from sniffer.forward.observer import Observer
 from sniffer.reader.sweep import Sweep
 from sniffer.runs.__main__ import main as runs_main
 from sniffer.runs.verify import missing_shards, verify_all
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
+from sniffer.tap import Seen
 from tests.helpers_runs import ORDER, TEXTS, counting_forwards, stopping_after
 from tests.tiny_run import overrides, save_texts
 
@@ -214,6 +219,31 @@ def test_any_exception_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest
     assert index(place)["error"][1] == "ZeroDivisionError: of all things"
     assert "Traceback" in (place / "1" / "sniffer.log").read_text()
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("out of luck")])
+def test_the_job_after_a_failed_one_finds_the_memory_free(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, error: Exception
+):
+    """What the failed forward had made would else live as long as somebody knows its error."""
+    honest, made, left = Observer.__call__, [], []
+
+    def failing(self: Observer, seen: Seen) -> None:
+        if not made:
+            states = torch.zeros(1000)
+            made.append(weakref.ref(states))
+            raise error
+        if not left:
+            left.append(made[0]())
+        honest(self, seen)
+
+    monkeypatch.setattr(Observer, "__call__", failing)
+    gc.disable()
+    try:
+        assert invoke("seed=1,2") == 1
+    finally:
+        gc.enable()
+    assert left == [None]
 
 
 def test_again_skips_what_is_complete_and_repeats_what_failed(
