@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from sniffer.tap import Seen
+from sniffer.types import MAIN_KINDS
 
 from .sight import Sight, of_sdpa, of_weights
 
-MAIN_KINDS = ("q", "k", "v")
 FUSED = re.compile(r"attn|attention|sdpa")
 """In the names of functions and operators that compute attention in one piece."""
 SOFTMAX = re.compile(r"softmax")

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sniffer.errors import UnsupportedModelError
+from sniffer.types import MAIN_KINDS
 
-from .attending import MAIN_KINDS
 from .selfcheck import Forward, Modules, Probe, named, observe_probe, probe_ids
 
 TEXTS, TRIALS = 4, 8

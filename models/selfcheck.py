@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
 from sniffer.tap import Seen, tap
-from sniffer.types import KINDS, LayerGeometry
+from sniffer.types import KIND, KINDS, LayerGeometry
 
 from .attending import Attended, Received, Witness
 from .witness import witnessed
@@ -203,7 +203,7 @@ def _check_layout(event: Seen, names: Modules, shape: tuple[int, ...]) -> None:
                 f"{named(event.module, names)} shows {kind} as {tuple(states.shape)};"
                 f" expected ({shape[0]}, heads, {shape[1]}, dim): one vector per token"
             )
-        if kind.endswith("_pre") and states.shape != getattr(event, kind.removesuffix("_pre")).shape:
+        if KIND[kind].pre and states.shape != getattr(event, KIND[kind].draw).shape:
             raise UnsupportedModelError(f"{named(event.module, names)} shows {kind} in another shape than its kind")
 
 
