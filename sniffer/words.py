@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.errors import SnifferError
-
-if TYPE_CHECKING:
-    pass
 
 CODES = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # control codes, the escape character among them
@@ -19,6 +16,7 @@ CODES = re.compile(
     "\ud800-\udfff]"  # half a character
 )
 BLANK = "\t\n\r"
+NO_KEY = "there is no key {}: `python -m sniffer --cfg job` shows those that exist"
 MOST = 4000
 """Characters of one thing: a manifest may hold a name of many megabytes."""
 
@@ -46,7 +44,10 @@ def one_line(error: BaseException) -> str:
         return printable(f"{place}{error.strerror}; check that the folder is there, may be written to and has room")
     message = str(error)
     if unknown := re.match(r"Could not override '(.+?)'\.\s+To append [^{]+$", message):
-        return f"there is no key {unknown[1]}: `python -m sniffer --cfg job` shows those that exist"
+        return NO_KEY.format(unknown[1])
+    if unknown := re.match(r"In '(.+?)': ConfigKeyError raised while composing config:\s+Key '(.+?)' not in", message):
+        where = key[1].rpartition(".")[0] if (key := re.search(r"full_key: (\S+)", message)) else ""
+        return f"{unknown[1]}.yaml: {NO_KEY.format(f'{where}.{unknown[2]}'.strip('.'))}"
     kept = re.split(r"\n\s*(?:Config search path|full_key|See https?):?", message)[0]
     lines = [re.sub(r"\n\s+", ", ", kept.replace(":\n\t", ": ").replace("\n\t", ", "))]
     # Hydra says which key it could not set; only its cause says why.

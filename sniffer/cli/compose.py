@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.cli.job import job
+from sniffer.config.meant import with_meant
 from sniffer.config.rerun import composable
 from sniffer.config.resolve import conf_folder, register
 from sniffer.process.patched import environment, patched
@@ -88,8 +89,10 @@ def told(error: Exception) -> str | None:
 
     Hydra refuses a few overrides, such as sampler=null, with any error.
     """
-    if (said := refusal(error)) is not None or not raised_in_hydra(error):
-        return said
+    if (said := refusal(error)) is not None:
+        return with_meant(said, conf_folder())
+    if not raised_in_hydra(error):
+        return None
     kind = "" if isinstance(error, ValueError | OverflowError) else f"Hydra, {type(error).__name__}: "
     return f"{kind}{one_line(error)}"
 
