@@ -2,7 +2,8 @@
 
     SnifferError                 shown to the user as one line, exit code 1
     ├── ConfigError              a key has a value that cannot be used
-    ├── DatasetError             text is missing, unreadable, empty or wrongly identified
+    ├── DatasetError             text is missing, empty or wrongly identified
+    │   └── UnreadableError      a file of it cannot be read, which dataset.skip_unreadable leaves out
     ├── CheckpointError          a model or tokenizer cannot be had
     ├── UnsupportedModelError    a model cannot be tapped soundly
     ├── CaptureError             a run cannot start or go on (memory, disk)
@@ -26,7 +27,11 @@ class ConfigError(SnifferError):
 
 
 class DatasetError(SnifferError):
-    """Text is missing, unreadable, empty or wrongly identified."""
+    """Text is missing, empty or wrongly identified."""
+
+
+class UnreadableError(DatasetError):
+    """A file of the dataset cannot be read: damaged, no text, not of its format."""
 
 
 class CheckpointError(SnifferError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -134,6 +135,7 @@ def config_error(error: OmegaConfBaseException, what: str, root: Any) -> ConfigE
         return ConfigError(f"{key} has no value: add {key}=... to the command line")
     if isinstance(error, ConfigKeyError):
         return ConfigError(f"{key} is not a key{_suggestion(error, root)}")
+    reason = re.sub(r"Cannot convert 'ListConfig' to string: '(.*)'", r"wanted one value, not the list \1", reason)
     return ConfigError(f"{key or 'the configuration'}: {reason}")
 
 

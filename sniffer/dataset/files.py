@@ -1,45 +1,92 @@
-"""Documents that are files: one each, named by their paths below the folder."""
+"""Datasets that are files on this machine: which of them a path means, and what is known of them.
+
+Documents that are files, one each and named by their paths below the folder, are here too; tables are in tables.py.
+"""
 
 from __future__ import annotations
 
 import glob
 import hashlib
+import logging
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sniffer.dataset.source import Source
-from sniffer.errors import DatasetError
+from sniffer.dataset.compressed import LEAVE_OUT, endings, read_text
+from sniffer.dataset.source import LATER, Source
+from sniffer.errors import DatasetError, UnreadableError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFiles(Source):
-    """One document per UTF-8 file; its id is its path, relative to the folder that was named.
+class Files(Source):
+    """Files. `path`: a file, a folder (every file below it that ends in one of ENDINGS), or a glob.
 
-    `path`: a file, a folder (every .txt below it), or a glob such as books/**/*.md.
+    `skip_unreadable`: those that cannot be read are left out and counted, instead of refused. Whether one can be is
+    then found out first, by reading it to its end.
     """
 
+    ENDINGS: ClassVar[tuple[str, ...]]
+
     path: str
+    skip_unreadable: bool = field(default=False, metadata=LATER)
 
     @property
     def title(self) -> str:
         return self.path
 
-    def row_ids(self) -> Iterator[str]:
-        root = _root(self.path)
-        return (file.relative_to(root).as_posix() for file in self._files)
-
-    def row_texts(self, rows: range) -> Iterator[str]:
-        return (_read(self._files[row]) for row in rows)
-
-    def facts(self) -> dict[str, Any]:
-        return file_facts(self._files)
+    @abstractmethod
+    def read_through(self, file: Path) -> Any:
+        """Reads all that will be wanted of a file; raises UnreadableError where that cannot be."""
 
     @cached_property
-    def _files(self) -> list[Path]:
-        return find_files(self.path, (".txt",))
+    def files(self) -> list[Path]:
+        """Those to be read, in order."""
+        return [file for file in self._named if file not in self._unreadable]
+
+    def facts(self) -> dict[str, Any]:
+        left_out = {"unreadable": len(self._unreadable)} if self._unreadable else {}
+        return {**file_facts(self.files), **left_out}
+
+    @cached_property
+    def _named(self) -> list[Path]:
+        return find_files(self.path, self.ENDINGS)
+
+    @cached_property
+    def _unreadable(self) -> set[Path]:
+        if not self.skip_unreadable:
+            return set()
+        found = {}
+        for file in self._named:
+            try:
+                self.read_through(file)
+            except UnreadableError as error:
+                found[file] = str(error).removesuffix(LEAVE_OUT)
+        if found:
+            first = next(iter(found.values()))
+            log.warning("%d of %d files are left out, the first: %s", len(found), len(self._named), first)
+        return set(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFiles(Files):
+    """One document per UTF-8 file, such as books/**/*.md; its id is its path, relative to the folder that was named."""
+
+    ENDINGS = endings(".txt")
+
+    def row_ids(self) -> Iterator[str]:
+        root = _root(self.path)
+        return (file.relative_to(root).as_posix() for file in self.files)
+
+    def row_texts(self, rows: range) -> Iterator[str]:
+        return (self.read_through(self.files[row]) for row in rows)
+
+    def read_through(self, file: Path) -> str:
+        return read_text(file)
 
 
 def find_files(path: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -90,12 +137,3 @@ def _root(path: str) -> Path:
         return place
     fixed = [parent for parent in place.parents if place.is_file() or not glob.has_magic(str(parent))]
     return fixed[0]
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
-    except OSError as error:
-        raise DatasetError(f"{file} cannot be read: {error.strerror}") from error

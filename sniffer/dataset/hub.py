@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from sniffer.dataset.columns import column_of, require_text, value_at
 from sniffer.dataset.files import file_facts
 from sniffer.dataset.source import Source
-from sniffer.dataset.tables import _require_columns, _require_text
 from sniffer.errors import DatasetError, first_line
 
 
@@ -36,18 +36,19 @@ class Hub(Source):
         return f"{self.name} ({self.split})"
 
     def row_ids(self) -> Iterator[Any]:
-        columns = self._table.column_names
-        _require_columns(self.title, [self.text_column], columns)
-        feature = self._table.features[self.text_column]
-        _require_text(self.title, self.text_column, getattr(feature, "dtype", type(feature).__name__))
+        schema = self._table.features.arrow_schema
+        require_text(schema, self.text_column, self.title)
         if self.id_column is None:
             return iter(range(len(self._table)))
-        _require_columns(self.title, [self.id_column], columns)
-        return iter(self._table[self.id_column])
+        return self._values(self.id_column, range(len(self._table)))
 
     def row_texts(self, rows: range) -> Iterator[Any]:
-        chosen = self._table.select_columns([self.text_column]).select(rows)
-        return (row[self.text_column] for row in chosen)
+        return self._values(self.text_column, rows)
+
+    def _values(self, path: str, rows: range) -> Iterator[Any]:
+        column = column_of(path, self._table.column_names, self.title)
+        chosen = self._table.select_columns([column]).select(rows)
+        return (value_at(row[column], path, column, self.title) for row in chosen)
 
     def facts(self) -> dict[str, Any]:
         """The commit; of a local folder, and of a cached copy that names none, what its files hold."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
@@ -24,6 +24,9 @@ from sniffer.hashing import stable_id
 
 LARGEST_ID = (1 << 63) - 1
 MISSING = object()
+
+LATER = {"later": True}
+"""Marks fields that early releases did not have: where they say nothing, a dataset is described as it was then."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,11 @@ class Source(ABC):
         """The dataset as plain values: its class, its fields, its number of documents, its facts."""
         home = self.home if type(self).__module__.startswith("sniffer.") else type(self).__module__
         name = f"{home}.{type(self).__qualname__}"
-        return {"_target_": name, **asdict(self), "documents": len(self), **self.facts()}
+        says_nothing = {
+            key.name for key in fields(self) if key.metadata == LATER and getattr(self, key.name) == key.default
+        }
+        told = {key: value for key, value in asdict(self).items() if key not in says_nothing}
+        return {"_target_": name, **told, "documents": len(self), **self.facts()}
 
     @cached_property
     def _ids(self) -> Sequence[int | str]:

@@ -1,4 +1,4 @@
-"""Datasets that are tables: a text column, and perhaps an id column. JSON lines, CSV, Parquet, the hub.
+"""Datasets that are tables: a text column, and perhaps an id column. JSON, CSV, Parquet; hub.py has those of the hub.
 
 Without an id column the global row number is the id, counted over all files in order. Local tables are
 streamed, so that a large one costs no memory; a dataset from the hub is memory-mapped by `datasets`.
@@ -6,46 +6,45 @@ streamed, so that a large one costs no memory; a dataset from the hub is memory-
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
-import zlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sniffer.dataset.files import file_facts, find_files
-from sniffer.dataset.source import Source, require_string
-from sniffer.errors import DatasetError, first_line
+from sniffer.dataset.columns import column_of, needed, require_text, value_at
+from sniffer.dataset.compressed import endings, is_packed, opened, unreadable
+from sniffer.dataset.files import Files
+from sniffer.dataset.records import keys_of, records_of_array, records_of_lines
+from sniffer.dataset.source import LATER, require_string
+from sniffer.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Source):
-    """Local table files. `path`: a file, a folder, or a glob."""
+class Table(Files):
+    """Local table files. `text_column`, `id_column`: names of columns, or paths into nested ones (columns.py)."""
 
     home: ClassVar[str] = "sniffer.tables"
 
-    path: str
     text_column: str = "text"
     id_column: str | None = None
 
-    @property
-    def title(self) -> str:
-        return self.path
-
-    @property
     @abstractmethod
-    def files(self) -> list[Path]:
-        """The files, in order."""
+    def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """These columns of every row of a file, in order.
 
-    @abstractmethod
+        Raises:
+            UnreadableError: it is damaged, or of another format.
+            DatasetError: it lacks one of the columns.
+        """
+
     def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """These columns of every row of all files, in order; DatasetError where a file lacks one."""
+        for file in self.files:
+            yield from self.rows_of(file, *columns)
 
     def row_ids(self) -> Iterator[Any]:
         # These formats are parsed whole anyway, so a bad text is found here, before any model loads.
@@ -58,61 +57,74 @@ class Table(Source):
         texts = self.rows(self.text_column)
         return (text for (text,) in islice(texts, rows.start, rows.stop, rows.step))
 
-    def facts(self) -> dict[str, Any]:
-        return file_facts(self.files)
+    def read_through(self, file: Path) -> None:
+        for _ in self.rows_of(file, self.text_column):
+            pass
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonLines(Table):
-    """One JSON object per line, plain or gzipped; blank lines do not count as rows."""
+    """One JSON object per line; blank lines do not count as rows."""
 
-    @cached_property
-    def files(self) -> list[Path]:
-        return find_files(self.path, (".jsonl", ".ndjson", ".jsonl.gz"))
+    ENDINGS = endings(".jsonl", ".ndjson")
+    records = staticmethod(records_of_lines)
 
-    def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
-        for file in self.files:
-            for number, line in enumerate(_lines(file), start=1):
-                if line.strip():
-                    place = f"{file} line {number}"
-                    record = _parsed(line, place)
-                    _require_columns(place, columns, [*record, *getattr(record, "twice", ())])
-                    yield tuple(record[column] for column in columns)
+    def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+        for record, place in self.records(file):
+            keys = keys_of(record)
+            roots = [column_of(path, keys, place) for path in columns]
+            yield tuple(value_at(record[root], path, root, place) for path, root in zip(columns, roots, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Json(JsonLines):
+    """Files that are one JSON array of objects each."""
+
+    ENDINGS = endings(".json")
+    records = staticmethod(records_of_array)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Csv(Table):
-    """CSV with a header line. An id that is written as a plain whole number counts as an integer."""
+    """CSV or TSV with a header line. An id that is written as a plain whole number counts as an integer.
 
-    @cached_property
-    def files(self) -> list[Path]:
-        return find_files(self.path, (".csv",))
+    `separator`: between cells; null for a tab in files named .tsv, and for a comma in others.
+    """
+
+    ENDINGS = endings(".csv", ".tsv")
+
+    separator: str | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.separator is not None and (len(self.separator.encode()) != 1 or self.separator in '"\r\n'):
+            raise ConfigError(f"dataset.separator={self.separator!r} must be one ASCII character, such as ';' or '\\t'")
 
     def row_ids(self) -> Iterator[Any]:
         return (_as_integer(identity) for identity in super().row_ids())
 
-    def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+    def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
         import polars
 
-        for file in self.files:
-            try:
-                # Of columns of one name, polars would rename all but the first.
-                header = polars.read_csv(file, has_header=False, n_rows=1, infer_schema=False, glob=False)
-                _require_columns(str(file), columns, [name or "" for name in header.row(0)])
-                table = polars.scan_csv(file, infer_schema=False, glob=False)
-                for batch in table.select(columns).fill_null("").collect_batches(maintain_order=True):
-                    yield from batch.iter_rows()
-            except (polars.exceptions.PolarsError, OSError) as error:
-                raise DatasetError(f"{file} cannot be read as CSV: {first_line(error)}") from error
+        try:
+            source, separator = _csv_source(file), self.separator or _separator_of(file)
+            # Of columns of one name, polars would rename all but the first.
+            how: dict[str, Any] = {"separator": separator, "infer_schema": False, "glob": False}
+            header = polars.read_csv(source, has_header=False, n_rows=1, **how)
+            roots = [column_of(path, [name or "" for name in header.row(0)], str(file)) for path in columns]
+            table = polars.scan_csv(source, **how).select(list(dict.fromkeys(roots))).fill_null("")
+            for batch in table.collect_batches(maintain_order=True):
+                for row in zip(*(batch[root] for root in roots), strict=True):
+                    yield tuple(map(value_at, row, columns, roots, [str(file)] * len(row)))
+        except (polars.exceptions.PolarsError, OSError) as error:
+            raise unreadable(f"{file} cannot be read as CSV: {first_line(error)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parquet(Table):
     """Parquet files; their texts stay unread until they are wanted."""
 
-    @cached_property
-    def files(self) -> list[Path]:
-        return find_files(self.path, (".parquet",))
+    ENDINGS = (".parquet",)
 
     def row_ids(self) -> Iterator[Any]:
         rows = sum(self._row_count(file) for file in self.files)
@@ -120,33 +132,34 @@ class Parquet(Table):
             return iter(range(rows))
         return (identity for (identity,) in self.rows(self.id_column))
 
-    def rows(self, *columns: str) -> Iterator[tuple[Any, ...]]:
-        for file in self.files:
-            with _open_parquet(file) as table:
-                _require_columns(str(file), columns, table.schema_arrow.names)
-                # Documents are long: a few rows at a time are plenty.
-                with _readable(file):
-                    for batch in table.iter_batches(batch_size=64, columns=list(columns)):
-                        batch.validate()
-                        yield from zip(*(batch.column(name).to_pylist() for name in columns), strict=True)
+    def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+        with _open_parquet(file) as table:
+            schema, place = table.schema_arrow, str(file)
+            roots = [column_of(path, schema.names, place) for path in columns]
+            parts = [needed(schema, path, root) for path, root in zip(columns, roots, strict=True)]
+            # Documents are long: a few rows at a time are plenty.
+            with _readable(file):
+                for batch in table.iter_batches(batch_size=64, columns=parts):
+                    batch.validate()
+                    for row in zip(*(batch.column(root).to_pylist() for root in roots), strict=True):
+                        yield tuple(map(value_at, row, columns, roots, [place] * len(row)))
 
     def _row_count(self, file: Path) -> int:
         with _open_parquet(file) as table:
-            schema = table.schema_arrow
-            _require_columns(str(file), [self.text_column], schema.names)
-            _require_text(str(file), self.text_column, str(schema.field(self.text_column).type))
+            require_text(table.schema_arrow, self.text_column, str(file))
             return int(table.metadata.num_rows)
 
 
-def _lines(file: Path) -> Iterator[str]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opener(file, "rt", encoding="utf-8-sig") as lines:
-            yield from lines
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}): convert it") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{file} cannot be read: {first_line(error)}") from error
+def _csv_source(file: Path) -> Any:
+    """What polars is to read; of packed files it would take some for empty, and a cut one for whole."""
+    if not is_packed(file):
+        return file
+    with opened(file) as stream:
+        return stream.read()
+
+
+def _separator_of(file: Path) -> str:
+    return "\t" if ".tsv" in file.suffixes[-2:] else ","
 
 
 def _open_parquet(file: Path) -> Any:
@@ -168,51 +181,7 @@ def _readable(file: Path) -> Iterator[None]:
         ValueError,
         OverflowError,
     ) as error:  # damaged values are of Python's kinds
-        raise DatasetError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
-
-
-def _require_columns(place: str, wanted: Iterable[str], columns: Sequence[str]) -> None:
-    for column in wanted:
-        if column not in columns:
-            raise DatasetError(
-                f"{place} has no column {column!r}, only {', '.join(columns)}: "
-                f"set dataset.text_column or dataset.id_column"
-            )
-        if (count := columns.count(column)) > 1:
-            raise DatasetError(f"{place} has {count} columns {column!r}, and which is meant is unknown: rename one")
-
-
-def _require_text(place: str, column: str, type_name: str) -> None:
-    if "string" not in type_name:
-        raise DatasetError(f"{place}: the column {column!r} is of type {type_name}, not text: set dataset.text_column")
-
-
-class Ambiguous(dict[str, Any]):
-    """A JSON object that has some of its keys again: those in `twice`, of which a dict keeps the last value."""
-
-    twice: Sequence[str] = ()
-
-
-def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) == len(pairs):
-        return record
-    ambiguous, keys = Ambiguous(record), [key for key, _ in pairs]
-    ambiguous.twice = [key for place, key in enumerate(keys) if key in keys[:place]]
-    return ambiguous
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _parsed(line: str, place: str) -> dict[str, Any]:
-    try:
-        record = DECODER.decode(line)
-    except (ValueError, RecursionError) as error:
-        raise DatasetError(f"{place} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise DatasetError(f"{place} holds a JSON {type(record).__name__}: wanted one object per line")
-    return record
+        raise unreadable(f"{file} cannot be read as Parquet: {first_line(error)}") from error
 
 
 def _as_integer(identity: Any) -> Any:

@@ -367,3 +367,9 @@ def test_no_heavy_import() -> None:
 )
 def test_sizes_are_read_with_their_units(value: object, size: int) -> None:
     assert OutputConfig(memory_limit=value).memory_limit == size
+
+
+def test_one_value_is_wanted_where_a_list_is_given():
+    cfg = composed("dataset=jsonl", "dataset.path=a", "dataset.text_column=[a,b]")
+    with pytest.raises(ConfigError, match=r"dataset.text_column: wanted one value, not the list \['a', 'b'\]"):
+        resolve(cfg)
