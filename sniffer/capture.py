@@ -44,7 +44,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
-from sniffer.terminal.summary import estimate_line, resume_line, show_summary
+from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary
 from sniffer.types import ModelFacts, ModelLimits, Tokenize, by_number
 from sniffer.words import one_line
 
@@ -70,7 +70,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
             tokenize, pad_id = config.model.tokenizer()
-            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=token_limit(config, limits))
+            longest = token_limit(config, limits)
+            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest)
             try:
                 model = engine.open(config, folder)
                 log.info("%s", device_line(model.described, model.backbone, model.threads))
@@ -90,6 +91,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
+    for remark in remarks(store.manifest.counts, longest, windows=window_of(config) is not None):
+        log.warning("%s", remark)
     show_summary(folder, store.manifest, plan.picker)
     stop.check()
 
@@ -128,12 +131,12 @@ def capture_and_write(crew: Crew, plan: Plan, feed: Feed, store: Store, clock: C
     except Exception as error:
         interruption = interruption or explained(error)
     try:
-        store.close(feed.counts.skipped_empty, clock.seconds, interruption)
+        store.close(feed.counts.left_out(), clock.seconds, interruption)
     except Exception as error:
         interruption = interruption or explained(error)
         # What failed once may go well the second time; else the folder is as after a kill.
         with suppress(Exception):
-            store.close(feed.counts.skipped_empty, clock.seconds, interruption)
+            store.close(feed.counts.left_out(), clock.seconds, interruption)
     if interruption is not None:
         raise interruption
 
@@ -172,19 +175,23 @@ def check(config: Config) -> ModelLimits:
 
 
 def token_limit(config: Config, limits: ModelLimits) -> int | None:
-    """The most tokens a document may have: what the user says, else what the model was made for.
+    """The most tokens of a text: what the user says, else, unless it comes in windows, what the model was made for.
 
     Raises:
         ConfigError: the user asks for more positions than the model has.
     """
-    wanted, possible = config.dataset.max_tokens, limits.max_positions
-    if wanted is None or possible is None:
-        return wanted if wanted is not None else possible
-    most = max(possible, limits.reach or 0)
-    if wanted > most:
+    longest, window = config.dataset.max_tokens, window_of(config)
+    key, wanted = ("max_tokens", longest) if window is None else ("window", window)
+    possible = limits.max_positions
+    if wanted is not None and possible is not None and wanted > (most := max(possible, limits.reach or 0)):
         way = to_extend(limits, wanted)
-        raise ConfigError(f"dataset.max_tokens={wanted} is more than the model's {most} positions: lower it, {way}")
-    return wanted
+        raise ConfigError(f"dataset.{key}={wanted} is more than the model's {most} positions: lower it, {way}")
+    return longest if longest is not None or window is not None else possible
+
+
+def window_of(config: Config) -> int | None:
+    """The tokens of a window; a dataset of a user's own may not have the key."""
+    return getattr(config.dataset, "window", None)
 
 
 def to_extend(limits: ModelLimits, tokens: int) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sniffer import capture
+from sniffer.dataset.tokenizing import ReadCounts
 from sniffer.engine import shift
 from sniffer.engine.base import Plan
 from sniffer.engine.crew import Crew
@@ -157,7 +158,7 @@ def feed(engine: Engine) -> Any:
     tokens = sum(document.n_tokens for document in engine.documents)
     return SimpleNamespace(
         batches=engine.batches,
-        counts=SimpleNamespace(skipped_empty=0),
+        counts=ReadCounts(),
         expected_documents=len(engine.documents),
         expected_tokens=tokens,
         close=lambda: None,

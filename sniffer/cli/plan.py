@@ -16,7 +16,7 @@ from pathlib import Path
 from sniffer.config.schema import Config, PlanConfig
 from sniffer.dataset.batching import ELSEWHERE
 from sniffer.dataset.source import Shard
-from sniffer.dataset.tokenizing import Tokenizer
+from sniffer.dataset.tokenizing import Tokenizer, spans
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.estimate import Estimate, estimate, largest_batch, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
@@ -95,15 +95,17 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
 
 
 def most_lengths(dataset: Dataset) -> list[int] | None:
-    """The lengths of this worker's documents if there are as many as may be, and each is as long as it may be.
+    """The lengths of this worker's documents if there are as many texts as may be, each as long as it may be.
 
     None where there is no such bound: a dataset of a user's own may not even have the keys.
     """
     examples, longest = getattr(dataset, "max_examples", None), dataset.max_tokens
     if examples is None or longest is None:
         return None
-    shard = getattr(dataset, "shard", Shard())
-    return [longest] * len(range(shard.index, examples, shard.count))
+    shard, window = getattr(dataset, "shard", Shard()), getattr(dataset, "window", None) or longest
+    stride = getattr(dataset, "stride", None) or window
+    lengths = [end - start for start, end in spans(longest, window, stride)]
+    return lengths * len(range(shard.index, examples, shard.count))
 
 
 def read_lengths(config: Config, longest: int | None) -> list[int]:

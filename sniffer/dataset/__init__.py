@@ -1,7 +1,7 @@
 """Where text comes from, whose identity it has, and how it becomes batches of tokens.
 
     packages, files, tables, hub      sources of documents: (example_id, source_id, text); source has what they share
-    tokenizing -> feed -> batching    text to tokens, windows of documents, batches for one forward each
+    tokenizing -> feed -> batching    text to tokens and windows, chunks of documents, batches for one forward each
 
 Configurations name the sources `sniffer.dataset.Sotu` and so on.
 """

@@ -1,7 +1,7 @@
 """From texts to batches: tokenisation ahead of the model, and batches with little padding.
 
-A background thread reads and tokenises windows of documents while the model loads and runs. Within a
-window documents are sorted by length and packed, longest first, so that a batch stays within the token
+A background thread reads and tokenises chunks of documents while the model loads and runs. Within a
+chunk documents are sorted by length and packed, longest first, so that a batch stays within the token
 budget and pads by no more than a twentieth; documents of lengths that the model treats differently are kept apart.
 What is captured does not depend on any of this.
 """
@@ -21,33 +21,33 @@ from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Dataset, Document, LengthClasses, TokenBatch, Tokenize
 
-WINDOW_TOKENS = 1 << 23
-WINDOW_DOCUMENTS = 4096
+CHUNK_TOKENS = 1 << 23
+CHUNK_DOCUMENTS = 4096
 
 
 @dataclass(frozen=True)
-class Window:
+class Chunk:
     """Documents that are batched together; `last` when the dataset ends with them."""
 
     documents: tuple[Document, ...]
     last: bool
 
 
-def windows(documents: Iterator[Document]) -> Iterator[Window]:
-    """Groups documents into windows of bounded size; always ends with one marked `last`."""
+def chunks(documents: Iterator[Document]) -> Iterator[Chunk]:
+    """Groups documents into chunks of bounded size; always ends with one marked `last`."""
     pending: list[Document] = []
     tokens = 0
     for document in documents:
-        if pending and (tokens + document.n_tokens > WINDOW_TOKENS or len(pending) >= WINDOW_DOCUMENTS):
-            yield Window(tuple(pending), last=False)
+        if pending and (tokens + document.n_tokens > CHUNK_TOKENS or len(pending) >= CHUNK_DOCUMENTS):
+            yield Chunk(tuple(pending), last=False)
             pending, tokens = [], 0
         pending.append(document)
         tokens += document.n_tokens
-    yield Window(tuple(pending), last=True)
+    yield Chunk(tuple(pending), last=True)
 
 
 class Feed:
-    """A run's documents: reading starts at once, in the background; batches come window by window.
+    """A run's documents: reading starts at once, in the background; batches come chunk by chunk.
 
     `counts` is complete when the batches have ended.
     """
@@ -56,8 +56,8 @@ class Feed:
         tokenizer = Tokenizer(tokenize, max_tokens)
         self.counts = tokenizer.counts
         self.pad_id = pad_id
-        self._ahead = Ahead(windows(tokenizer.documents(dataset)))
-        self._windows = iter(self._ahead)
+        self._ahead = Ahead(chunks(tokenizer.documents(dataset)))
+        self._chunks = iter(self._ahead)
         self._n_texts = len(dataset)
         self._vocabulary: int | None = None
 
@@ -68,7 +68,7 @@ class Feed:
         does not see it.
 
         Raises:
-            CheckpointError: a token of the first window has no row either; of later ones, when their batches come.
+            CheckpointError: a token of the first chunk has no row either; of later ones, when their batches come.
         """
         self._vocabulary = vocabulary
         if not 0 <= self.pad_id < vocabulary:
@@ -76,20 +76,25 @@ class Feed:
         self._check(self.first)
 
     @cached_property
-    def first(self) -> Window:
-        """The first window, from which the size of the run is told; waits until it is read."""
-        return next(self._windows)
+    def first(self) -> Chunk:
+        """The first chunk, from which the size of the run is told; waits until it is read."""
+        return next(self._chunks)
 
     @property
     def expected_documents(self) -> int:
-        """How many documents there will be: exact once the last window is read, else at most this."""
+        """How many documents there will be: exact once the last chunk is read, else about this.
+
+        Where texts come in windows, those to come are expected to have as many each as the first ones.
+        """
+        documents = self.first.documents
         if self.first.last:
-            return len(self.first.documents)
-        return self._n_texts - self.counts.skipped_empty
+            return len(documents)
+        texts = len({document.source for document in documents if document.source is not None}) or len(documents)
+        return (self._n_texts - self.counts.skipped_empty) * len(documents) // texts
 
     @property
     def expected_tokens(self) -> float:
-        """Tokens in all, scaled up from the first window where that is not the last."""
+        """Tokens in all, scaled up from the first chunk where that is not the last."""
         read = sum(document.n_tokens for document in self.first.documents)
         return read * self.expected_documents / max(1, len(self.first.documents))
 
@@ -99,17 +104,17 @@ class Feed:
         Args:
             lengths: which documents the model treats alike.
         """
-        for window in chain([self.first], self._windows):
-            self._check(window)
-            yield from batches(window.documents, max_tokens, self.pad_id, lengths)
+        for chunk in chain([self.first], self._chunks):
+            self._check(chunk)
+            yield from batches(chunk.documents, max_tokens, self.pad_id, lengths)
 
     def close(self) -> None:
         """Stops reading; nothing more is needed."""
         self._ahead.close()
 
-    def _check(self, window: Window) -> None:
+    def _check(self, chunk: Chunk) -> None:
         rows = math.inf if self._vocabulary is None else self._vocabulary
-        for document in window.documents:
+        for document in chunk.documents:
             for place in (int(document.token_ids.argmax()), int(document.token_ids.argmin())):
                 if not 0 <= (token := int(document.token_ids[place])) < rows:
                     raise CheckpointError(
@@ -119,19 +124,19 @@ class Feed:
 
 
 class Ahead:
-    """Windows made in a background thread, at most one ahead of the reader.
+    """Chunks made in a background thread, at most one ahead of the reader.
 
     An exception in the thread is raised where the reader iterates. One that is no Exception, such as a panic in a
     library written in Rust, is raised as a DatasetError: it must not pass by those who save what was captured.
     """
 
-    def __init__(self, source: Iterator[Window]) -> None:
-        self._queue: queue.Queue[Window | BaseException] = queue.Queue(maxsize=1)
+    def __init__(self, source: Iterator[Chunk]) -> None:
+        self._queue: queue.Queue[Chunk | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill, args=(source,), name="tokenizer", daemon=True)
         self._thread.start()
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[Chunk]:
         while True:
             item = self._queue.get()
             if isinstance(item, Exception):
@@ -146,16 +151,16 @@ class Ahead:
         """Stops reading; nothing more is needed."""
         self._closed.set()
 
-    def _fill(self, source: Iterator[Window]) -> None:
+    def _fill(self, source: Iterator[Chunk]) -> None:
         try:
-            for window in source:
-                self._put(window)
+            for chunk in source:
+                self._put(chunk)
                 if self._closed.is_set():
                     return
         except BaseException as error:
             self._put(error)
 
-    def _put(self, item: Window | BaseException) -> None:
+    def _put(self, item: Chunk | BaseException) -> None:
         while not self._closed.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)

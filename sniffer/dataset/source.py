@@ -49,7 +49,8 @@ class Source(ABC):
     """What every dataset shares; a source says what its ids are and how a row's text is read.
 
     `max_examples`: only so many first documents, counted before sharding. `max_tokens`: only so many
-    first tokens of each, cut by whoever tokenises. `home` is where saved runs say that its class is.
+    first tokens of each, cut by whoever tokenises. `window`: so many tokens make a document, one every `stride`
+    tokens of a text (null: windows side by side). `home` is where saved runs say that its class is.
     """
 
     home: ClassVar[str] = "sniffer.dataset"
@@ -57,12 +58,20 @@ class Source(ABC):
     max_examples: int | None = None
     max_tokens: int | None = None
     shard: Shard = field(default_factory=Shard)
+    window: int | None = field(default=None, metadata=LATER)
+    stride: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for key in ("max_examples", "max_tokens"):
+        for key in ("max_examples", "max_tokens", "window", "stride"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"dataset.{key}={value} must be 1 or more, or null for no limit")
+        if self.stride is not None and self.stride > (self.window or 0):
+            window = "is not set" if self.window is None else f"is {self.window}"
+            raise ConfigError(
+                f"dataset.stride={self.stride} with a dataset.window that {window}: tokens between windows would be "
+                "lost; the stride must be at most the window, or null for windows side by side"
+            )
 
     @property
     @abstractmethod

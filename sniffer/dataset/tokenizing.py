@@ -1,4 +1,9 @@
-"""From texts to documents of token ids, ahead of the model in a thread."""
+"""From texts to documents of token ids, ahead of the model in a thread.
+
+A text is one document, cut where it is too long; or, where the dataset has a `window`, it is as many as there are
+windows in it, each a document of its own. The first of them is the document that the text would be when cut to a
+window: it has the same identity, and so the same positions are drawn of it.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +11,41 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int32
 
 from sniffer.errors import DatasetError
+from sniffer.hashing import key_of
 from sniffer.limits import TOKENS
 from sniffer.types import Dataset, Document, Tokenize
 
 
 @dataclass
 class ReadCounts:
-    """What happened to the documents read so far."""
+    """What happened to the texts read so far. `dropped`: tokens that were cut off."""
 
     examples: int = 0
     skipped_empty: int = 0
     truncated: int = 0
     tokens: int = 0
+    dropped: int = 0
+
+    def left_out(self) -> dict[str, int]:
+        """For the manifest: what is in no document. Runs that leave nothing out say so as early releases did."""
+        counts = {"dropped": self.dropped}
+        return {"skipped_empty": self.skipped_empty} | {name: count for name, count in counts.items() if count}
 
 
 @dataclass
 class Tokenizer:
-    """Turns texts into documents, counting what it skips and cuts."""
+    """Turns texts into documents, counting what it skips and cuts. `max_tokens`: of a text."""
 
     tokenize: Tokenize
     max_tokens: int | None
     counts: ReadCounts = field(default_factory=ReadCounts)
 
     def documents(self, dataset: Dataset) -> Iterator[Document]:
+        # A dataset of a user's own may not have these keys.
+        window, stride = getattr(dataset, "window", None), getattr(dataset, "stride", None)
         for example_id, source_id, text in dataset.texts():
             token_ids = np.asarray(self.tokenize(text), dtype=np.int32) if text.strip() else np.empty(0, np.int32)
             if not len(token_ids):
@@ -38,12 +53,50 @@ class Tokenizer:
                 continue
             truncated = self.max_tokens is not None and len(token_ids) > self.max_tokens
             kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
-            if len(kept) > TOKENS:
-                raise DatasetError(
-                    f"document {source_id!r} has {len(kept):,} tokens, more than the {TOKENS:,} that one can have: "
-                    "set dataset.max_tokens"
-                )
-            self.counts.examples += 1
             self.counts.truncated += truncated
-            self.counts.tokens += len(kept)
-            yield Document(example_id, source_id, kept, truncated)
+            self.counts.dropped += len(token_ids) - len(kept)
+            whole = Document(example_id, source_id, kept, truncated)
+            for document in [whole] if window is None else windows(whole, window, stride or window):
+                yield self._counted(document)
+
+    def _counted(self, document: Document) -> Document:
+        if document.n_tokens > TOKENS:
+            raise DatasetError(
+                f"document {document.source_id!r} has {document.n_tokens:,} tokens, more than the {TOKENS:,} that one "
+                "can have: set dataset.max_tokens or dataset.window"
+            )
+        self.counts.examples += 1
+        self.counts.tokens += document.n_tokens
+        return document
+
+
+def spans(n_tokens: int, window: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Where the windows of a text begin and end: one every `stride` tokens, until one reaches the end."""
+    # Of 10 tokens, windows of 4 every 3: 0-4, 3-7, 6-10. One more would have no token that these have not.
+    for start in range(0, max(1, n_tokens - window + stride), stride):
+        yield start, min(start + window, n_tokens)
+
+
+def windows(text: Document, window: int, stride: int) -> Iterator[Document]:
+    """The windows of a text, each a document, whose identity follows from the text's and its offset.
+
+    Raises:
+        DatasetError: the text's own id reads like that of a window.
+    """
+    _, mark, number = text.source_id.rpartition("@")
+    if mark and number.isdecimal():
+        raise DatasetError(
+            f"document {text.source_id!r}: its id ends as ids of windows do, and could be taken for one: change "
+            "it, or leave dataset.window out"
+        )
+    for start, end in spans(text.n_tokens, window, stride):
+        example_id = text.example_id if start == 0 else window_id(text.example_id, start)
+        source_id = text.source_id if start == 0 else f"{text.source_id}@{start}"
+        tokens: Int32[np.ndarray, " tokens"] = text.token_ids[start:end]
+        cut = text.truncated and end == text.n_tokens
+        yield Document(example_id, source_id, tokens, cut, source=text.source_id, offset=start)
+
+
+def window_id(example_id: int, offset: int) -> int:
+    """The 63-bit integer that stands for a window that begins later than its text."""
+    return key_of("window", example_id, offset) >> 1

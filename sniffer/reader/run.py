@@ -87,7 +87,7 @@ class Run:
         return {(layer, kind) for layer in layers for kind in kinds if kind in self.manifest.selection[layer]}
 
     def examples(self) -> pl.DataFrame:
-        """The captured documents: example_id, source_id, n_tokens, truncated."""
+        """The captured documents: example_id, source_id, n_tokens, truncated; of windows also source and offset."""
         if self.manifest.examples is None:
             raise RunError(f"{self.folder} has no examples yet: the run was stopped before its first commit")
         path = self.folder / self.manifest.examples.path

@@ -6,6 +6,7 @@ million tokens, of which every draw would be made again.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +14,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sniffer.limits import TOKENS
-from sniffer.storage.schema import EXAMPLES_SCHEMA, Example, FileRecord
+from sniffer.storage.schema import EXAMPLES_SCHEMA, WINDOWS_SCHEMA, Example, FileRecord
 
 GROWTH = 256
 """Bytes that one byte of the file may stand for; in ours it is some ten, for ids that hardly differ thirty."""
 
+TEXTS = ("source_id", "source")
 
-AS_READ = EXAMPLES_SCHEMA.set(1, EXAMPLES_SCHEMA.field(1).with_type(pa.dictionary(pa.int32(), pa.string())))
+
+def as_read(schema: pa.Schema) -> pa.Schema:
+    """A schema with its texts as a dictionary: each is in memory once, however many rows have it."""
+    words = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([field.with_type(words) if field.name in TEXTS else field for field in schema])
+
+
+AS_READ = {as_read(schema): schema for schema in (EXAMPLES_SCHEMA, WINDOWS_SCHEMA)}
+"""What the file may have, and what it then means."""
 
 
 def read_examples(path: Path, record: FileRecord | None = None) -> dict[int, Example]:
@@ -45,13 +55,13 @@ def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
     """
     with _opened(path) as file:
         _check_footer(file.metadata, path.stat().st_size, record)
-        if file.schema_arrow.remove_metadata() != AS_READ:
+        if (schema := AS_READ.get(file.schema_arrow.remove_metadata())) is None:
             raise ValueError(NOT_OURS)
         table = file.read().unify_dictionaries()
     for name in ("example_id", "source_id"):
         if len(pc.unique(table[name])) != len(table):
             raise ValueError(f"has the same {name} twice")
-    table = table.cast(EXAMPLES_SCHEMA)
+    table = table.cast(schema)
     longest = pc.min_max(table["n_tokens"]).as_py()
     if len(table) and not 0 <= longest["min"] <= longest["max"] <= TOKENS:
         raise ValueError(f"has documents of {longest['min']:,} to {longest['max']:,} tokens, not 0 to {TOKENS:,}")
@@ -62,11 +72,11 @@ NOT_OURS = f"does not have the columns {', '.join(EXAMPLES_SCHEMA.names)}"
 
 
 def _opened(path: Path) -> pq.ParquetFile:
-    """The file, its strings to be read as a dictionary: each is in memory once, however many rows have it."""
-    try:
-        return pq.ParquetFile(path, read_dictionary=["source_id"])
-    except KeyError:
-        raise ValueError(NOT_OURS) from None
+    """The file, its texts to be read as dictionaries."""
+    for texts in (TEXTS, TEXTS[:1]):
+        with suppress(KeyError):  # it has no such column
+            return pq.ParquetFile(path, read_dictionary=texts)
+    raise ValueError(NOT_OURS)
 
 
 def _check_footer(footer: pq.FileMetaData, size: int, record: FileRecord | None) -> None:

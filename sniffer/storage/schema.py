@@ -34,6 +34,11 @@ EXAMPLES_SCHEMA = pa.schema(
     ]
 )
 
+WINDOWS_SCHEMA = pa.schema(
+    [*EXAMPLES_SCHEMA, pa.field("source", pa.string(), nullable=False), pa.field("offset", pa.int64(), nullable=False)]
+)
+"""Where documents are windows of longer texts: which text, and from which of its tokens on."""
+
 
 @dataclass(frozen=True)
 class Footer:
@@ -75,16 +80,19 @@ class Footer:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of examples.parquet: the text that an example_id stands for."""
+    """A row of examples.parquet: the text that an example_id stands for; of a window, the text that it is of."""
 
     example_id: int
     source_id: str
     n_tokens: int
     truncated: bool
+    source: str | None = None
+    offset: int | None = None
 
     @classmethod
     def of(cls, document: Document) -> Example:
-        return cls(document.example_id, document.source_id, document.n_tokens, document.truncated)
+        known = document.example_id, document.source_id, document.n_tokens, document.truncated
+        return cls(*known, document.source, document.offset)
 
 
 @dataclass(frozen=True)

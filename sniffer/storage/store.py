@@ -178,8 +178,13 @@ class Store:
             self._promote()
         self.tidy()
 
-    def close(self, skipped_empty: int, timings: dict[str, float], interrupted_by: BaseException | None = None) -> None:
+    def close(
+        self, left_out: Mapping[str, int], timings: dict[str, float], interrupted_by: BaseException | None = None
+    ) -> None:
         """Saves the run's end: complete, or interrupted and by what. May be called again where it failed.
+
+        Args:
+            left_out: counts of what is in no document (`ReadCounts.left_out`).
 
         Raises:
             CaptureError: as `adopt`.
@@ -189,7 +194,7 @@ class Store:
             status="complete" if interrupted_by is None else "interrupted",
             reason=None if interrupted_by is None else describe_interruption(interrupted_by),
             finished=now(),
-            counts={**self.manifest.counts, "skipped_empty": skipped_empty},
+            counts={**self.manifest.counts, **left_out},
             timings={stage: round(seconds + earlier.get(stage, 0.0), 3) for stage, seconds in timings.items()},
         )
         self._write()

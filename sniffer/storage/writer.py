@@ -34,6 +34,7 @@ from sniffer.storage.schema import (
     EXAMPLES_SCHEMA,
     METADATA_COLUMNS,
     VECTOR_LEAF,
+    WINDOWS_SCHEMA,
     Example,
     FileRecord,
     Footer,
@@ -128,7 +129,8 @@ class Listing:
     def of(cls, examples: Iterable[Example]) -> Listing:
         """Which text each example_id stands for, ordered by example_id."""
         ordered = sorted(examples, key=lambda example: example.example_id)
-        table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=EXAMPLES_SCHEMA)
+        schema = WINDOWS_SCHEMA if any(example.source is not None for example in ordered) else EXAMPLES_SCHEMA
+        table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=schema)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         content = sink.getvalue().to_pybytes()

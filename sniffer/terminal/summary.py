@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import rich
@@ -38,6 +38,18 @@ def resume_line(folder: Path, manifest: Manifest) -> str:
     return f"{documents} documents are kept; to go on: {shlex.join(command)}"
 
 
+def remarks(counts: Mapping[str, int], longest: int | None, *, windows: bool) -> Iterator[str]:
+    """What a user should know of texts that are not in a run as they are.
+
+    Args:
+        longest: the tokens that each could have.
+        windows: whether they come in windows.
+    """
+    if dropped := counts.get("dropped"):
+        way = "dataset.max_tokens=null" + ("" if windows else f" dataset.window={longest}")
+        yield f"{dropped:,} tokens beyond the first {longest:,} of their texts were cut off: to keep them, {way}"
+
+
 MAX_BUCKET_LINES = 24
 
 
@@ -59,8 +71,9 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     counts, seconds = manifest.counts, manifest.timings
     layers = list(manifest.selection)
     rate = counts["tokens"] / max(1e-9, seconds["inference"])
+    by = f" by {counts['dropped']:,} tokens" if counts.get("dropped") else ""
     return {
-        "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated, "
+        "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated{by}, "
         f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",

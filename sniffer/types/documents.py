@@ -17,7 +17,8 @@ class Document:
 
     `source_id` is the exact id in the data; `example_id` the 63-bit integer that stands for it in
     every table and seeds its draws. `truncated`: tokens were cut off to respect a limit. `first_position` is that of
-    the first token, 0 but where a call in a notebook begins in the middle of a text.
+    the first token, 0 but where a call in a notebook begins in the middle of a text. A window of a longer text has that
+    text's id as its `source`, and begins at its token `offset`; None where texts are taken whole.
     """
 
     example_id: int
@@ -25,6 +26,8 @@ class Document:
     token_ids: Int32[np.ndarray, " n_tokens"]
     truncated: bool
     first_position: int = 0
+    source: str | None = None
+    offset: int | None = None
 
     @property
     def n_tokens(self) -> int:

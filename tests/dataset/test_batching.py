@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sniffer.dataset import feed as module
 from sniffer.dataset.batching import MAX_PADDING, batches
-from sniffer.dataset.feed import Ahead, Feed, Window, windows
+from sniffer.dataset.feed import Ahead, Chunk, Feed, chunks
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Document, LengthClasses
@@ -102,31 +102,31 @@ def test_empty_texts_are_skipped_and_long_ones_cut_and_both_counted():
     assert (counts.examples, counts.skipped_empty, counts.truncated, counts.tokens) == (2, 2, 1, 5)
 
 
-def test_windows_are_bounded_and_the_last_one_says_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "WINDOW_TOKENS", 10)
-    made = list(windows(iter([document(i, 4) for i in range(5)])))
-    assert [(len(w.documents), w.last) for w in made] == [(2, False), (2, False), (1, True)]
+def test_chunks_are_bounded_and_the_last_one_says_so(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 10)
+    made = list(chunks(iter([document(i, 4) for i in range(5)])))
+    assert [(len(c.documents), c.last) for c in made] == [(2, False), (2, False), (1, True)]
 
 
 def test_an_empty_source_is_one_last_window_without_documents():
-    assert list(windows(iter(()))) == [Window((), last=True)]
+    assert list(chunks(iter(()))) == [Chunk((), last=True)]
 
 
 def test_reading_happens_in_another_thread_in_order():
     readers = set()
 
-    def source() -> Iterator[Window]:
+    def source() -> Iterator[Chunk]:
         for number in range(4):
             readers.add(threading.current_thread())
-            yield Window((document(number, 1),), last=number == 3)
+            yield Chunk((document(number, 1),), last=number == 3)
 
-    assert [w.documents[0].example_id for w in Ahead(source())] == [0, 1, 2, 3]
+    assert [c.documents[0].example_id for c in Ahead(source())] == [0, 1, 2, 3]
     assert threading.main_thread() not in readers
 
 
 def test_an_error_while_reading_reaches_the_reader():
-    def source() -> Iterator[Window]:
-        yield Window((), last=False)
+    def source() -> Iterator[Chunk]:
+        yield Chunk((), last=False)
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
@@ -137,7 +137,7 @@ def test_a_panic_while_reading_does_not_pass_by_those_who_save():
     class PanicError(BaseException):
         """As libraries written in Rust raise it."""
 
-    def source() -> Iterator[Window]:
+    def source() -> Iterator[Chunk]:
         raise PanicError("index out of bounds")
         yield
 
@@ -146,7 +146,7 @@ def test_a_panic_while_reading_does_not_pass_by_those_who_save():
 
 
 def test_a_token_beyond_the_embedding_is_named_whichever_window_it_is_in(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "WINDOW_DOCUMENTS", 1)
+    monkeypatch.setattr(module, "CHUNK_DOCUMENTS", 1)
     for texts in (("abz", "ab"), ("ab", "abz")):
         feed = Feed(Texts(*texts), by_letter, 0, max_tokens=None)
         row = texts.index("abz")
@@ -167,11 +167,11 @@ def test_closing_stops_the_reading():
     started = threading.Event()
     read: list[int] = []
 
-    def source() -> Iterator[Window]:
+    def source() -> Iterator[Chunk]:
         for number in range(10_000):
             read.append(number)
             started.set()
-            yield Window((), last=False)
+            yield Chunk((), last=False)
 
     ahead = Ahead(source())
     started.wait(5)

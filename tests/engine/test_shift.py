@@ -90,7 +90,7 @@ def test_after_it_nothing_is_held(tmp_path: Path, outputs: Outputs):
     (member,) = shift.crew.members
     assert (member.held, member.documents, member.tokens, member.rows, member.nbytes) == ([], 0, 0, 0, 0)
     shift.store.complete(last=True)
-    shift.store.close(0, {})
+    shift.store.close({"skipped_empty": 0}, {})
     manifest, problems = verify(tmp_path)
     assert problems == [] and not manifest.pending and manifest.counts["examples"] == 6
 

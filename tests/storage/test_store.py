@@ -186,5 +186,5 @@ def test_seconds_are_not_counted_twice_by_a_second_save(store: Store):
     store.manifest = replace(store.manifest, timings={"load": 1.0})
     again = Store(store.folder, store.manifest, PICKER, "float32")
     for _ in range(2):
-        again.close(0, {"load": 2.0}, RuntimeError("enough"))
+        again.close({"skipped_empty": 0}, {"load": 2.0}, RuntimeError("enough"))
     assert again.manifest.timings == {"load": 3.0}

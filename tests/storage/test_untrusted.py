@@ -19,7 +19,8 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.limits import TOKENS
 from sniffer.reader.index import errors
 from sniffer.reader.index_file import read_index
-from sniffer.storage.examples import AS_READ, examples_table
+from sniffer.storage.examples import as_read, examples_table
+from sniffer.storage.schema import EXAMPLES_SCHEMA
 from sniffer.storage.untrusted import CONFIG_BYTES, DEPTH, plain_yaml, read_json, read_text, read_yaml
 from tests.helpers_storage import make_run
 
@@ -113,7 +114,7 @@ def write_examples_of(path: Path, rows: int, **columns: pa.Array) -> None:
         "n_tokens": pa.array([5] * rows, pa.int32()),
         "truncated": pa.array([False] * rows),
     }
-    pq.write_table(pa.table(usual | columns, schema=AS_READ), path, compression="zstd")
+    pq.write_table(pa.table(usual | columns, schema=as_read(EXAMPLES_SCHEMA)), path, compression="zstd")
 
 
 @pytest.mark.parametrize(
