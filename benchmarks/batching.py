@@ -30,7 +30,7 @@ LIMITS = {"four documents a batch": 1.0}
 def measure(repeats: int) -> list[Figure]:
     checkpoint = Checkpoint(EMBEDDED)
     backbone = loaded("float32")
-    tokenize, pad_id = checkpoint.tokenizer()
+    tokenize, pad_id = checkpoint.load_tokenizer()
     documents = list(Tokenizer(tokenize, MAX_TOKENS).documents(Pydoc(max_examples=N_DOCUMENTS)))
     one_by_one = [TokenBatch((document,), pad_id) for document in documents]
     packed = {name: list(batches(documents, budget, pad_id)) for name, budget in BUDGETS.items()}

@@ -44,7 +44,7 @@ class Checkpoint:
 
     Attributes:
         checkpoint: a hub id, a local folder, a local .gguf file, or `embedded:<name>`.
-        revision: branch, tag or commit on the hub, for model and tokenizer.
+        revision: branch, tag or commit on the hub, for the model and its own tokenizer.
         gguf_file: which GGUF file of a hub repository or folder to read instead of its safetensors.
         weights: `pretrained`, or `random`: the architecture alone, drawn from `seed`, without network.
         dtype: of weights and captured vectors; `auto` is the checkpoint's own.
@@ -59,6 +59,7 @@ class Checkpoint:
         trust_remote_code: run code that comes with the checkpoint; it is tapped where our rules know it.
         model_type: the architecture to build when weights are random and no config is on this machine.
         seed: of random weights.
+        tokenizer: a folder or hub id to take the tokenizer from, where it is not the checkpoint's.
     """
 
     checkpoint: str
@@ -75,6 +76,7 @@ class Checkpoint:
     trust_remote_code: bool = False
     model_type: str | None = None
     seed: int = 0
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("model.weights", self.weights, WEIGHTS)
@@ -99,6 +101,8 @@ class Checkpoint:
             CheckpointError: it cannot; gated, not found or no network, and what to do.
         """
         self._source()
+        if self.tokenizer is not None:
+            locate.tokenizer_source(self.tokenizer)
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
@@ -108,7 +112,7 @@ class Checkpoint:
         with finder.installed():
             return limits_of(self._config(), trust_remote_code=self.trust_remote_code)
 
-    def tokenizer(self) -> tuple[Tokenize, int]:
+    def load_tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with.
 
         Raises:
@@ -121,11 +125,12 @@ class Checkpoint:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
         except Exception as error:  # tokenizers raises bare ones
-            raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}") from error
+            way = "" if self.tokenizer else "; model.tokenizer takes that of another folder or hub id"
+            raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}{way}") from error
         if self.weights == "random":
             self._check_vocabulary(len(tokenizer), source)
         pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-        return Tokenizer(tokenizer), next(int(pad) for pad in pads if pad is not None)
+        return Tokenizer(tokenizer, self.tokenizer), next(int(pad) for pad in pads if pad is not None)
 
     def load(self) -> LoadedBackbone:
         """Reads or draws the weights, finds the backbone and proves its taps.
@@ -281,6 +286,8 @@ class Checkpoint:
 
     def _tokenizer_source(self) -> tuple[str, dict[str, Any]]:
         """Where the tokenizer is, and the options to read it with."""
+        if self.tokenizer is not None:
+            return locate.tokenizer_source(self.tokenizer), {}
         if self.weights == "pretrained":
             return str(self._source()), self._options()
         folder = self._on_disk()

@@ -58,6 +58,24 @@ def on_disk(checkpoint: str, revision: str | None, gguf_file: str | None = None)
     return _cached(checkpoint, revision, needed)
 
 
+def tokenizer_source(name: str) -> str:
+    """A folder with a tokenizer, or a hub id that has been found accessible, as from_pretrained takes it.
+
+    Raises:
+        CheckpointError: there is no such folder, or the hub denies or does not answer.
+    """
+    if name.startswith(EMBEDDED):
+        return str(embedded.path(name.removeprefix(EMBEDDED)))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if not _is_hub_id(name):
+        raise CheckpointError(f"model.tokenizer={name} is neither a local folder nor a hub id like owner/name")
+    if _cached(name, None, "tokenizer_config.json") is None:
+        ask_hub(name, None)
+    return name
+
+
 def _refuse_lost_adapter(folder: Path) -> None:
     """Refuses a checkpoint with an adapter that transformers would leave out without a word."""
     if (folder / ADAPTER).exists() and find_spec("peft") is None:

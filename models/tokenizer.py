@@ -12,17 +12,33 @@ from jaxtyping import Int
 
 
 class Tokenizer:
-    """Tokenises as the checkpoint's tokenizer does, special tokens included; `made_by` is one of transformers."""
+    """Tokenises as the checkpoint's tokenizer does, special tokens included.
 
-    def __init__(self, made_by: Any) -> None:
+    Args:
+        made_by: one of transformers.
+        source: what the user has it from, where that is not the checkpoint.
+    """
+
+    def __init__(self, made_by: Any, source: str | None = None) -> None:
         self._made_by = made_by
+        self._source = source
+
+    @property
+    def beginning(self) -> int | None:
+        """The token that a text begins with: BOS, or CLS."""
+        tokens = (getattr(self._made_by, name, None) for name in ("bos_token_id", "cls_token_id"))
+        return next((int(token) for token in tokens if token is not None), None)
 
     def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         return np.asarray(self._made_by(text, verbose=False)["input_ids"], dtype=np.int64)
 
+    def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
+        return np.asarray(self._made_by(text, verbose=False, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
     def describe(self) -> dict[str, str]:
         """For the manifest: its class, and a digest of all that it does, wherever it came from."""
-        return {"class": type(self._made_by).__name__, "sha256": _digest(self._made_by)}
+        source = {} if self._source is None else {"source": self._source}
+        return {"class": type(self._made_by).__name__, "sha256": _digest(self._made_by), **source}
 
 
 def _digest(tokenizer: Any) -> str:

@@ -69,7 +69,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
-            tokenize, pad_id = config.model.tokenizer()
+            tokenize, pad_id = config.model.load_tokenizer()
             longest = token_limit(config, limits)
             feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest)
             try:

@@ -118,14 +118,14 @@ def test_batching_changes_no_position_and_vectors_only_by_rounding(run, change: 
 @pytest.fixture
 def tokenizes(monkeypatch: pytest.MonkeyPatch):
     """Gives the checkpoint another pad token, and adds something to all tokens."""
-    honest = Checkpoint.tokenizer
+    honest = Checkpoint.load_tokenizer
 
     def change(pad: int, add: int = 0) -> None:
-        def tokenizer(self: Checkpoint):
+        def load_tokenizer(self: Checkpoint):
             tokenize, _ = honest(self)
             return lambda text: tokenize(text) + add, pad
 
-        monkeypatch.setattr(Checkpoint, "tokenizer", tokenizer)
+        monkeypatch.setattr(Checkpoint, "load_tokenizer", load_tokenizer)
 
     return change
 

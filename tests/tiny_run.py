@@ -46,6 +46,24 @@ def save_checkpoint(folder: Path, family: str = "llama", dtype: str = "float32",
     return folder
 
 
+def save_tokenizer(folder: Path, *, adds: bool = True, chat_template: str | None = None) -> Path:
+    """Writes a byte-level tokenizer for the checkpoint above, with `<s>` as its beginning, which it may add itself."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if adds:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<s>")
+    made.chat_template = chat_template
+    made.save_pretrained(folder)
+    return folder
+
+
 def save_texts(path: Path, texts: dict[str, str] | None = None) -> Path:
     """Writes documents as JSON lines with the columns `id` and `text`."""
     rows = [json.dumps({"id": name, "text": text}) for name, text in (texts or TEXTS).items()]

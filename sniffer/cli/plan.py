@@ -116,7 +116,7 @@ def read_lengths(config: Config, longest: int | None) -> list[int]:
         CheckpointError: there is no tokenizer.
     """
     config.dataset.check()
-    tokenize, _ = config.model.tokenizer()
+    tokenize, _ = config.model.load_tokenizer()
     return [document.n_tokens for document in Tokenizer(tokenize, longest).documents(config.dataset)]
 
 

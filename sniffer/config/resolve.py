@@ -39,7 +39,7 @@ def conf_folder() -> Path:
 ROLES = {
     "sampler": ("bucket", "probability"),
     "dataset": ("check", "texts", "describe"),
-    "model": ("check", "limits", "tokenizer", "load", "describe"),
+    "model": ("check", "limits", "load_tokenizer", "load", "describe"),
 }
 """What a run asks of the objects of each group (types.py)."""
 

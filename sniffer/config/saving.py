@@ -111,7 +111,7 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
 
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
-    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint")):
+    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint"), ("model", "tokenizer")):
         node = plain[group]
         # A folder such as 2024 is read as a number.
         if isinstance(node, dict) and type(node.get(key)) is int:

@@ -25,6 +25,9 @@ from sniffer.hashing import stable_id
 LARGEST_ID = (1 << 63) - 1
 MISSING = object()
 
+SPECIAL_TOKENS = ("auto", "add", "none")
+"""As encoding.py has them."""
+
 LATER = {"later": True}
 """Marks fields that early releases did not have: where they say nothing, a dataset is described as it was then."""
 
@@ -60,12 +63,16 @@ class Source(ABC):
     shard: Shard = field(default_factory=Shard)
     window: int | None = field(default=None, metadata=LATER)
     stride: int | None = field(default=None, metadata=LATER)
+    special_tokens: str = field(default="auto", metadata=LATER)
 
     def __post_init__(self) -> None:
         for key in ("max_examples", "max_tokens", "window", "stride"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"dataset.{key}={value} must be 1 or more, or null for no limit")
+        if self.special_tokens not in SPECIAL_TOKENS:
+            known = ", ".join(SPECIAL_TOKENS)
+            raise ConfigError(f"dataset.special_tokens={self.special_tokens} is not one of {known}")
         if self.stride is not None and self.stride > (self.window or 0):
             window = "is not set" if self.window is None else f"is {self.window}"
             raise ConfigError(

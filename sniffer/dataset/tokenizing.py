@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int32
 
+from sniffer.dataset.encoding import Encoder
 from sniffer.errors import DatasetError
 from sniffer.hashing import key_of
 from sniffer.limits import TOKENS
@@ -21,17 +22,21 @@ from sniffer.types import Dataset, Document, Tokenize
 
 @dataclass
 class ReadCounts:
-    """What happened to the texts read so far. `dropped`: tokens that were cut off."""
+    """What happened to the texts read so far.
+
+    `dropped`: tokens that were cut off. `begun`: texts that brought a beginning of their own (encoding.py).
+    """
 
     examples: int = 0
     skipped_empty: int = 0
     truncated: int = 0
     tokens: int = 0
     dropped: int = 0
+    begun: int = 0
 
     def left_out(self) -> dict[str, int]:
         """For the manifest: what is in no document. Runs that leave nothing out say so as early releases did."""
-        counts = {"dropped": self.dropped}
+        counts = {"dropped": self.dropped, "begun": self.begun}
         return {"skipped_empty": self.skipped_empty} | {name: count for name, count in counts.items() if count}
 
 
@@ -46,8 +51,10 @@ class Tokenizer:
     def documents(self, dataset: Dataset) -> Iterator[Document]:
         # A dataset of a user's own may not have these keys.
         window, stride = getattr(dataset, "window", None), getattr(dataset, "stride", None)
+        encoder = Encoder.of(dataset, self.tokenize)
         for example_id, source_id, text in dataset.texts():
-            token_ids = np.asarray(self.tokenize(text), dtype=np.int32) if text.strip() else np.empty(0, np.int32)
+            token_ids = encoder.ids(text)
+            self.counts.begun = encoder.begun
             if not len(token_ids):
                 self.counts.skipped_empty += 1
                 continue

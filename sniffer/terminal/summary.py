@@ -48,6 +48,11 @@ def remarks(counts: Mapping[str, int], longest: int | None, *, windows: bool) ->
     if dropped := counts.get("dropped"):
         way = "dataset.max_tokens=null" + ("" if windows else f" dataset.window={longest}")
         yield f"{dropped:,} tokens beyond the first {longest:,} of their texts were cut off: to keep them, {way}"
+    if begun := counts.get("begun"):
+        yield (
+            f"{begun:,} texts bring their own token of the beginning, and got no second one; "
+            "dataset.special_tokens=none adds no special token to any"
+        )
 
 
 MAX_BUCKET_LINES = 24

@@ -99,9 +99,26 @@ class WorkingMemory:
 
 @runtime_checkable
 class Tokenize(Protocol):
-    """Text to token ids, special tokens included as the model's tokenizer adds them."""
+    """Text to token ids, special tokens included as the model's tokenizer adds them.
+
+    A plain function will do. What else a dataset may ask for, a tokenizer has if it is a `FullTokenize`.
+    """
 
     def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]: ...
+
+
+class FullTokenize(Tokenize, Protocol):
+    """A tokenizer that can be asked for all that a dataset may want."""
+
+    @property
+    def beginning(self) -> int | None:
+        """The token that texts begin with, where it has one; whether it adds it is another matter."""
+
+    def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
+        """Text to token ids, nothing added."""
+
+    def describe(self) -> dict[str, str]:
+        """What the manifest records of it."""
 
 
 class ModelFacts(Protocol):
@@ -150,7 +167,7 @@ class Checkpoint(Protocol):
 
     def limits(self) -> ModelLimits: ...
 
-    def tokenizer(self) -> tuple[Tokenize, int]:
+    def load_tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with."""
 
     def load(self) -> Backbone: ...

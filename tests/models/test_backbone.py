@@ -338,7 +338,7 @@ def test_a_broken_checkpoint_is_one_line(tmp_path: Path):
         Checkpoint(str(tmp_path), device="cpu").load()
     (tmp_path / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(CheckpointError, match="the tokenizer of .* cannot be loaded"):
-        Checkpoint(str(tmp_path)).tokenizer()
+        Checkpoint(str(tmp_path)).load_tokenizer()
     # Early releases of transformers 5 take any value here, and fail when the model is built.
     strict = hasattr(PretrainedConfig, "validate")
     for key, value in (("num_hidden_layers", "two"), ("num_attention_heads", 3)) if strict else ():
@@ -450,5 +450,5 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(monkeypatch: pytest
     monkeypatch.setattr(Checkpoint, "_tokenizer_source", lambda self: ("there", {}))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: Tokenizer())
     with pytest.raises(ConfigError, match="64 is smaller than the 1000 tokens.*vocab_size=1000"):
-        random_llama(config_overrides=TINY).tokenizer()
-    assert random_llama(config_overrides={**TINY, "vocab_size": 1000}).tokenizer()[1] == 3
+        random_llama(config_overrides=TINY).load_tokenizer()
+    assert random_llama(config_overrides={**TINY, "vocab_size": 1000}).load_tokenizer()[1] == 3

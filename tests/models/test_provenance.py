@@ -91,7 +91,7 @@ def test_kernels_count_once_one_is_loaded(monkeypatch: pytest.MonkeyPatch):
 
 
 def described(folder: Path) -> dict[str, str]:
-    tokenize, _ = Checkpoint(str(folder)).tokenizer()
+    tokenize, _ = Checkpoint(str(folder)).load_tokenizer()
     return tokenize.describe()  # type: ignore[attr-defined, no-any-return]
 
 
