@@ -135,7 +135,7 @@ def loaded(dtype: str) -> LoadedBackbone:
 def real_batch(lengths: Sequence[int]) -> TokenBatch:
     """Documents of exactly these many tokens of documentation."""
     tokenize, pad_id = Checkpoint(EMBEDDED).load_tokenizer()
-    text = "\n".join(text for _, _, text in Pydoc().texts())
+    text = "\n".join(str(text) for _, _, text in Pydoc().texts())
     token_ids = np.asarray(tokenize(text)[: sum(lengths)], dtype=np.int32)
     pieces = np.split(token_ids, np.cumsum(lengths)[:-1])
     return TokenBatch(tuple(Document(row, "pydoc", ids, truncated=True) for row, ids in enumerate(pieces)), pad_id)

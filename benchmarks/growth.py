@@ -41,7 +41,7 @@ def layers(n: int) -> str:
 def measure(repeats: int) -> list[Figure]:
     with TemporaryDirectory() as scratch:
         # A document of its own for each length, so that not much more is tokenised than captured.
-        text = "\n".join(text for _, _, text in Pydoc().texts())
+        text = "\n".join(str(text) for _, _, text in Pydoc().texts())
         for n in LENGTHS:
             Path(scratch, f"{n}.txt").write_text(text[: MOST_CHARACTERS * n], encoding="utf-8")
         return _slopes(Path(scratch), repeats)

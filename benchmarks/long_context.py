@@ -22,7 +22,7 @@ def measure(repeats: int) -> list[Figure]:
     growth, share, inside, longest, mask = [], [], [], [], []
     with TemporaryDirectory() as scratch:
         text = Path(scratch, "long.txt")
-        text.write_text("\n".join(text for _, _, text in Pydoc().texts()) * 2, encoding="utf-8")
+        text.write_text("\n".join(str(text) for _, _, text in Pydoc().texts()) * 2, encoding="utf-8")
         for repeat in range(repeats):
             runs = [_run(Path(scratch, f"{repeat}-{n}"), text, n, n_layers=4) for n in (1_024, *LENGTHS)]
             base, *long = runs

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError, first_line
+from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
 from . import locate
@@ -119,18 +119,11 @@ class Checkpoint:
             CheckpointError: there is no tokenizer.
             ConfigError: with random weights, it has more tokens than the model.
         """
-        from transformers import AutoTokenizer
-
         source, options = self._tokenizer_source()
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=self.trust_remote_code, **options)
-        except Exception as error:  # tokenizers raises bare ones
-            way = "" if self.tokenizer else "; model.tokenizer takes that of another folder or hub id"
-            raise CheckpointError(f"the tokenizer of {source} cannot be loaded: {first_line(error)}{way}") from error
+        tokenize = Tokenizer.read(source, self.tokenizer, trust_remote_code=self.trust_remote_code, **options)
         if self.weights == "random":
-            self._check_vocabulary(len(tokenizer), source)
-        pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
-        return Tokenizer(tokenizer, self.tokenizer), next(int(pad) for pad in pads if pad is not None)
+            self._check_vocabulary(len(tokenize), source)
+        return tokenize, tokenize.pad_id
 
     def load(self) -> LoadedBackbone:
         """Reads or draws the weights, finds the backbone and proves its taps.

@@ -44,6 +44,7 @@ def limits_of(config: PretrainedConfig, *, trust_remote_code: bool = False) -> M
         position_key=key,
         rows_before=before,
         rope=bool(scalings),
+        vocabulary=_count(value_of(text, "vocab_size")),
     )
 
 

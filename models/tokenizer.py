@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from sniffer.errors import CheckpointError, first_line
+from sniffer.types import Chat
+
 
 class Tokenizer:
     """Tokenises as the checkpoint's tokenizer does, special tokens included.
@@ -23,6 +26,29 @@ class Tokenizer:
         self._made_by = made_by
         self._source = source
 
+    @classmethod
+    def read(cls, place: str, named: str | None, **options: Any) -> Tokenizer:
+        """From a folder or the hub; `named` as the user has named it, if at all.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(place, **options), named)
+        except Exception as error:  # tokenizers raises bare ones
+            way = "" if named else "; model.tokenizer takes that of another folder or hub id"
+            raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {first_line(error)}{way}") from error
+
+    def __len__(self) -> int:
+        return len(self._made_by)
+
+    @property
+    def pad_id(self) -> int:
+        pads = [self._made_by.pad_token_id, self._made_by.eos_token_id, 0]
+        return next(int(pad) for pad in pads if pad is not None)
+
     @property
     def beginning(self) -> int | None:
         """The token that a text begins with: BOS, or CLS."""
@@ -34,6 +60,23 @@ class Tokenizer:
 
     def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         return np.asarray(self._made_by(text, verbose=False, add_special_tokens=False)["input_ids"], dtype=np.int64)
+
+    def template(self, wanted: str | None) -> str:
+        return str(self._made_by.get_chat_template(wanted))
+
+    def chat(self, chat: Chat) -> Int[np.ndarray, " n_tokens"]:
+        # Families have two names for it; a template knows one of them, or none.
+        told = {} if chat.thinking is None else dict.fromkeys(("enable_thinking", "thinking"), chat.thinking)
+        encoded = self._made_by.apply_chat_template(
+            list(chat.messages),
+            tools=None if chat.tools is None else list(chat.tools),
+            chat_template=chat.template,
+            continue_final_message=chat.continue_final,
+            return_dict=True,
+            tokenizer_kwargs={"verbose": False},
+            **told,
+        )
+        return np.asarray(encoded["input_ids"], dtype=np.int64)
 
     def describe(self) -> dict[str, str]:
         """For the manifest: its class, and a digest of all that it does, wherever it came from."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from sniffer.config.saving import saved_config
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
+from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.feed import Feed
 from sniffer.engine.base import Plan, dtype_name
 from sniffer.engine.crew import Crew
@@ -45,7 +46,7 @@ from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
 from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary
-from sniffer.types import ModelFacts, ModelLimits, Tokenize, by_number
+from sniffer.types import ModelFacts, ModelLimits, by_number
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -69,10 +70,12 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
-            tokenize, pad_id = config.model.load_tokenizer()
+            tokenize, pad_id = tokenizer_for(config.dataset, config.model)
             longest = token_limit(config, limits)
             feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest)
             try:
+                if limits.vocabulary is not None and getattr(config.dataset, "tokens_column", None) is not None:
+                    feed.fit(limits.vocabulary)
                 model = engine.open(config, folder)
                 log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
@@ -81,7 +84,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 log.info("%s", estimate_line(plan.expected))
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
-                manifest = earlier.continued(first_manifest(config, plan, folder, model, tokenize))
+                manifest = earlier.continued(first_manifest(config, plan, folder, model, feed))
             except BaseException:
                 feed.close()
                 raise
@@ -240,11 +243,10 @@ def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None
         log.warning("%s", line)
 
 
-def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, tokenize: Tokenize) -> Manifest:
+def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed: Feed) -> Manifest:
     """The manifest of a run that is about to start."""
     heads = plan.selection.heads
-    # A checkpoint class of a user's own may give a plain function, which says nothing.
-    tokenizer: dict[str, str] = getattr(tokenize, "describe", dict)()
+    tokenizer = feed.encoder.describe()
     return Manifest(
         status="running",
         seed=config.seed,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sniffer.config.schema import Config, PlanConfig
 from sniffer.dataset.batching import ELSEWHERE
+from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer, spans
 from sniffer.errors import ConfigError, RunError
@@ -116,7 +117,7 @@ def read_lengths(config: Config, longest: int | None) -> list[int]:
         CheckpointError: there is no tokenizer.
     """
     config.dataset.check()
-    tokenize, _ = config.model.load_tokenizer()
+    tokenize, _ = tokenizer_for(config.dataset, config.model)
     return [document.n_tokens for document in Tokenizer(tokenize, longest).documents(config.dataset)]
 
 

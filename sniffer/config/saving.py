@@ -109,8 +109,17 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
     return _with_absolute_paths({str(key): value for key, value in plain.items()})
 
 
+def _with_absolute_template(chat: Any) -> None:
+    """A chat template may be a file too; a name or the text of one is left as it is."""
+    named = chat.get("template") if isinstance(chat, dict) else None
+    if isinstance(named, str) and "{" not in named and Path(named).suffix:
+        chat["template"] = str(Path(named).expanduser().absolute())
+
+
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
+    if isinstance(plain["dataset"], dict):
+        _with_absolute_template(plain["dataset"].get("chat"))
     for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint"), ("model", "tokenizer")):
         node = plain[group]
         # A folder such as 2024 is read as a number.

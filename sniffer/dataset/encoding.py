@@ -1,31 +1,36 @@
-"""What a row holds as the token ids that go through the model, special tokens as the dataset wants them.
+"""What a row holds, a text, token ids or a chat, as the token ids that go through the model.
 
-`auto` has what the model's tokenizer adds, `add` a token of the beginning also where it adds none, `none` nothing. A
-text that brings a beginning of its own, such as a chat rendered to text, gets no second one: the first position is where
-attention sinks are, and no model was trained with two of them.
+Texts have special tokens as the dataset wants them: `auto` has what the model's tokenizer adds, `add` a token of the
+beginning also where it adds none, `none` nothing. A text that brings a beginning of its own, such as a chat rendered to
+text, gets no second one: attention sinks are at the first position, and no model was trained with two of them. Token
+ids are what they are, and a chat has what its template says.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-from sniffer.errors import CheckpointError
-from sniffer.types import Dataset, Tokenize
+from sniffer.errors import CheckpointError, DatasetError, first_line
+from sniffer.types import Chat, Checkpoint, Content, Dataset, Tokenize
 
 
 @dataclass
 class Encoder:
     """From texts to token ids.
 
-    `begun`: texts so far that brought a beginning of their own, and would have got a second one.
+    `template`: of chats, if there are any; the tokenizer's own where it is None. `begun`: texts so far that brought a
+    beginning of their own, and would have got a second one.
     """
 
     tokenize: Tokenize
     special_tokens: str = "auto"
+    chats: bool = False
+    template: str | None = None
     begun: int = 0
 
     def __post_init__(self) -> None:
@@ -33,14 +38,36 @@ class Encoder:
             self._asked("without_special", f"dataset.special_tokens={self.special_tokens}")
         if self.special_tokens == "add" and self._beginning is None:
             raise CheckpointError("dataset.special_tokens=add: the model's tokenizer has no token for a beginning")
+        if self.chats:
+            self._require_template()
 
     @classmethod
     def of(cls, dataset: Dataset, tokenize: Tokenize) -> Encoder:
-        """As the dataset wants it; one of a user's own may not have the key."""
-        return cls(tokenize, getattr(dataset, "special_tokens", "auto"))
+        """As the dataset wants it; one of a user's own may not have the keys.
 
-    def ids(self, text: str) -> Int32[np.ndarray, " n_tokens"]:
-        return np.asarray(self._of_text(text), dtype=np.int32)
+        Raises:
+            CheckpointError: the tokenizer cannot do what that asks for.
+        """
+        chats = getattr(dataset, "messages_column", None) is not None
+        template = dataset.chat.text() if chats else None  # type: ignore[attr-defined]
+        return cls(tokenize, getattr(dataset, "special_tokens", "auto"), chats, template)
+
+    def ids(self, content: Content, name: str = "") -> Int32[np.ndarray, " n_tokens"]:
+        """The token ids of a document; `name` is for messages.
+
+        Raises:
+            DatasetError: a chat's template refuses it.
+        """
+        if isinstance(content, Chat):
+            return np.asarray(self._of_chat(content, name), dtype=np.int32)
+        return np.asarray(self._of_text(content) if isinstance(content, str) else content, dtype=np.int32)
+
+    def describe(self) -> dict[str, str]:
+        """For the manifest: what the tokenizer says of itself, which a plain function does not; the chat template."""
+        described: dict[str, str] = getattr(self.tokenize, "describe", dict)()
+        if not self.chats:
+            return described
+        return {**described, "chat_template": hashlib.sha256(self._require_template().encode()).hexdigest()}
 
     def _of_text(self, text: str) -> Any:
         if not text.strip():
@@ -56,9 +83,27 @@ class Encoder:
         lacks = self.special_tokens == "add" and list(ids[:1]) != [beginning]
         return np.concatenate([[beginning], ids]) if lacks else ids
 
+    def _of_chat(self, chat: Chat, name: str) -> Any:
+        try:
+            return self._asked("chat", "dataset.messages_column")(chat)
+        except Exception as error:  # of a template: any
+            raise DatasetError(
+                f"document {name!r}: the chat template refuses it: {first_line(error)}; mend the chat, or give another "
+                "template with dataset.chat.template"
+            ) from error
+
     def _adds_one(self, text: str, n_tokens: int) -> bool:
         """Whether the tokenizer put a beginning before that of the text; else both are the text's own."""
         return len(self._asked("without_special", "a beginning")(text)) < n_tokens
+
+    def _require_template(self) -> str:
+        try:
+            return str(self._asked("template", "dataset.messages_column")(self.template))
+        except ValueError as error:
+            raise CheckpointError(
+                "dataset.messages_column: the model's tokenizer has no such chat template: give one with "
+                f"dataset.chat.template=FILE ({first_line(error)[:100]})"
+            ) from error
 
     @property
     def _beginning(self) -> int | None:
@@ -69,3 +114,18 @@ class Encoder:
         if found is None:
             raise CheckpointError(f"{by}: the model's tokenizer is a plain function, which cannot be asked for that")
         return found
+
+
+def tokenizer_for(dataset: Dataset, model: Checkpoint) -> tuple[Tokenize, int]:
+    """A tokenize function, and the id to pad with; token ids need none, and a model may have none then.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+    """
+    if getattr(dataset, "tokens_column", None) is not None:
+        return _no_text, 0
+    return model.load_tokenizer()
+
+
+def _no_text(text: str) -> Any:
+    raise AssertionError(f"token ids are no text: {text!r:.40}")

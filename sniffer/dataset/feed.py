@@ -17,6 +17,7 @@ from functools import cached_property
 from itertools import chain
 
 from sniffer.dataset.batching import ALL_ALIKE, batches
+from sniffer.dataset.encoding import Encoder
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, DatasetError
 from sniffer.types import Dataset, Document, LengthClasses, TokenBatch, Tokenize
@@ -55,8 +56,9 @@ class Feed:
     def __init__(self, dataset: Dataset, tokenize: Tokenize, pad_id: int, *, max_tokens: int | None) -> None:
         tokenizer = Tokenizer(tokenize, max_tokens)
         self.counts = tokenizer.counts
+        self.encoder = Encoder.of(dataset, tokenize)
         self.pad_id = pad_id
-        self._ahead = Ahead(chunks(tokenizer.documents(dataset)))
+        self._ahead = Ahead(chunks(tokenizer.encoded(dataset, self.encoder)))
         self._chunks = iter(self._ahead)
         self._n_texts = len(dataset)
         self._vocabulary: int | None = None
@@ -119,7 +121,7 @@ class Feed:
                 if not 0 <= (token := int(document.token_ids[place])) < rows:
                     raise CheckpointError(
                         f"document {document.source_id!r} has token {token} at position {place}, but the model's "
-                        f"embedding has {rows} rows: the checkpoint needs the tokenizer that it was trained with"
+                        f"embedding has {rows} rows: token ids must be of the tokenizer that the checkpoint was trained with"
                     )
 
 

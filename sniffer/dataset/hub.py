@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sniffer.dataset.columns import column_of, require_text, value_at
+from sniffer.dataset.columns import column_of, value_at
+from sniffer.dataset.content import Tabular
 from sniffer.dataset.files import file_facts
-from sniffer.dataset.source import Source
 from sniffer.errors import DatasetError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hub(Source):
+class Hub(Tabular):
     """A dataset on the Hugging Face hub, or any other that `datasets.load_dataset` takes by name.
 
     With HF_HUB_OFFLINE=1 the copy in the local cache is used.
@@ -28,27 +28,25 @@ class Hub(Source):
     config: str | None = None
     split: str = "train"
     revision: str | None = None
-    text_column: str = "text"
-    id_column: str | None = None
 
     @property
     def title(self) -> str:
         return f"{self.name} ({self.split})"
 
     def row_ids(self) -> Iterator[Any]:
-        schema = self._table.features.arrow_schema
-        require_text(schema, self.text_column, self.title)
+        self.require_types(self._table.features.arrow_schema, self.title)
+        everything = range(len(self._table))
         if self.id_column is None:
-            return iter(range(len(self._table)))
-        return self._values(self.id_column, range(len(self._table)))
+            return iter(everything)
+        return (identity for (identity,) in self._values(everything, self.id_column))
 
     def row_texts(self, rows: range) -> Iterator[Any]:
-        return self._values(self.text_column, rows)
+        return self._values(rows, *self.columns)
 
-    def _values(self, path: str, rows: range) -> Iterator[Any]:
-        column = column_of(path, self._table.column_names, self.title)
-        chosen = self._table.select_columns([column]).select(rows)
-        return (value_at(row[column], path, column, self.title) for row in chosen)
+    def _values(self, rows: range, *paths: str) -> Iterator[tuple[Any, ...]]:
+        roots = [column_of(path, self._table.column_names, self.title) for path in paths]
+        for row in self._table.select_columns(list(dict.fromkeys(roots))).select(rows):
+            yield tuple(value_at(row[root], path, root, self.title) for path, root in zip(paths, roots, strict=True))
 
     def facts(self) -> dict[str, Any]:
         """The commit; of a local folder, and of a cached copy that names none, what its files hold."""

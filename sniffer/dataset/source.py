@@ -14,16 +14,17 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar
 
 from sniffer.errors import ConfigError, DatasetError
 from sniffer.hashing import stable_id
+from sniffer.types import Content
 
 LARGEST_ID = (1 << 63) - 1
-MISSING = object()
+END = object()
 
 SPECIAL_TOKENS = ("auto", "add", "none")
 """As encoding.py has them."""
@@ -93,6 +94,11 @@ class Source(ABC):
     def row_texts(self, rows: range) -> Iterator[Any]:
         """The text of these rows, in order."""
 
+    def content(self, value: Any, row: int) -> Content:
+        """What a row is, as `row_texts` gave it; raises DatasetError where that cannot be."""
+        require_string(value, row, self.title)
+        return str(value)
+
     def facts(self) -> dict[str, Any]:
         """What else the manifest should record, so that a reader knows which data this was."""
         return {}
@@ -108,29 +114,27 @@ class Source(ABC):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def texts(self) -> Iterator[tuple[int, str, str]]:
-        """Yields (example_id, source_id, text) in order; empty texts included.
+    def texts(self) -> Iterator[tuple[int, str, Content]]:
+        """Yields (example_id, source_id, content) in order; empty texts included.
 
         Raises:
             DatasetError: as `check`, or a text is not a string.
         """
         texts = iter(self.row_texts(self._rows))
         for row in self._rows:
-            text: Any = next(texts, MISSING)
-            if text is MISSING:
+            text: Any = next(texts, END)
+            if text is END:
                 raise DatasetError(
                     f"{self.title} ends before row {row}: it is damaged, or has changed since it was read"
                 )
-            require_string(text, row, self.title)
-            yield example_id(self._ids[row]), str(self._ids[row]), text
+            yield example_id(self._ids[row]), str(self._ids[row]), self.content(text, row)
 
     def describe(self) -> dict[str, Any]:
         """The dataset as plain values: its class, its fields, its number of documents, its facts."""
         home = self.home if type(self).__module__.startswith("sniffer.") else type(self).__module__
         name = f"{home}.{type(self).__qualname__}"
-        says_nothing = {
-            key.name for key in fields(self) if key.metadata == LATER and getattr(self, key.name) == key.default
-        }
+        later = [key for key in fields(self) if key.metadata == LATER]
+        says_nothing = {key.name for key in later if getattr(self, key.name) == _default(key)}
         told = {key: value for key, value in asdict(self).items() if key not in says_nothing}
         return {"_target_": name, **told, "documents": len(self), **self.facts()}
 
@@ -147,6 +151,10 @@ class Source(ABC):
         n = len(self._ids)
         # Numbers beyond the last row are as good as it, and those who count by these rows know only so large ones.
         return range(min(self.shard.index, n), n, min(self.shard.count, n))
+
+
+def _default(key: Field[Any]) -> Any:
+    return key.default if key.default_factory is MISSING else key.default_factory()
 
 
 def example_id(identity: int | str) -> int:

@@ -1,4 +1,4 @@
-"""Datasets that are tables: a text column, and perhaps an id column. JSON, CSV, Parquet; hub.py has those of the hub.
+"""Datasets that are tables: JSON, CSV and Parquet files; hub.py has those of the hub, content.py what a row is.
 
 Without an id column the global row number is the id, counted over all files in order. Local tables are
 streamed, so that a large one costs no memory; a dataset from the hub is memory-mapped by `datasets`.
@@ -15,22 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sniffer.dataset.columns import column_of, needed, require_text, value_at
+from sniffer.dataset.columns import column_of, needed, value_at
 from sniffer.dataset.compressed import endings, is_packed, opened, unreadable
+from sniffer.dataset.content import Tabular
 from sniffer.dataset.files import Files
 from sniffer.dataset.records import keys_of, records_of_array, records_of_lines
-from sniffer.dataset.source import LATER, require_string
+from sniffer.dataset.source import LATER
 from sniffer.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table(Files):
-    """Local table files. `text_column`, `id_column`: names of columns, or paths into nested ones (columns.py)."""
+class Table(Files, Tabular):
+    """Local table files."""
 
     home: ClassVar[str] = "sniffer.tables"
-
-    text_column: str = "text"
-    id_column: str | None = None
 
     @abstractmethod
     def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -48,17 +46,16 @@ class Table(Files):
 
     def row_ids(self) -> Iterator[Any]:
         # These formats are parsed whole anyway, so a bad text is found here, before any model loads.
-        columns = (self.text_column,) if self.id_column is None else (self.text_column, self.id_column)
-        for row, (text, *identity) in enumerate(self.rows(*columns)):
-            require_string(text, row, self.title)
-            yield identity[0] if identity else row
+        n, identity = len(self.columns), () if self.id_column is None else (self.id_column,)
+        for row, values in enumerate(self.rows(*self.columns, *identity)):
+            self.content(values[:n], row)
+            yield values[n] if identity else row
 
     def row_texts(self, rows: range) -> Iterator[Any]:
-        texts = self.rows(self.text_column)
-        return (text for (text,) in islice(texts, rows.start, rows.stop, rows.step))
+        return islice(self.rows(*self.columns), rows.start, rows.stop, rows.step)
 
     def read_through(self, file: Path) -> None:
-        for _ in self.rows_of(file, self.text_column):
+        for _ in self.rows_of(file, *self.columns):
             pass
 
 
@@ -146,7 +143,7 @@ class Parquet(Table):
 
     def _row_count(self, file: Path) -> int:
         with _open_parquet(file) as table:
-            require_text(table.schema_arrow, self.text_column, str(file))
+            self.require_types(table.schema_arrow, str(file))
             return int(table.metadata.num_rows)
 
 

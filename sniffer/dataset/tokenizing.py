@@ -49,11 +49,18 @@ class Tokenizer:
     counts: ReadCounts = field(default_factory=ReadCounts)
 
     def documents(self, dataset: Dataset) -> Iterator[Document]:
+        """The documents of a dataset, lazily.
+
+        Raises:
+            CheckpointError: at once, if the tokenizer cannot do what the dataset asks for.
+        """
+        return self.encoded(dataset, Encoder.of(dataset, self.tokenize))
+
+    def encoded(self, dataset: Dataset, encoder: Encoder) -> Iterator[Document]:
         # A dataset of a user's own may not have these keys.
         window, stride = getattr(dataset, "window", None), getattr(dataset, "stride", None)
-        encoder = Encoder.of(dataset, self.tokenize)
-        for example_id, source_id, text in dataset.texts():
-            token_ids = encoder.ids(text)
+        for example_id, source_id, content in dataset.texts():
+            token_ids = encoder.ids(content, source_id)
             self.counts.begun = encoder.begun
             if not len(token_ids):
                 self.counts.skipped_empty += 1

@@ -7,11 +7,12 @@ meant. A *draw* is one set of kept positions; kinds that describe the same token
 This package needs numpy only, so that reading a run never imports torch.
 """
 
-from sniffer.types.documents import Dataset, Document, LengthClasses, Picks, TokenBatch
+from sniffer.types.documents import Chat, Content, Dataset, Document, LengthClasses, Picks, TokenBatch
 from sniffer.types.kinds import KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
     Checkpoint,
+    FullTokenize,
     LayerGeometry,
     ModelFacts,
     ModelLimits,
@@ -32,9 +33,12 @@ __all__ = [
     "ROW_DTYPES",
     "WIDE",
     "Backbone",
+    "Chat",
     "Checkpoint",
+    "Content",
     "Dataset",
     "Document",
+    "FullTokenize",
     "Kind",
     "LayerGeometry",
     "LengthClasses",

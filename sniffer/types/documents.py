@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -117,6 +117,25 @@ class LengthClasses:
         return ({"breaks": list(self.breaks)} if self.breaks else {}) | apart
 
 
+@dataclass(frozen=True)
+class Chat:
+    """A conversation, yet to be rendered: by the tokenizer's own template, or by one that is given or named.
+
+    `thinking` is what templates with such a switch are told, if anything; `continue_final` leaves the last message
+    open.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] | None = None
+    template: str | None = None
+    thinking: bool | None = None
+    continue_final: bool = False
+
+
+Content: TypeAlias = str | Int32[np.ndarray, " n_tokens"] | Chat
+"""What a dataset has of a document: a text, its token ids, or a chat."""
+
+
 class Dataset(Protocol):
     """Texts that can be read: what `config.dataset` builds."""
 
@@ -129,7 +148,7 @@ class Dataset(Protocol):
     def check(self) -> None:
         """Meets everything that can be known to be wrong without reading all texts; raises DatasetError."""
 
-    def texts(self) -> Iterator[tuple[int, str, str]]:
-        """Yields (example_id, source_id, text) in order; empty texts included."""
+    def texts(self) -> Iterator[tuple[int, str, Content]]:
+        """Yields (example_id, source_id, content) in order; empty texts included."""
 
     def describe(self) -> dict[str, Any]: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int
 
-from sniffer.types.documents import LengthClasses
+from sniffer.types.documents import Chat, LengthClasses
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,7 @@ class ModelLimits:
         position_key: how the config calls the number of positions.
         rows_before: what that number counts beside positions.
         rope: whether positions are rotary.
+        vocabulary: token ids are below this.
     """
 
     layers: int | None
@@ -67,6 +68,7 @@ class ModelLimits:
     position_key: str = "max_position_embeddings"
     rows_before: int = 0
     rope: bool = False
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ class FullTokenize(Tokenize, Protocol):
 
     def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         """Text to token ids, nothing added."""
+
+    def template(self, wanted: str | None) -> str:
+        """The chat template that is meant by its name, its text, or by nothing; raises ValueError."""
+
+    def chat(self, chat: Chat) -> Int[np.ndarray, " n_tokens"]:
+        """A chat to token ids, as its template has them; raises what the template raises."""
 
     def describe(self) -> dict[str, str]:
         """What the manifest records of it."""
