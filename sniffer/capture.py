@@ -222,7 +222,9 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan
     lengths = [document.n_tokens for document in feed.first.documents]
     # A shard of few documents may be left without any.
     if not lengths and len(config.dataset):
-        raise DatasetError(f"no text to capture from: all {feed.counts.skipped_empty} texts are empty")
+        empty, short = feed.counts.skipped_empty, feed.counts.skipped_short
+        few = f", {short} documents shorter than dataset.min_tokens" if short else ""
+        raise DatasetError(f"no text to capture from: {'all ' * (not short)}{empty} texts are empty{few}")
     batch = batch_tokens(config.batch.max_tokens, model.device.type)
     documents, dtype, compression = feed.expected_documents, dtype_name(model.dtype), config.output.compression
     stored = stored_bytes(compression, dtype)

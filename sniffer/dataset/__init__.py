@@ -1,6 +1,9 @@
 """Where text comes from, whose identity it has, and how it becomes batches of tokens.
 
-    packages, files, tables, hub      sources of documents: (example_id, source_id, text); source has what they share
+    packages, files, tables, hub      sources of documents: (example_id, source_id, content); source has what they share
+    compressed, records, columns      what a file or a row of a table has: unpacked, as JSON, by a path into it
+    content, choosing                 what a row is: a text, token ids, a chat; and which rows are taken
+    encoding                          a content as token ids, special tokens as they are wanted
     tokenizing -> feed -> batching    text to tokens and windows, chunks of documents, batches for one forward each
 
 Configurations name the sources `sniffer.dataset.Sotu` and so on.

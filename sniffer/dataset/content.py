@@ -6,7 +6,8 @@ followed yet.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int32
 
+from sniffer.dataset.choosing import matching
 from sniffer.dataset.columns import require_text, type_at
 from sniffer.dataset.source import LATER, Source, require_string
 from sniffer.errors import ConfigError, DatasetError, reason
@@ -61,7 +63,8 @@ class ChatFormat:
 class Tabular(Source):
     """A dataset that is a table. All columns are names, or paths into nested ones (columns.py).
 
-    `tokens_column` or `messages_column` take the place of `text_column`.
+    `tokens_column` or `messages_column` take the place of `text_column`. `where`: only rows of which this condition, in
+    the SQL of polars, holds.
     """
 
     text_column: str = "text"
@@ -69,6 +72,7 @@ class Tabular(Source):
     tokens_column: str | None = field(default=None, metadata=LATER)
     messages_column: str | None = field(default=None, metadata=LATER)
     chat: ChatFormat = field(default_factory=ChatFormat, metadata=LATER)
+    where: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +84,13 @@ class Tabular(Source):
             raise ConfigError(f"{given} is for texts: rows of dataset.{named} have those that they have")
         if self.messages_column is None and self.chat != ChatFormat():
             raise ConfigError("dataset.chat is for chats: say with dataset.messages_column where they are")
+
+    @abstractmethod
+    def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """These columns of every row, in order, as a condition is to see them."""
+
+    def row_mask(self) -> Iterator[bool] | None:
+        return None if self.where is None else matching(self.where, self.values)
 
     @property
     def columns(self) -> tuple[str, ...]:

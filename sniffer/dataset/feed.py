@@ -91,8 +91,9 @@ class Feed:
         documents = self.first.documents
         if self.first.last:
             return len(documents)
-        texts = len({document.source for document in documents if document.source is not None}) or len(documents)
-        return (self._n_texts - self.counts.skipped_empty) * len(documents) // texts
+        texts = len({document.source for document in documents if document.source is not None})
+        skipped = self.counts.skipped_empty + (0 if texts else self.counts.skipped_short)
+        return (self._n_texts - skipped) * len(documents) // (texts or len(documents))
 
     @property
     def expected_tokens(self) -> float:

@@ -85,6 +85,9 @@ class TextFiles(Files):
     def row_texts(self, rows: range) -> Iterator[str]:
         return (self.read_through(self.files[row]) for row in rows)
 
+    def some_texts(self, rows: Sequence[int]) -> Iterator[str]:
+        return (self.read_through(self.files[row]) for row in rows)
+
     def read_through(self, file: Path) -> str:
         return read_text(file)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,15 +35,20 @@ class Hub(Tabular):
 
     def row_ids(self) -> Iterator[Any]:
         self.require_types(self._table.features.arrow_schema, self.title)
-        everything = range(len(self._table))
         if self.id_column is None:
-            return iter(everything)
-        return (identity for (identity,) in self._values(everything, self.id_column))
+            return iter(range(len(self._table)))
+        return (identity for (identity,) in self.values(self.id_column))
 
     def row_texts(self, rows: range) -> Iterator[Any]:
         return self._values(rows, *self.columns)
 
-    def _values(self, rows: range, *paths: str) -> Iterator[tuple[Any, ...]]:
+    def some_texts(self, rows: Sequence[int]) -> Iterator[Any]:
+        return self._values(rows, *self.columns)
+
+    def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        return self._values(range(len(self._table)), *columns)
+
+    def _values(self, rows: Sequence[int], *paths: str) -> Iterator[tuple[Any, ...]]:
         roots = [column_of(path, self._table.column_names, self.title) for path in paths]
         for row in self._table.select_columns(list(dict.fromkeys(roots))).select(rows):
             yield tuple(value_at(row[root], path, root, self.title) for path, root in zip(paths, roots, strict=True))

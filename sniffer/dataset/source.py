@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from functools import cached_property
-from itertools import islice
+from itertools import compress, count, islice
 from typing import Any, ClassVar
 
+from sniffer.dataset.choosing import sample
 from sniffer.errors import ConfigError, DatasetError
 from sniffer.hashing import stable_id
 from sniffer.types import Content
@@ -52,9 +53,10 @@ class Shard:
 class Source(ABC):
     """What every dataset shares; a source says what its ids are and how a row's text is read.
 
-    `max_examples`: only so many first documents, counted before sharding. `max_tokens`: only so many
-    first tokens of each, cut by whoever tokenises. `window`: so many tokens make a document, one every `stride`
-    tokens of a text (null: windows side by side). `home` is where saved runs say that its class is.
+    `max_examples`: only so many first documents, counted before sharding; with a `shuffle_seed` so many that are drawn.
+    `max_tokens`: only so many first tokens of each, cut by whoever tokenises. `window`: so many tokens make a document,
+    one every `stride` tokens of a text (null: windows side by side). `min_tokens`: shorter documents are left out.
+    `home` is where saved runs say that its class is.
     """
 
     home: ClassVar[str] = "sniffer.dataset"
@@ -65,12 +67,22 @@ class Source(ABC):
     window: int | None = field(default=None, metadata=LATER)
     stride: int | None = field(default=None, metadata=LATER)
     special_tokens: str = field(default="auto", metadata=LATER)
+    min_tokens: int | None = field(default=None, metadata=LATER)
+    shuffle_seed: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        for key in ("max_examples", "max_tokens", "window", "stride"):
+        for key in ("max_examples", "max_tokens", "min_tokens", "window", "stride"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"dataset.{key}={value} must be 1 or more, or null for no limit")
+        longest = min(self.window or sys.maxsize, self.max_tokens or sys.maxsize)
+        if (self.min_tokens or 0) > longest:
+            raise ConfigError(
+                f"dataset.min_tokens={self.min_tokens} is more than the {longest} that a document can have"
+            )
+        if self.shuffle_seed is not None and self.max_examples is None:
+            given = f"dataset.shuffle_seed={self.shuffle_seed}"
+            raise ConfigError(f"{given} draws the documents that dataset.max_examples counts: give both")
         if self.special_tokens not in SPECIAL_TOKENS:
             known = ", ".join(SPECIAL_TOKENS)
             raise ConfigError(f"dataset.special_tokens={self.special_tokens} is not one of {known}")
@@ -120,14 +132,18 @@ class Source(ABC):
         Raises:
             DatasetError: as `check`, or a text is not a string.
         """
-        texts = iter(self.row_texts(self._rows))
-        for row in self._rows:
+        numbers, ids = self._taken
+        if isinstance(numbers, range):
+            texts = iter(self.row_texts(self._rows))
+        else:
+            texts = iter(self.some_texts([numbers[place] for place in self._rows]))
+        for place in self._rows:
             text: Any = next(texts, END)
             if text is END:
                 raise DatasetError(
-                    f"{self.title} ends before row {row}: it is damaged, or has changed since it was read"
+                    f"{self.title} ends before row {numbers[place]}: it is damaged, or has changed since it was read"
                 )
-            yield example_id(self._ids[row]), str(self._ids[row]), self.content(text, row)
+            yield example_id(ids[place]), str(ids[place]), self.content(text, numbers[place])
 
     def describe(self) -> dict[str, Any]:
         """The dataset as plain values: its class, its fields, its number of documents, its facts."""
@@ -138,16 +154,51 @@ class Source(ABC):
         told = {key: value for key, value in asdict(self).items() if key not in says_nothing}
         return {"_target_": name, **told, "documents": len(self), **self.facts()}
 
+    def row_mask(self) -> Iterator[bool] | None:
+        """Whether each row is one that is asked for; None where all are."""
+        return None
+
+    def some_texts(self, rows: Sequence[int]) -> Iterator[Any]:
+        """As `row_texts`, of rows that are no range: unless a source knows better, it reads those between them too."""
+        between = range(rows[0], rows[-1] + 1) if rows else range(0)
+        wanted = set(rows)
+        return compress(self.row_texts(between), (row in wanted for row in between))
+
     @cached_property
-    def _ids(self) -> Sequence[int | str]:
-        most = None if self.max_examples is None else min(self.max_examples, sys.maxsize)
-        ids = checked_ids(islice(self.row_ids(), most), self.title)
+    def _taken(self) -> tuple[Sequence[int], Sequence[int | str]]:
+        """Numbers and ids of the rows of all shards, in order."""
+        mask, most = self.row_mask(), min(self.max_examples or sys.maxsize, sys.maxsize)
+        if mask is None and self.shuffle_seed is None:
+            ids = checked_ids(islice(self.row_ids(), most), self.title)
+            rows: Sequence[int] = range(len(ids))
+        else:
+            pairs = self._numbered(mask)
+            if self.shuffle_seed is not None:
+                known = list(pairs)
+                drawn = sample(((row, example_id(identity)) for row, identity in known), most, self.shuffle_seed)
+                pairs = (pair for pair in known if pair[0] in drawn)
+            taken = list(islice(pairs, most))
+            rows = [row for row, _ in taken]
+            ids = checked_ids((identity for _, identity in taken), self.title, rows)
         if not ids:
-            raise DatasetError(f"{self.title} is empty: point the dataset at some text")
-        return ids
+            why = "is empty: point the dataset at some text" if mask is None else "has no row that fits dataset.where"
+            raise DatasetError(f"{self.title} {why}")
+        return rows, ids
+
+    def _numbered(self, mask: Iterator[bool] | None) -> Iterator[tuple[int, int | str]]:
+        """Number and id of each row that is asked for."""
+        numbered = enumerate(self.row_ids())
+        for row, identity in numbered if mask is None else compress(numbered, mask):
+            _require_usable(identity, row, self.title)
+            yield row, identity
+
+    @property
+    def _ids(self) -> Sequence[int | str]:
+        return self._taken[1]
 
     @property
     def _rows(self) -> range:
+        """This shard's places among the rows that are taken."""
         n = len(self._ids)
         # Numbers beyond the last row are as good as it, and those who count by these rows know only so large ones.
         return range(min(self.shard.index, n), n, min(self.shard.count, n))
@@ -162,19 +213,22 @@ def example_id(identity: int | str) -> int:
     return identity if isinstance(identity, int) else stable_id(identity)
 
 
-def checked_ids(ids: Iterator[Any], title: str) -> list[int | str]:
+def checked_ids(ids: Iterator[Any], title: str, rows: Iterable[int] | None = None) -> list[int | str]:
     """The ids as a list, each of them a usable integer or string, no two with one example_id.
+
+    Args:
+        rows: their numbers, for messages; from 0 by default.
 
     Raises:
         DatasetError: naming the row, or the two rows.
     """
     checked: list[int | str] = []
-    row_of: dict[int, int] = {}
-    for row, identity in enumerate(ids):
+    row_of: dict[int, tuple[int, int | str]] = {}
+    for row, identity in zip(count() if rows is None else rows, ids, strict=False):
         _require_usable(identity, row, title)
-        first = row_of.setdefault(example_id(identity), row)
+        first, other = row_of.setdefault(example_id(identity), (row, identity))
         if first != row:
-            raise DatasetError(_clash(checked[first], first, identity, row, title))
+            raise DatasetError(_clash(other, first, identity, row, title))
         checked.append(identity)
     return checked
 

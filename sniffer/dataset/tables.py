@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -43,6 +43,9 @@ class Table(Files, Tabular):
         """These columns of every row of all files, in order; DatasetError where a file lacks one."""
         for file in self.files:
             yield from self.rows_of(file, *columns)
+
+    def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        return self.rows(*columns)
 
     def row_ids(self) -> Iterator[Any]:
         # These formats are parsed whole anyway, so a bad text is found here, before any model loads.
@@ -100,17 +103,26 @@ class Csv(Table):
     def row_ids(self) -> Iterator[Any]:
         return (_as_integer(identity) for identity in super().row_ids())
 
+    def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
+        """Numbers as numbers, an empty cell as null."""
+        for file in self.files:
+            yield from self._cells(file, columns, infer=True)
+
     def rows_of(self, file: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+        return self._cells(file, columns, infer=False)
+
+    def _cells(self, file: Path, columns: Sequence[str], infer: bool) -> Iterator[tuple[Any, ...]]:
         import polars
 
         try:
             source, separator = _csv_source(file), self.separator or _separator_of(file)
+            how: dict[str, Any] = {"separator": separator, "glob": False}
             # Of columns of one name, polars would rename all but the first.
-            how: dict[str, Any] = {"separator": separator, "infer_schema": False, "glob": False}
-            header = polars.read_csv(source, has_header=False, n_rows=1, **how)
+            header = polars.read_csv(source, has_header=False, n_rows=1, infer_schema=False, **how)
             roots = [column_of(path, [name or "" for name in header.row(0)], str(file)) for path in columns]
-            table = polars.scan_csv(source, **how).select(list(dict.fromkeys(roots))).fill_null("")
-            for batch in table.collect_batches(maintain_order=True):
+            table = polars.scan_csv(source, infer_schema=infer, infer_schema_length=None, **how)
+            table = table.select(list(dict.fromkeys(roots)))
+            for batch in (table if infer else table.fill_null("")).collect_batches(maintain_order=True):
                 for row in zip(*(batch[root] for root in roots), strict=True):
                     yield tuple(map(value_at, row, columns, roots, [str(file)] * len(row)))
         except (polars.exceptions.PolarsError, OSError) as error:

@@ -24,19 +24,21 @@ from sniffer.types import Dataset, Document, Tokenize
 class ReadCounts:
     """What happened to the texts read so far.
 
-    `dropped`: tokens that were cut off. `begun`: texts that brought a beginning of their own (encoding.py).
+    `skipped_short`: documents with fewer tokens than the dataset's `min_tokens`. `dropped`: tokens that were cut off.
+    `begun`: texts that brought a beginning of their own (encoding.py).
     """
 
     examples: int = 0
     skipped_empty: int = 0
     truncated: int = 0
     tokens: int = 0
+    skipped_short: int = 0
     dropped: int = 0
     begun: int = 0
 
     def left_out(self) -> dict[str, int]:
         """For the manifest: what is in no document. Runs that leave nothing out say so as early releases did."""
-        counts = {"dropped": self.dropped, "begun": self.begun}
+        counts = {"skipped_short": self.skipped_short, "dropped": self.dropped, "begun": self.begun}
         return {"skipped_empty": self.skipped_empty} | {name: count for name, count in counts.items() if count}
 
 
@@ -59,6 +61,7 @@ class Tokenizer:
     def encoded(self, dataset: Dataset, encoder: Encoder) -> Iterator[Document]:
         # A dataset of a user's own may not have these keys.
         window, stride = getattr(dataset, "window", None), getattr(dataset, "stride", None)
+        least = getattr(dataset, "min_tokens", None) or 0
         for example_id, source_id, content in dataset.texts():
             token_ids = encoder.ids(content, source_id)
             self.counts.begun = encoder.begun
@@ -71,7 +74,10 @@ class Tokenizer:
             self.counts.dropped += len(token_ids) - len(kept)
             whole = Document(example_id, source_id, kept, truncated)
             for document in [whole] if window is None else windows(whole, window, stride or window):
-                yield self._counted(document)
+                if document.n_tokens < least:
+                    self.counts.skipped_short += 1
+                else:
+                    yield self._counted(document)
 
     def _counted(self, document: Document) -> Document:
         if document.n_tokens > TOKENS:

@@ -77,9 +77,10 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     layers = list(manifest.selection)
     rate = counts["tokens"] / max(1e-9, seconds["inference"])
     by = f" by {counts['dropped']:,} tokens" if counts.get("dropped") else ""
+    short = f" and {counts['skipped_short']:,} short" if counts.get("skipped_short") else ""
     return {
         "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated{by}, "
-        f"{counts['skipped_empty']:,} empty ones skipped), {counts['tokens']:,} tokens",
+        f"{counts['skipped_empty']:,} empty{short} ones skipped), {counts['tokens']:,} tokens",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
         "seconds": _stages(seconds),
