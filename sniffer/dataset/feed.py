@@ -122,7 +122,7 @@ class Feed:
                 if not 0 <= (token := int(document.token_ids[place])) < rows:
                     raise CheckpointError(
                         f"document {document.source_id!r} has token {token} at position {place}, but the model's "
-                        f"embedding has {rows} rows: token ids must be of the tokenizer that the checkpoint was trained with"
+                        f"embedding has {rows} rows: the ids must be of the tokenizer that it was trained with"
                     )
 
 
