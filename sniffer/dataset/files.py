@@ -118,11 +118,14 @@ HASHED_BYTES = 4 << 30
 
 def file_facts(files: Sequence[Path]) -> dict[str, Any]:
     """The number of files, their bytes in all, and one SHA-256 over the contents unless they are very large."""
-    n_bytes = sum(file.stat().st_size for file in files)
-    facts: dict[str, Any] = {"files": len(files), "bytes": n_bytes}
-    if n_bytes <= HASHED_BYTES:
+    facts: dict[str, Any] = {"files": len(files), "bytes": n_bytes(files)}
+    if facts["bytes"] <= HASHED_BYTES:
         facts["sha256"] = hashlib.sha256(b"".join(map(_digest, files))).hexdigest()
     return facts
+
+
+def n_bytes(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _digest(file: Path) -> bytes:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sniffer.dataset.columns import column_of, value_at
 from sniffer.dataset.content import Tabular
-from sniffer.dataset.files import file_facts
+from sniffer.dataset.files import file_facts, n_bytes
+from sniffer.dataset.source import LATER
 from sniffer.errors import DatasetError, first_line
 
 
@@ -19,7 +22,9 @@ from sniffer.errors import DatasetError, first_line
 class Hub(Tabular):
     """A dataset on the Hugging Face hub, or any other that `datasets.load_dataset` takes by name.
 
-    With HF_HUB_OFFLINE=1 the copy in the local cache is used.
+    With HF_HUB_OFFLINE=1 the copy in the local cache is used. `streaming`: rows are read as they are wanted, instead of
+    the whole split being downloaded and prepared first; those up to the last that is taken are read twice, since all is
+    checked before the model loads.
     """
 
     home: ClassVar[str] = "sniffer.tables"
@@ -28,6 +33,7 @@ class Hub(Tabular):
     config: str | None = None
     split: str = "train"
     revision: str | None = None
+    streaming: bool = field(default=False, metadata=LATER)
 
     @property
     def title(self) -> str:
@@ -35,26 +41,45 @@ class Hub(Tabular):
 
     def row_ids(self) -> Iterator[Any]:
         self.require_types(self._table.features.arrow_schema, self.title)
+        if self.streaming:
+            return self._streamed_ids()
         if self.id_column is None:
             return iter(range(len(self._table)))
         return (identity for (identity,) in self.values(self.id_column))
+
+    def _streamed_ids(self) -> Iterator[Any]:
+        """How many rows there are, a stream tells by ending; what it brings along is checked at once."""
+        n, identity = len(self.columns), () if self.id_column is None else (self.id_column,)
+        for row, values in enumerate(self.values(*self.columns, *identity)):
+            self.content(values[:n], row)
+            yield values[n] if identity else row
 
     def row_texts(self, rows: range) -> Iterator[Any]:
         return self._values(rows, *self.columns)
 
     def some_texts(self, rows: Sequence[int]) -> Iterator[Any]:
-        return self._values(rows, *self.columns)
+        return super().some_texts(rows) if self.streaming else self._values(rows, *self.columns)
 
     def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
-        return self._values(range(len(self._table)), *columns)
+        return self._values(range(sys.maxsize) if self.streaming else range(len(self._table)), *columns)
 
     def _values(self, rows: Sequence[int], *paths: str) -> Iterator[tuple[Any, ...]]:
         roots = [column_of(path, self._table.column_names, self.title) for path in paths]
-        for row in self._table.select_columns(list(dict.fromkeys(roots))).select(rows):
+        table = self._table.select_columns(list(dict.fromkeys(roots)))
+        for row in self._streamed(table, rows) if isinstance(rows, range) and self.streaming else table.select(rows):
             yield tuple(value_at(row[root], path, root, self.title) for path, root in zip(paths, roots, strict=True))
+
+    def _streamed(self, table: Any, rows: range) -> Iterator[Any]:
+        try:
+            yield from islice(table, rows.start, rows.stop, rows.step)
+        except Exception as error:  # of the network, of a file's format: any
+            raise DatasetError(f"{self.title} cannot be read on: {first_line(_innermost(error))}") from error
 
     def facts(self) -> dict[str, Any]:
         """The commit; of a local folder, and of a cached copy that names none, what its files hold."""
+        if self.streaming:  # to hash a local folder would be to read it
+            files = [] if self._commit else self._files
+            return {"commit": self._commit, **({"files": len(files), "bytes": n_bytes(files)} if files else {})}
         commit = self._commit or self._cached_commit
         return {"commit": commit, **({} if commit else file_facts(self._files))}
 
@@ -70,7 +95,7 @@ class Hub(Tabular):
         """A local folder's data files and what it says of them; else those of the cached copy."""
         folder = Path(self.name).expanduser()
         if not folder.is_dir():
-            return sorted(Path(file["filename"]) for file in self._table.cache_files)
+            return [] if self.streaming else sorted(Path(file["filename"]) for file in self._table.cache_files)
         import datasets
 
         named = datasets.load_dataset_builder(self.name, self.config).config.data_files or {}
@@ -83,8 +108,10 @@ class Hub(Tabular):
         commit = self._commit
         import datasets
 
+        revision, how = commit or self.revision, {"streaming": True} if self.streaming else {}
         try:
-            return datasets.load_dataset(self.name, self.config, split=self.split, revision=commit or self.revision)
+            table = datasets.load_dataset(self.name, self.config, split=self.split, revision=revision, **how)
+            return table._resolve_features() if self.streaming and table.features is None else table
         except Exception as error:
             reason = first_line(_innermost(error))
             raise DatasetError(f"{self.title} cannot be loaded: {reason}") from error
