@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,13 +130,9 @@ class Tabular(Source):
                 f"{place}: the column {self.columns[0]!r} is of type {found}, not lists of {wanted}: set dataset.{key}"
             )
 
-    @property
+    @cached_property
     def _template(self) -> str | None:
-        # Read once; a frozen dataclass has no other place for it.
-        if "_template_text" not in self.__dict__:
-            object.__setattr__(self, "_template_text", self.chat.text())
-        found: str | None = self.__dict__["_template_text"]
-        return found
+        return self.chat.text()
 
 
 def tokens_of(value: Any, place: str) -> Int32[np.ndarray, " n_tokens"]:
