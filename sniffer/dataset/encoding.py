@@ -124,7 +124,10 @@ def tokenizer_for(dataset: Dataset, model: Checkpoint) -> tuple[Tokenize, int]:
     """
     if getattr(dataset, "tokens_column", None) is not None:
         return _no_text, 0
-    return model.load_tokenizer()
+    # A checkpoint class of a user's own may have the name that early releases asked for.
+    load = getattr(model, "load_tokenizer", None) or model.tokenizer  # type: ignore[attr-defined]
+    found: tuple[Tokenize, int] = load()
+    return found
 
 
 def _no_text(text: str) -> Any:

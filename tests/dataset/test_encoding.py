@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from sniffer.models.tokenizer import Tokenizer as Made
 from transformers import AutoTokenizer
 
-from sniffer.dataset.encoding import Encoder
+from sniffer.dataset.encoding import Encoder, tokenizer_for
 from sniffer.dataset.packages import Pydoc
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, ConfigError
@@ -123,3 +124,10 @@ def test_a_folder_of_weights_without_a_tokenizer_is_no_dead_end(runs: Runs, tmp_
     assert verify(bare.start("with", f"model.tokenizer={runs.checkpoint}"))[1] == []
     with pytest.raises(CheckpointError, match="is neither a local folder nor a hub id"):
         bare.start("nowhere", "model.tokenizer=/no/such/folder")
+
+
+@pytest.mark.parametrize("name", ["load_tokenizer", "tokenizer"])
+def test_a_checkpoint_of_ones_own_may_have_either_name(name: str):
+    """The second is what early releases asked for."""
+    model = SimpleNamespace(**{name: lambda: (str.split, 7)})
+    assert tokenizer_for(SimpleNamespace(), model) == (str.split, 7)  # type: ignore[arg-type]
