@@ -8,9 +8,10 @@ Gaussian, q.(k1 - k2) is normal with mean m and variance v, so that p = Phi(m / 
 Queries are modelled as a straight drift with position plus Gaussian residuals, of a covariance of its own in each
 bucket. The residuals are measured from the drift line, so that what the line misses counts as variance.
 
-Source: github.com/viktor-shcherb/attention-plasticity, of which three variants were published. Named options here
-tell them apart: `covariance` (the full matrix, or only its diagonal in a basis whose first axis is the drift),
-`pairs` (both keys in one bucket, or within a distance of each other), and what the average runs over.
+This is what code had on the way (github.com/viktor-shcherb/attention-plasticity, of which three variants were
+published); what plasticity is by its definition is in prefix.py. Named options tell the variants apart: `covariance`
+(the full matrix, or only its diagonal in a basis whose first axis is the drift), `pairs` (both keys in one bucket, or
+within a distance of each other), and what the average runs over.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from scipy.special import ndtr
 
 from ..common.moments import Moments, moments_of
@@ -93,6 +94,11 @@ class BucketPairs:
     values: Float64[np.ndarray, "heads cells"]
     counts: Int[np.ndarray, " cells"]
     query_positions: Float64[np.ndarray, " cells"]
+
+    def of(self, cells: Bool[np.ndarray, " cells"]) -> BucketPairs:
+        """Some of the cells."""
+        columns = (self.values[:, cells], self.counts[cells], self.query_positions[cells])
+        return BucketPairs(self.query_buckets[cells], self.key_buckets[cells], *columns)
 
     def mean(self, average: str) -> Float64[np.ndarray, " heads"]:
         """ "bucket_pairs": every cell counts the same; "key_pairs": every key pair does."""

@@ -176,14 +176,30 @@ def test_a_rigid_head_is_told_from_a_plastic_one(tmp_path: Path):
 def test_variants_agree_where_they_should(tmp_path: Path):
     """On white noise the covariance is diagonal and distance says nothing: all variants measure the same."""
     run = planted_run(tmp_path / "run")
-    base = AttentionPlasticity().measure(run).tables["heads"]["plasticity"].to_numpy()
-    for changed in ({"covariance": "diagonal"}, {"pairs": "distance"}, {"average": "key_pairs"}):
+    base = AttentionPlasticity(variant="one_bucket").measure(run).tables["heads"]["plasticity"].to_numpy()
+    for changed in (
+        {"variant": "thesis"},
+        {"variant": "one_bucket_diagonal"},
+        {"variant": "near"},
+        {"variant": "one_bucket", "average": "key_pairs"},
+        {"covariance": "full"},
+    ):
         other = AttentionPlasticity(**changed).measure(run).tables["heads"]["plasticity"].to_numpy()
         assert np.abs(other - base).max() < 0.1
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"covariance": "low"}, {"pairs": "any"}, {"average": "x"}, {"count": 0}, {"distance": 0.0}]
+    "wrong",
+    [
+        {"covariance": "low"},
+        {"pairs": "any"},
+        {"average": "x"},
+        {"average": "key_pairs"},
+        {"variant": "one_bucket", "average": "positions"},
+        {"variant": "mine"},
+        {"count": 0},
+        {"distance": 0.0},
+    ],
 )
 def test_settings_that_cannot_be_used_are_refused(wrong: dict[str, object]):
     with pytest.raises(ConfigError):
