@@ -20,7 +20,7 @@ from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import transfer_for
 from sniffer.sampler import All, Picker
 from sniffer.tap import tap
-from sniffer.types import Document, TokenBatch
+from sniffer.types import Document, TokenBatch, by_number
 
 N_DOCUMENTS, MAX_TOKENS = 12, 512
 BUDGETS = {"four documents a batch": 4 * MAX_TOKENS, "batch.max_tokens=8192": ELSEWHERE}
@@ -50,7 +50,7 @@ def measure(repeats: int) -> list[Figure]:
 @torch.inference_mode()
 def _capture(backbone: LoadedBackbone, these: Sequence[TokenBatch]) -> Timed:
     selection = select(backbone.geometry, CaptureConfig())
-    geometry = {layer.layer: layer for layer in backbone.geometry}
+    geometry = by_number(backbone.geometry)
     transfer = transfer_for(backbone.device)
     plan = Wanted(selection, geometry, backbone.layer_of, transfer, backbone.device)
     picker = Picker(All(), seed=0)

@@ -19,7 +19,7 @@ from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.process.memory import keep_freed_memory
 from sniffer.sampler import All, LogUniform, Picker, Sampler, Uniform
 from sniffer.tap import Seen, StopForward, tap
-from sniffer.types import KINDS, Document, TokenBatch
+from sniffer.types import KIND, KINDS, Document, TokenBatch, by_number
 
 EMBEDDED = "embedded:SmolLM2-135M-Instruct"
 
@@ -35,7 +35,7 @@ class Way:
 
     @property
     def wants_pre(self) -> bool:
-        return any(kind.endswith("_pre") for kind in self.kinds)
+        return any(KIND[kind].pre for kind in self.kinds)
 
 
 LOG = Way("log_uniform, base_rate 1", LogUniform())
@@ -54,7 +54,7 @@ class Capture:
     def __init__(self, way: Way, batch: TokenBatch, backbone: LoadedBackbone) -> None:
         self.way, self.batch = way, batch
         self.selection = select(backbone.geometry, CaptureConfig(kinds=list(way.kinds), layers=way.layers))
-        geometry = {layer.layer: layer for layer in backbone.geometry}
+        geometry = by_number(backbone.geometry)
         self.transfer = transfer_for(backbone.device)
         self.plan = Wanted(self.selection, geometry, backbone.layer_of, self.transfer, backbone.device)
         self.picker = Picker(way.sampler, seed=0)

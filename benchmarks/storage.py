@@ -25,6 +25,7 @@ from sniffer.storage.part_writer import WRITERS
 from sniffer.storage.schema import Footer
 from sniffer.storage.writer import write_part
 from sniffer.tap import tap
+from sniffer.types import by_number
 
 SPILLS = 8
 
@@ -104,7 +105,7 @@ def capture(bench: Bench) -> Captured:
     """Every position of the bench's batch, as a run holds it in memory."""
     backbone = bench.backbone
     selection = select(backbone.geometry, CaptureConfig())
-    geometry = {layer.layer: layer for layer in backbone.geometry}
+    geometry = by_number(backbone.geometry)
     transfer = transfer_for(backbone.device)
     picks = draw(Picker(All(), seed=0), selection, bench.batch)
     observer = Observer(bench.batch, picks, Wanted(selection, geometry, backbone.layer_of, transfer, backbone.device))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -52,6 +53,13 @@ def build_config(model_type: str, overrides: Mapping[str, Any]) -> PretrainedCon
             " model.checkpoint a folder with a config.json"
         ) from error
     return override(default, overrides, {})
+
+
+def type_of(config: PretrainedConfig, dtype: str) -> torch.dtype:
+    """Of the weights that are made by a config; `dtype` as in the config group `model`."""
+    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    kind: torch.dtype = own if dtype == "auto" else getattr(torch, dtype)
+    return kind
 
 
 def auto_class(config: PretrainedConfig) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from sniffer.errors import UnsupportedModelError
 from sniffer.types import MAIN_KINDS
 
+from .differences import apart
 from .selfcheck import Forward, Modules, Probe, named, observe_probe, probe_ids
 
 TEXTS, TRIALS = 4, 8
@@ -67,13 +68,8 @@ def changes(one: Probe, other: Probe) -> list[tuple[nn.Module, Change]]:
 
 
 def _change(before: Float[Tensor, "batch heads seq dim"], after: Float[Tensor, "batch heads seq dim"]) -> Change:
-    """The largest difference at each position; infinite where a number is finite in one of the two only."""
-    before, after = before.float(), after.float()
-    same = (before == after) | (before.isnan() & after.isnan())
-    scale = before.where(before.isfinite(), 0).abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return (
-        ((before - after).abs() / scale).nan_to_num(nan=torch.inf, posinf=torch.inf).where(~same, 0).amax((1, 3)).cpu()
-    )
+    """The largest difference at each position."""
+    return apart(before, after).amax((1, 3)).cpu()
 
 
 def _early(change: Change) -> Change:

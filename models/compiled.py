@@ -26,6 +26,7 @@ from sniffer.tap import TAP, Seen, tap
 from sniffer.types import KINDS
 
 from . import selfcheck
+from .differences import apart
 from .loaded import LoadedBackbone
 from .unrotated import Inputs, given
 
@@ -97,7 +98,7 @@ def check_alike(before: Sequence[Seen], after: Sequence[Seen]) -> None:
             plain, compiled = getattr(one, kind), getattr(other, kind)
             if plain is None:
                 continue
-            difference = float(_apart(plain, compiled).max())
+            difference = float(apart(plain, compiled).max())
             if difference > _tolerance(plain):
                 raise ConfigError(
                     f"model.compile=true: compiled, {type(one.module).__name__} shows a {kind} that differs by"
@@ -112,24 +113,16 @@ def check_outputs(before: Outputs, after: Outputs) -> None:
         ConfigError: more than a few tokens of an output are another.
     """
     for layer, plain in before.items():
-        apart = _apart(plain, after[layer]).flatten(0, -2).amax(-1)
-        if (apart > _tolerance(plain)).float().mean() > FLIPPED:
+        moved = apart(plain, after[layer]).flatten(0, -2).amax(-1)
+        if (moved > _tolerance(plain)).float().mean() > FLIPPED:
             raise ConfigError(
                 f"model.compile=true: compiled, {type(layer).__name__} gives an output that differs by"
-                f" {float(apart.median()):.1g} of its largest value; {ADVICE}"
+                f" {float(moved.median()):.1g} of its largest value; {ADVICE}"
             )
 
 
 def _tolerance(states: Tensor) -> float:
     return TOLERANCE.get(states.dtype, TOLERANCE[torch.float32])
-
-
-def _apart(plain: Tensor, compiled: Tensor) -> Tensor:
-    """The differences over the largest value; infinite where only one of the two is a number, or another infinity."""
-    one, other = plain.float(), compiled.float()
-    same = (one == other) | (one.isnan() & other.isnan())
-    scale = one.where(one.isfinite(), 0).abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return ((one - other).abs() / scale).nan_to_num(nan=torch.inf, posinf=torch.inf).where(~same, 0)
 
 
 class _Held:

@@ -19,7 +19,7 @@ from sniffer.tap import Seen, tap
 from sniffer.types import Outline, WorkingMemory
 
 from . import selfcheck
-from .architecture import auto_class
+from .architecture import auto_class, type_of
 from .layers import find_backbone, number_layers, windows_of
 from .loaded import why_no_pre
 from .retrofit import retrofit
@@ -36,7 +36,7 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
     Raises:
         UnsupportedModelError: it cannot be tapped, or its shapes depend on values.
     """
-    kind = _type_of(config, dtype)
+    kind = type_of(config, dtype)
     with _fake(config, "auto", trust_remote_code, title) as backbone:
         missing, seen = _seen(backbone)
     names = {part: name for name, part in backbone.named_modules()}
@@ -62,7 +62,7 @@ def working_memory_of(
 
     Where operations of the model are not fake in its own type, another stands in for it, of which it may need more.
     """
-    kind = _type_of(config, dtype)
+    kind = type_of(config, dtype)
     try:
         with _fake(config, attention, trust_remote_code, title, kind) as backbone:
             return working_memory(backbone, rows, tokens)
@@ -71,13 +71,6 @@ def working_memory_of(
             raise
     with _fake(config, attention, trust_remote_code, title) as backbone:
         return working_memory(backbone, rows, tokens, {STAND_IN: kind.itemsize})
-
-
-def _type_of(config: PretrainedConfig, dtype: str) -> torch.dtype:
-    """Of the weights."""
-    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
-    kind: torch.dtype = own if dtype == "auto" else getattr(torch, dtype)
-    return kind
 
 
 @contextmanager

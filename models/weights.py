@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
 
 from . import kernels
-from .architecture import auto_class
+from .architecture import auto_class, type_of
 from .devices import check_device_map, device_of
 from .layers import find_backbone
 from .loaded import LoadedBackbone
@@ -98,8 +98,7 @@ def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBac
     """
     if how.device_map is not None:
         raise ConfigError("model.device_map spreads a checkpoint's weights: with model.weights=random use model.device")
-    own = getattr(config.get_text_config(), "dtype", None) or torch.float32
-    dtype = own if how.dtype == "auto" else getattr(torch, how.dtype)
+    dtype = type_of(config, how.dtype)
 
     def attempt(attention: str) -> PreTrainedModel:
         with torch.random.fork_rng(devices=[]):

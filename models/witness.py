@@ -30,7 +30,7 @@ def witnessed(witness: Witness | None = None) -> Iterator[list[Received]]:
         for module in _modelling_modules():
             eager = getattr(module, "eager_attention_forward", None)
             if eager is not None:
-                undo.append(_swap_attribute(module, "eager_attention_forward", _told("eager", eager, witness)))
+                undo.append(swap_attribute(module, "eager_attention_forward", _told("eager", eager, witness)))
         yield witness.calls
     finally:
         for restore in reversed(undo):
@@ -82,7 +82,8 @@ def _swap_entry(interface: AttentionInterface, name: str, wrapper: Callable[...,
     return restore
 
 
-def _swap_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
+def swap_attribute(owner: Any, name: str, value: Any) -> Callable[[], None]:
+    """Gives an attribute another value; what is returned puts the one before back."""
     before = getattr(owner, name)
     setattr(owner, name, value)
     return lambda: setattr(owner, name, before)

@@ -21,6 +21,8 @@ from transformers import masking_utils
 
 from sniffer.types import WorkingMemory
 
+from .witness import swap_attribute
+
 
 class Ledger(TorchDispatchMode):
     """Counts the bytes that are in use while it is open; `peak` is the most, `mask` the largest mask among them.
@@ -81,12 +83,9 @@ def _not_packed() -> Iterator[None]:
     Without that it makes masks that a real forward does not make.
     """
     name = "find_packed_sequence_indices"
-    before = getattr(masking_utils, name, None)
-    if before is None:
-        yield
-        return
-    setattr(masking_utils, name, lambda *_, **__: None)
+    undo = swap_attribute(masking_utils, name, lambda *_, **__: None) if hasattr(masking_utils, name) else None
     try:
         yield
     finally:
-        setattr(masking_utils, name, before)
+        if undo is not None:
+            undo()

@@ -31,7 +31,7 @@ from sniffer.forward.estimate import (
     Room,
     device_warning,
     estimate,
-    largest_batch,
+    largest_forward,
     refuse_if_too_large,
     stored_bytes,
 )
@@ -236,11 +236,10 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan
 
 def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None:
     """Says before the first forward where the largest one may not fit, as far as is known of the documents by then."""
-    ask = getattr(config.model, "working_memory", None)  # a checkpoint of a user's own may not know
-    if model.device_free is None or ask is None:
+    if model.device_free is None:
         return
     lengths = [document.n_tokens for document in feed.first.documents]
-    needed = ask(*largest_batch(lengths, plan.batch_tokens))
+    needed = largest_forward(config.model, lengths, plan.batch_tokens)
     if needed is not None and (line := device_warning(needed, plan.expected.batch_bytes, model.device_free)):
         log.warning("%s", line)
 

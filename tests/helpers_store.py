@@ -37,7 +37,7 @@ from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.store import Store
-from sniffer.types import KIND, Document, LengthClasses, TokenBatch
+from sniffer.types import KIND, Document, LengthClasses, TokenBatch, by_number
 from tests.helpers_disk import Disk, failing
 from tests.helpers_storage import make_manifest
 
@@ -148,7 +148,7 @@ def run(
 
 
 def plan(outputs: Outputs) -> Plan:
-    geometry = {layer.layer: layer for layer in FIRST.geometry}
+    geometry = by_number(FIRST.geometry)
     limits = outputs.checkpoint_every, outputs.memory_limit
     nothing: Any = None
     return Plan(geometry, SELECTION, PICKER, nothing, 1, "float32", "auto", LengthClasses(), *limits)

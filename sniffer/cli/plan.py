@@ -19,7 +19,7 @@ from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer, spans
 from sniffer.errors import ConfigError, RunError
-from sniffer.forward.estimate import Estimate, estimate, largest_batch, peak_ram, stored_bytes
+from sniffer.forward.estimate import Estimate, estimate, largest_forward, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
 from sniffer.sampler import Picker
 from sniffer.storage.manifest import Manifest
@@ -90,8 +90,7 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
     rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))
     ram = peak_ram(expected, limit)
-    ask = getattr(config.model, "working_memory", lambda *_: None)  # a checkpoint of a user's own may not know
-    forward = ask(*largest_batch(lengths, batch))
+    forward = largest_forward(config.model, lengths, batch)
     return Needs(outline, selection, lengths, read, expected, ram, rounds * len(selection.heads), speed, forward)
 
 

@@ -7,7 +7,7 @@ followed yet.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +89,20 @@ class Tabular(Source):
     @abstractmethod
     def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
         """These columns of every row, in order, as a condition is to see them."""
+
+    def ids_of(self, rows: Callable[..., Iterator[tuple[Any, ...]]]) -> Iterator[Any]:
+        """The id of every row; what a row brings along is checked on the way.
+
+        Args:
+            rows: gives the columns of these names, of all rows.
+
+        Raises:
+            DatasetError: a row is not what it is to be.
+        """
+        n, identity = len(self.columns), () if self.id_column is None else (self.id_column,)
+        for row, values in enumerate(rows(*self.columns, *identity)):
+            self.content(values[:n], row)
+            yield values[n] if identity else row
 
     def row_mask(self) -> Iterator[bool] | None:
         return None if self.where is None else matching(self.where, self.values)

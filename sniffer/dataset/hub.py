@@ -41,18 +41,11 @@ class Hub(Tabular):
 
     def row_ids(self) -> Iterator[Any]:
         self.require_types(self._table.features.arrow_schema, self.title)
-        if self.streaming:
-            return self._streamed_ids()
+        if self.streaming:  # how many rows there are, a stream tells by ending
+            return self.ids_of(self.values)
         if self.id_column is None:
             return iter(range(len(self._table)))
         return (identity for (identity,) in self.values(self.id_column))
-
-    def _streamed_ids(self) -> Iterator[Any]:
-        """How many rows there are, a stream tells by ending; what it brings along is checked at once."""
-        n, identity = len(self.columns), () if self.id_column is None else (self.id_column,)
-        for row, values in enumerate(self.values(*self.columns, *identity)):
-            self.content(values[:n], row)
-            yield values[n] if identity else row
 
     def row_texts(self, rows: range) -> Iterator[Any]:
         return self._values(rows, *self.columns)

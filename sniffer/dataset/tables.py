@@ -49,10 +49,7 @@ class Table(Files, Tabular):
 
     def row_ids(self) -> Iterator[Any]:
         # These formats are parsed whole anyway, so a bad text is found here, before any model loads.
-        n, identity = len(self.columns), () if self.id_column is None else (self.id_column,)
-        for row, values in enumerate(self.rows(*self.columns, *identity)):
-            self.content(values[:n], row)
-            yield values[n] if identity else row
+        return self.ids_of(self.rows)
 
     def row_texts(self, rows: range) -> Iterator[Any]:
         return islice(self.rows(*self.columns), rows.start, rows.stop, rows.step)

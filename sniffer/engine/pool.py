@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -80,9 +81,9 @@ class Member:
         self.documents += len(batch.documents)
         self.tokens += batch.n_tokens
 
-    def let_go(self, example_ids: Collection[int]) -> None:
+    def let_go(self, example_ids: AbstractSet[int]) -> None:
         """Of the batches whose documents all are among these."""
-        self.held = [batch for batch in self.held if not {d.example_id for d in batch.documents} <= set(example_ids)]
+        self.held = [batch for batch in self.held if any(d.example_id not in example_ids for d in batch.documents)]
         self.documents = sum(len(batch.documents) for batch in self.held)
         self.tokens = sum(batch.n_tokens for batch in self.held)
 

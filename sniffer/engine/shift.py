@@ -74,10 +74,7 @@ class Shift:
         self._todo.append(batch)
         self._hand_out()
         while self._todo:
-            self._listen()
-            self._relieve()
-            self.check()
-            self._hand_out()
+            self._go_on()
 
     def pass_over(self, batch: TokenBatch) -> None:
         """All rows of a batch are on disk already."""
@@ -96,11 +93,9 @@ class Shift:
 
     def drain(self) -> None:
         """Waits until every batch is through the model; raises as `capture`."""
+        self._hand_out()
         while self._todo or any(member.calls for member in self.crew.ready):
-            self._hand_out()
-            self._listen()
-            self._relieve()
-            self.check()
+            self._go_on()
 
     def finish(self) -> None:
         """Has everything written; what a worker takes with it at the very end is captured again.
@@ -124,6 +119,13 @@ class Shift:
         while any(member.calls for member in self.crew.members if member.held or member.flushing):
             with suppress(Exception):
                 self._listen(replace=False)
+
+    def _go_on(self) -> None:
+        """Waits for news, and does what follows from them."""
+        self._listen()
+        self._relieve()
+        self.check()
+        self._hand_out()
 
     def _hand_out(self) -> None:
         """Gives batches to workers, one each before any gets a second."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import WIDE, LayerGeometry, WorkingMemory, codec
+from sniffer.types import WIDE, Checkpoint, LayerGeometry, WorkingMemory, codec
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +97,13 @@ def largest_batch(lengths: Sequence[int], batch_tokens: int) -> tuple[int, int]:
     """Rows and tokens of the batch with the longest document, which needs the most on its device."""
     longest = max(lengths, default=1)
     return max(1, min(batch_tokens // longest, len(lengths))), longest
+
+
+def largest_forward(model: Checkpoint, lengths: Sequence[int], batch_tokens: int) -> WorkingMemory | None:
+    """What that batch needs on its device; None where nobody knows, as a checkpoint class of a user's own may not."""
+    ask = getattr(model, "working_memory", None)
+    found: WorkingMemory | None = None if ask is None else ask(*largest_batch(lengths, batch_tokens))
+    return found
 
 
 def device_warning(needed: WorkingMemory, rows_bytes: float, free: int) -> str | None:

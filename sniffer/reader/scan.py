@@ -32,9 +32,9 @@ LIMITED = ("head", "bucket", "position")
 
 PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
 
-IN_FILE = pl.Schema(
-    {"head": pl.Int16, "bucket": pl.Int32, "position": pl.Int32, "token_id": pl.Int32, "example_id": pl.Int64}
-)
+IN_FILE = pl.Schema({"head": pl.Int16}) | {
+    name: pl.Series(np.empty(0, dtype)).dtype for name, dtype in ROW_DTYPES.items()
+}
 
 
 def row_schema(dim: int | None) -> pl.Schema:

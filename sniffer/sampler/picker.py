@@ -67,9 +67,7 @@ class Picker:
         keys = np.array([self.key(document, layer, draw) for document in documents], dtype=np.uint64)
         begins = np.array([document.first_position for document in documents])[:, None]
         ends = np.array([document.first_position + document.n_tokens for document in documents])[:, None]
-        keep = mix64(self.base_hashes[:n] ^ keys[:, None]) <= self.thresholds[:n]
-        if self.has_zero:
-            keep &= self.probabilities[:n] > 0
+        keep = self._keep(keys, n)
         if (begins > 0).any() or (ends < n).any():
             numbers = np.arange(n)
             keep &= (begins <= numbers) & (numbers < ends)
@@ -82,7 +80,8 @@ class Picker:
         self._tabulate(end)
         if self.certain_until >= end:
             return np.arange(first, end, dtype=np.int32)
-        kept = np.flatnonzero(self._keep(self.key(document, layer, draw), end)).astype(np.int32)
+        key = np.array([self.key(document, layer, draw)], dtype=np.uint64)
+        kept = np.flatnonzero(self._keep(key, end)).astype(np.int32)
         return kept[kept >= first] if first else kept
 
     def key(self, document: Document, layer: int, draw: str) -> int:
@@ -123,12 +122,13 @@ class Picker:
         inside = np.flatnonzero(self.buckets == bucket)
         return int(inside[0]), int(inside[-1])
 
-    def _keep(self, key: int, n: int) -> Bool[np.ndarray, " n"]:
-        keep = np.empty(n, dtype=bool)
+    def _keep(self, keys: UInt64[np.ndarray, " keys"], n: int) -> Bool[np.ndarray, "keys {n}"]:
+        """Which of the first `n` positions each of some draws keeps."""
+        keep = np.empty((len(keys), n), dtype=bool)
         for start in range(0, n, BLOCK):
             block = slice(start, min(start + BLOCK, n))
-            hashes = mix64(self.base_hashes[block] ^ np.uint64(key))
-            np.less_equal(hashes, self.thresholds[block], out=keep[block])
+            hashes = mix64(self.base_hashes[block] ^ keys[:, None])
+            np.less_equal(hashes, self.thresholds[block], out=keep[:, block])
         if self.has_zero:
             keep &= self.probabilities[:n] > 0
         return keep

@@ -16,14 +16,14 @@ import pyarrow as pa
 
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.layout import RunFolder
-from sniffer.types import Document
+from sniffer.types import ROW_DTYPES, Document
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"sniffer"
 VECTOR_LEAF = "vector.list.element"
 """Parquet's path of the floats. Encodings set on any other spelling are silently ignored."""
 
-METADATA_COLUMNS = ("head", "bucket", "position", "token_id", "example_id")
+METADATA_COLUMNS = ("head", *ROW_DTYPES)
 
 EXAMPLES_SCHEMA = pa.schema(
     [
@@ -140,10 +140,7 @@ def row_schema(dim: int) -> pa.Schema:
     return pa.schema(
         [
             pa.field("head", pa.int16(), nullable=False),
-            pa.field("bucket", pa.int32(), nullable=False),
-            pa.field("position", pa.int32(), nullable=False),
-            pa.field("token_id", pa.int32(), nullable=False),
-            pa.field("example_id", pa.int64(), nullable=False),
+            *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in ROW_DTYPES.items()),
             pa.field("vector", vector, nullable=False),
         ]
     )

@@ -19,7 +19,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example
-from sniffer.types import Document, TokenBatch
+from sniffer.types import Document, TokenBatch, by_number
 from tests.helpers_store import DOCUMENTS, OUTPUTS, SAMPLER, SELECTION, Engine, repeat, resume, run, vectors
 
 PAIRS = [(0, "q"), (0, "k"), (0, "q_pre")]
@@ -108,7 +108,7 @@ def test_of_two_parts_with_common_rows_the_one_with_more_is_kept(tmp_path: Path)
         batch = TokenBatch((document,), 0)
         drawn = {pair: picks.pick(batch, *pair) for pair in SELECTION.draws}
         held.add(batch, drawn, vectors(document, drawn))
-    writer = PartWriter(tmp_path, {layer.layer: layer for layer in manifest.geometry}, picks, "float32")
+    writer = PartWriter(tmp_path, by_number(manifest.geometry), picks, "float32")
     both = replace(writer.write(held, (0, "q"), 9), commit=parts[1].commit)
     assert {part.path for part, other in repeated(tmp_path, [*parts, both])} == {part.path for part in parts[:2]}
     assert {other.path for part, other in repeated(tmp_path, [*parts, both])} == {both.path}
