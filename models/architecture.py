@@ -5,7 +5,9 @@ Overrides are typed by users, so an unknown key is refused by name: a config cla
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -37,22 +39,29 @@ def read_config(source: str, overrides: Mapping[str, Any], **options: Any) -> Pr
     return override(config, overrides, written)
 
 
-def build_config(model_type: str, overrides: Mapping[str, Any]) -> PretrainedConfig:
-    """The default config of an architecture, with overrides; touches neither disk nor network.
+def build_config(
+    model_type: str, overrides: Mapping[str, Any], stated: Mapping[str, Any] = MappingProxyType({})
+) -> PretrainedConfig:
+    """The config of an architecture, with overrides; touches neither disk nor network.
+
+    Args:
+        stated: what a checkpoint's config.json says, as far as it is known; the rest is the default of the class.
 
     Raises:
-        ConfigError: transformers knows no such type, or an override does not fit.
+        ConfigError: transformers knows no such type, or a number or an override does not fit.
     """
     try:
-        default = AutoConfig.for_model(model_type)
+        default = AutoConfig.for_model(model_type, **copy.deepcopy(dict(stated)))
     except ValueError as error:
         raise ConfigError(f"model.model_type={model_type!r} is no architecture that transformers knows") from error
     except Exception as error:  # of several libraries: some defaults are not valid
+        if stated:
+            raise ConfigError(f"model.architecture is no {model_type}: {first_line(error, lines=2)}") from error
         raise ConfigError(
             f"model.model_type={model_type} has no default config of its own ({first_line(error, lines=2)}): give"
             " model.checkpoint a folder with a config.json"
         ) from error
-    return override(default, overrides, {})
+    return override(default, overrides, stated)
 
 
 def type_of(config: PretrainedConfig, dtype: str) -> torch.dtype:

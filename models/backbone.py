@@ -10,7 +10,6 @@ answered before.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
-from . import locate
+from . import locate, stand_in
 from .choices import DTYPES, WEIGHTS, check_choice, check_device, kernels_of
-from .embedded import WHEELS
 from .fingerprint import begin, digests, identities, snapshot_commit
 from .tokenizer import Tokenizer
 
@@ -33,9 +31,6 @@ if TYPE_CHECKING:
     from .loaded import LoadedBackbone
 
 log = logging.getLogger(__name__)
-
-STAND_IN = locate.EMBEDDED + next(iter(WHEELS))
-"""Whose tokenizer serves a random model that has none on this machine."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,8 @@ class Checkpoint:
         compile: the layers through torch.compile; the vectors then differ by rounding (models/compiled.py).
         trust_remote_code: run code that comes with the checkpoint; it is tapped where our rules know it.
         model_type: the architecture to build when weights are random and no config is on this machine.
+        architecture: the numbers of that architecture by checkpoint, as config.json of each has them; where this one is
+            not among them, the class's defaults serve, with a warning.
         seed: of random weights.
         tokenizer: a folder or hub id to take the tokenizer from, where it is not the checkpoint's.
     """
@@ -75,6 +72,7 @@ class Checkpoint:
     compile: bool = False
     trust_remote_code: bool = False
     model_type: str | None = None
+    architecture: dict[str, Any] | None = None
     seed: int = 0
     tokenizer: str | None = None
 
@@ -83,6 +81,8 @@ class Checkpoint:
         check_choice("model.dtype", self.dtype, DTYPES)
         if self.config_overrides is None:  # OmegaConf makes None of an empty mapping
             object.__setattr__(self, "config_overrides", {})
+        if self.architecture is not None:
+            stand_in.require_numbers(self.architecture)
         if not self.checkpoint.strip():
             raise ConfigError("model.checkpoint is empty: give a hub id or a local folder")
         check_device(self.device, self.device_map)
@@ -110,7 +110,10 @@ class Checkpoint:
         from .limits import limits_of
 
         with finder.installed():
-            return limits_of(self._config(), trust_remote_code=self.trust_remote_code)
+            config = self._config()
+            if self._geometry() == stand_in.DEFAULT:
+                stand_in.warn_of_defaults(self.checkpoint, config)
+            return limits_of(config, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with.
@@ -119,10 +122,10 @@ class Checkpoint:
             CheckpointError: there is no tokenizer.
             ConfigError: with random weights, it has more tokens than the model.
         """
-        source, options = self._tokenizer_source()
-        tokenize = Tokenizer.read(source, self.tokenizer, trust_remote_code=self.trust_remote_code, **options)
+        place, named, options = self._tokenizer_source()
+        tokenize = Tokenizer.read(place, named, trust_remote_code=self.trust_remote_code, **options)
         if self.weights == "random":
-            self._check_vocabulary(len(tokenize), source)
+            stand_in.require_vocabulary(self._config(), len(tokenize), place)
         return tokenize, tokenize.pad_id
 
     def load(self) -> LoadedBackbone:
@@ -197,6 +200,7 @@ class Checkpoint:
             "commit": getattr(config, "_commit_hash", None) or snapshot_commit(folder),
             "weights": self.weights,
             "seed": self.seed if self.weights == "random" else None,
+            **({"geometry": found} if (found := self._geometry()) is not None else {}),
             "model_type": config.model_type,
             "architecture": type(config).__name__.removesuffix("Config"),
             "dtype": self.dtype,
@@ -238,12 +242,23 @@ class Checkpoint:
         return weights.read(str(self._source()), config, how, self.checkpoint, plain)
 
     def _config(self) -> PretrainedConfig:
-        from .architecture import build_config, read_config
+        from .architecture import read_config
 
         source, overrides = self._source(), self.config_overrides or {}
         if source is None:
-            return build_config(str(self.model_type), {**self._room_for_tokens(), **overrides})
+            alone = self.tokenizer is None
+            return stand_in.config_of(str(self.model_type), self._numbers(), overrides, tokenizer=alone)
         return read_config(source, overrides, trust_remote_code=self.trust_remote_code, **self._options())
+
+    def _numbers(self) -> dict[str, Any] | None:
+        """What the configuration states of this checkpoint's architecture."""
+        return (self.architecture or {}).get(self.checkpoint)
+
+    def _geometry(self) -> str | None:
+        """Where a random model's shapes are from, if not from a config on this machine."""
+        if self.weights != "random" or self._source() is not None:
+            return None
+        return stand_in.DEFAULT if self._numbers() is None else stand_in.STATED
 
     def _source(self) -> str | None:
         """A folder or an accessible hub id; None for random weights whose config comes from `model_type`."""
@@ -265,34 +280,13 @@ class Checkpoint:
         options = {"revision": self.revision, "gguf_file": self.gguf_file}
         return {key: value for key, value in options.items() if value is not None}
 
-    def _room_for_tokens(self) -> dict[str, Any]:
-        """A vocabulary that holds the stand-in tokenizer's, for an architecture whose own size is unknown."""
-        from .architecture import build_config
-
-        try:
-            stand_in = locate.on_disk(STAND_IN, None)
-        except CheckpointError:
-            return {}
-        needed = json.loads((Path(str(stand_in)) / "config.json").read_text(encoding="utf-8"))["vocab_size"]
-        default = build_config(str(self.model_type), {}).get_text_config()
-        return {"vocab_size": needed} if getattr(default, "vocab_size", needed) < needed else {}
-
-    def _tokenizer_source(self) -> tuple[str, dict[str, Any]]:
-        """Where the tokenizer is, and the options to read it with."""
+    def _tokenizer_source(self) -> tuple[str, str | None, dict[str, Any]]:
+        """Where the tokenizer is; its name, where it is not the checkpoint's; and the options to read it with."""
         if self.tokenizer is not None:
-            return locate.tokenizer_source(self.tokenizer), {}
+            return locate.tokenizer_source(self.tokenizer), self.tokenizer, {}
         if self.weights == "pretrained":
-            return str(self._source()), self._options()
+            return str(self._source()), None, self._options()
         folder = self._on_disk()
         if folder is not None and (self.gguf_file is not None or any(folder.glob("tokenizer*"))):
-            return str(folder), self._options()
-        log.info("random weights: the tokenizer of %s is not here, using that of %s", self.checkpoint, STAND_IN)
-        return str(locate.on_disk(STAND_IN, None)), {}
-
-    def _check_vocabulary(self, n_tokens: int, source: str) -> None:
-        available = getattr(self._config().get_text_config(), "vocab_size", None)
-        if available is not None and available < n_tokens:
-            raise ConfigError(
-                f"the model's vocabulary of {available} is smaller than the {n_tokens} tokens of {source}:"
-                f" set model.config_overrides.vocab_size={n_tokens}"
-            )
+            return str(folder), None, self._options()
+        return stand_in.tokenizer_for(self.checkpoint), stand_in.TOKENIZER, {"stands_in": True}

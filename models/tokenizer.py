@@ -19,15 +19,17 @@ class Tokenizer:
 
     Args:
         made_by: one of transformers.
-        source: what the user has it from, where that is not the checkpoint.
+        source: what it is from, where that is not the checkpoint.
+        stands_in: whether nobody has asked for that one.
     """
 
-    def __init__(self, made_by: Any, source: str | None = None) -> None:
+    def __init__(self, made_by: Any, source: str | None = None, *, stands_in: bool = False) -> None:
         self._made_by = made_by
         self._source = source
+        self._stands_in = stands_in
 
     @classmethod
-    def read(cls, place: str, named: str | None, **options: Any) -> Tokenizer:
+    def read(cls, place: str, named: str | None, *, stands_in: bool = False, **options: Any) -> Tokenizer:
         """From a folder or the hub; `named` as the user has named it, if at all.
 
         Raises:
@@ -36,7 +38,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(place, **options), named)
+            return cls(AutoTokenizer.from_pretrained(place, **options), named, stands_in=stands_in)
         except Exception as error:  # tokenizers raises bare ones
             way = "" if named else "; model.tokenizer takes that of another folder or hub id"
             raise CheckpointError(f"the tokenizer of {place} cannot be loaded: {first_line(error)}{way}") from error
@@ -78,10 +80,11 @@ class Tokenizer:
         )
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         """For the manifest: its class, and a digest of all that it does, wherever it came from."""
         source = {} if self._source is None else {"source": self._source}
-        return {"class": type(self._made_by).__name__, "sha256": _digest(self._made_by), **source}
+        stands_in = {"stand_in": True} if self._stands_in else {}
+        return {"class": type(self._made_by).__name__, "sha256": _digest(self._made_by), **source, **stands_in}
 
 
 def _digest(tokenizer: Any) -> str:

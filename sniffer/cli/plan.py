@@ -153,6 +153,16 @@ def on_device(needs: Needs) -> str:
     return f"{size(total)}: weights, {size(forward.peak)} for a batch of {batch}{mask}, {size(gathered)} of rows"
 
 
+def heads(needs: Needs) -> str:
+    """Of a layer, by kind, as the model has them; where layers differ, each sort of them."""
+    sorts: dict[str, int] = {}
+    for layer in by_number(needs.outline.geometry).values():
+        if kinds := needs.selection.kinds_of(layer.layer):
+            sort = ", ".join(f"{layer.heads[kind]} {kind} of {layer.dims[kind]}" for kind in kinds)
+            sorts[sort] = sorts.get(sort, 0) + 1
+    return "; ".join(sort if len(sorts) == 1 else f"{n} layers with {sort}" for sort, n in sorts.items())
+
+
 def facts(needs: Needs) -> dict[str, str]:
     """The plan in words."""
     outline, expected, n, longest = needs.outline, needs.expected, len(needs.lengths), max(needs.lengths, default=0)
@@ -165,6 +175,7 @@ def facts(needs: Needs) -> dict[str, str]:
         "weights": f"{size(needs.weights)}: {outline.parameters:,} parameters in {outline.dtype}",
         "on the device": on_device(needs),
         "layers": f"{len(needs.selection.layers)} of {len(outline.geometry)}",
+        "heads": heads(needs),
         "documents": f"{n:,}, the longest of {longest:,} tokens"
         if needs.read
         else f"{n:,} of at most {longest:,} tokens",

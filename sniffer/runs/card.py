@@ -64,7 +64,7 @@ q_pre and k_pre, which are as if RoPE were the identity.
 
 | | |
 | --- | --- |
-| model | {_described(manifest.model, "checkpoint", "architecture", "revision", "commit", "weights")} |
+| model | {_described(manifest.model, "checkpoint", "architecture", "revision", "commit", "weights", "geometry")} |
 | computed in | {_described(manifest.device)} |
 | text | {_described(manifest.dataset, "path", "name", "split", "package", "documents")} |
 | licence of the text | {licence} |

@@ -36,7 +36,8 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
     facts = {
         "status": f"{status} ({manifest.reason})" if manifest.reason else status,
         "created": f"{manifest.created} ({age(manifest.created)} ago)",
-        "model": _pairs(manifest.model, ("checkpoint", "architecture", "weights", "revision", "commit")),
+        "model": _pairs(manifest.model, ("checkpoint", "architecture", "weights", "geometry", "revision", "commit"))
+        + stand_in_line(manifest.model),
         "device": _pairs(manifest.device) + f", threads {manifest.threads}",
         "backbone": _pairs({name: value for name, value in manifest.backbone.items() if name != "code"}),
         "code": _pairs({name.rpartition(".")[2]: told for name, told in code_of(manifest).items()}),
@@ -61,6 +62,14 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
 def _pairs(values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
     shown = {name: values.get(name) for name in names or values}
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, {}, [], ""))
+
+
+def stand_in_line(model: Mapping[str, Any]) -> str:
+    """Whose tokenizer stands in for the checkpoint's own, if one does."""
+    tokenizer = model.get("tokenizer")
+    if not isinstance(tokenizer, Mapping) or not tokenizer.get("stand_in"):
+        return ""
+    return f", tokenizer of {tokenizer.get('source')}, a stand-in"
 
 
 def _layers(manifest: Manifest) -> Table:

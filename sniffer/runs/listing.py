@@ -86,13 +86,21 @@ def _short(text: str, most: int = LONGEST) -> str:
 
 
 def _facts(folder: Path, manifest: Manifest) -> Iterator[str]:
-    yield str(manifest.model.get("checkpoint", "?")).rstrip("/").rpartition("/")[2]
+    yield model_of(manifest)
     yield sampler_of(manifest)
     yield state(folder, manifest)
     yield f"{manifest.examples.rows if manifest.examples else 0:,}"
     yield f"{manifest.rows:,}"
     yield size(manifest.bytes)
     yield age(manifest.created)
+
+
+def model_of(manifest: Manifest) -> str:
+    """The last part of the checkpoint's name, and whether its weights are not the checkpoint's."""
+    name = str(manifest.model.get("checkpoint", "?")).rstrip("/").rpartition("/")[2]
+    if manifest.model.get("weights") != "random":
+        return name
+    return f"random {name}, default shape" if manifest.model.get("geometry") == "default" else f"random {name}"
 
 
 def sampler_of(manifest: Manifest) -> str:

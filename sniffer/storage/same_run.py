@@ -20,6 +20,7 @@ MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selecti
 """Parts of the manifest that rows depend on."""
 
 UNKNOWN_EARLIER = (
+    "config.model.architecture",
     "model.tokenizer",
     "dataset.files",
     "dataset.bytes",
@@ -133,6 +134,8 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _that_matters(key: str, values: Any) -> Any:
+    if key == "model":
+        return _as_early(values)
     if key == "versions":
         return {name: values[name] for name in VERSIONS if name in values}
     if key == "sampler":
@@ -142,6 +145,15 @@ def _that_matters(key: str, values: Any) -> Any:
     if key == "config":
         return {name: value for name, value in values.items() if name not in ("output", "engine")}
     return values
+
+
+def _as_early(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of a model, without what early releases knew and did not record."""
+    known = {name: value for name, value in model.items() if (name, value) != ("geometry", "default")}
+    tokenizer = known.get("tokenizer")
+    if isinstance(tokenizer, Mapping) and tokenizer.get("stand_in"):
+        known["tokenizer"] = {name: value for name, value in tokenizer.items() if name not in ("source", "stand_in")}
+    return known
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -447,7 +447,7 @@ def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(monkeypatch: pytest
         def __len__(self) -> int:
             return 1000
 
-    monkeypatch.setattr(Checkpoint, "_tokenizer_source", lambda self: ("there", {}))
+    monkeypatch.setattr(Checkpoint, "_tokenizer_source", lambda self: ("there", None, {}))
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: Tokenizer())
     with pytest.raises(ConfigError, match="64 is smaller than the 1000 tokens.*vocab_size=1000"):
         random_llama(config_overrides=TINY).load_tokenizer()

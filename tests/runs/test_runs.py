@@ -377,6 +377,27 @@ ODD_MANIFESTS = {
 }
 
 
+def test_the_list_and_inspect_say_that_weights_are_random(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name, model in {
+        "real": {"checkpoint": "owner/name", "weights": "pretrained"},
+        "drawn": {"checkpoint": "owner/name", "weights": "random", "geometry": "stated by the configuration"},
+        "default": {
+            "checkpoint": "owner/name",
+            "weights": "random",
+            "geometry": "default",
+            "tokenizer": {"class": "T", "sha256": "1", "source": "embedded:it", "stand_in": True},
+        },
+    }.items():
+        altered(make_run(tmp_path / name).folder, lambda values, model=model: values.update(model=model))
+    code, out, _ = told(capsys, "list", tmp_path)
+    lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert code == 0 and "random" not in lines["real"]
+    assert "random name " in lines["drawn"] and "default" not in lines["drawn"]
+    assert "random name, default shape" in lines["default"]
+    _, out, _ = told(capsys, "inspect", tmp_path / "default")
+    assert "geometry default" in out and "tokenizer of embedded:it, a stand-in" in out
+
+
 def test_a_folder_that_cannot_be_read_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture):
     for name, change in ODD_MANIFESTS.items():
         folder = make_run(tmp_path / "odd" / name).folder
