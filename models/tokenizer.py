@@ -63,6 +63,19 @@ class Tokenizer:
     def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         return np.asarray(self._made_by(text, verbose=False, add_special_tokens=False)["input_ids"], dtype=np.int64)
 
+    def decode(
+        self, token_ids: list[int], *, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool = False
+    ) -> str:
+        told = {
+            "skip_special_tokens": skip_special_tokens,
+            "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
+        }
+        return str(self._made_by.decode(token_ids, **told))
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        """As the vocabulary spells them."""
+        return list(self._made_by.convert_ids_to_tokens(ids))
+
     def template(self, wanted: str | None) -> str:
         return str(self._made_by.get_chat_template(wanted))
 

@@ -88,7 +88,15 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             except BaseException:
                 feed.close()
                 raise
-        store = Store(folder, manifest, plan.picker, plan.dtype, compression=plan.compression, on_disk=earlier.on_disk)
+        store = Store(
+            folder,
+            manifest,
+            plan.picker,
+            plan.dtype,
+            compression=plan.compression,
+            on_disk=earlier.on_disk,
+            tokens=config.output.tokens,
+        )
         try:
             capture_and_write(engine.crew, plan, feed, store, clock, stop)
         except (Exception, KeyboardInterrupt):

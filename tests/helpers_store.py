@@ -37,6 +37,7 @@ from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.store import Store
+from sniffer.storage.tokens import read_tokens
 from sniffer.types import KIND, Document, LengthClasses, TokenBatch, by_number
 from tests.helpers_disk import Disk, failing
 from tests.helpers_storage import make_manifest
@@ -49,6 +50,7 @@ DOCUMENTS = tuple(
     Document(2**61 + number, f"text-{number}", np.arange(n, dtype=np.int32), number == 1)
     for number, n in enumerate((9, 40, 3, 25, 17, 30))
 )
+LENGTHS = {document.example_id: document.n_tokens for document in DOCUMENTS}
 PICKER = Picker(SAMPLER, seed=7)
 FIRST = replace(
     make_manifest(("q", "k"), (0, 2), dict.fromkeys(("q", "k", "v", "q_pre", "k_pre"), DIM), PICKER),
@@ -140,9 +142,8 @@ def run(
     """A session: fresh, or with what an earlier one has `on_disk` and its manifest as keyword."""
     manifest = earlier.get("manifest", FIRST)
     engine = engine or Engine()
-    made = Store(
-        folder, replace(manifest, status="running", reason=None), PICKER, "float32", on_disk=on_disk or OnDisk()
-    )
+    begun = replace(manifest, status="running", reason=None)
+    made = Store(folder, begun, PICKER, "float32", on_disk=on_disk or OnDisk(), tokens=True)
     with committing_after(outputs.commit_after):
         capture.capture_and_write(engine.crew(folder), plan(outputs), feed(engine), made, Clock(), Stop())
 
@@ -221,6 +222,7 @@ def must_survive(folder: Path, session: Session, disk: Disk, whole: str, begun: 
         session(folder)
     manifest, problems = verify(folder)
     assert (problems, manifest.status, manifest.digest) == ([], "complete", whole), happened
+    assert read_tokens(folder, manifest.tokens).lengths == LENGTHS, happened
 
 
 def prepared(folder: Path, begun: Path | None) -> Path:

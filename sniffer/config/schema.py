@@ -48,12 +48,14 @@ class OutputConfig:
     """How vectors are compressed, and when rows leave memory before the end of a run.
 
     `compression` is one of sniffer.types.COMPRESSIONS. `memory_limit` is in bytes, or text with a unit such as
-    "8GiB"; here it becomes an integer. `checkpoint_every` counts documents.
+    "8GiB"; here it becomes an integer. `checkpoint_every` counts documents. `tokens`: whether the run keeps the token
+    ids of its documents.
     """
 
     compression: str = "auto"
     memory_limit: Size = None
     checkpoint_every: int | None = None
+    tokens: bool = True
 
     def __post_init__(self) -> None:
         if self.memory_limit is not None:

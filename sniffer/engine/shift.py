@@ -71,6 +71,7 @@ class Shift:
             CaptureError: workers were lost too often.
             SnifferError: what a worker raised.
         """
+        self.store.tokens.add(batch.documents)
         self._todo.append(batch)
         self._hand_out()
         while self._todo:
@@ -79,6 +80,7 @@ class Shift:
     def pass_over(self, batch: TokenBatch) -> None:
         """All rows of a batch are on disk already."""
         self.store.add_examples(batch.documents)
+        self.store.tokens.add(batch.documents)
         self._advance(batch)
 
     def relieve(self) -> None:

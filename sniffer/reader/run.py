@@ -16,10 +16,11 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 import yaml
-from jaxtyping import Float64
+from jaxtyping import Float64, Int32
 
 from sniffer.errors import RunError, first_line, unbroken
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
+from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.storage.examples import examples_table
 from sniffer.storage.layout import RunFolder
@@ -97,11 +98,44 @@ class Run:
             reason = unbroken(error)
             raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
 
+    def tokens(self, example_id: int) -> Int32[np.ndarray, " n_tokens"]:
+        """The token ids of a document, as the model read them, special tokens included.
+
+        Raises:
+            RunError: the run has no such document, or kept no token ids.
+        """
+        return tokens_of(self.folder, self.manifest, example_id).token_ids
+
+    def texts(
+        self,
+        example_ids: Iterable[int] | None = None,
+        tokenizer: Decoder | None = None,
+        special_tokens: bool = True,
+    ) -> dict[int, str]:
+        """What documents said, decoded from their token ids, by example_id.
+
+        Args:
+            example_ids: which; None takes all.
+            tokenizer: one of transformers; None for the run's own, which must be at hand and do what it did then.
+            special_tokens: whether to spell special tokens too, such as a BOS that was added.
+
+        Raises:
+            RunError: a document has no token ids, or there is no tokenizer.
+        """
+        table = tokens_of(self.folder, self.manifest)
+        decoder = self._tokenizer if tokenizer is None else tokenizer
+        return texts_of(table, example_ids, decoder, special_tokens=special_tokens)
+
+    @cached_property
+    def _tokenizer(self) -> Decoder:
+        return tokenizer_of(self.manifest)
+
     def scan(
         self,
         layers: Iterable[int] | None = None,
         kinds: Iterable[str] | None = None,
         inclusion_probability: bool = False,
+        token: bool | Decoder = False,
     ) -> pl.LazyFrame:
         """All captured rows, lazily.
 
@@ -109,13 +143,15 @@ class Run:
             layers, kinds: what to read; None reads all. A filter on the result does as well.
             inclusion_probability: whether to add that column (float64), each row's probability of
                 having been kept.
+            token: whether to add that column (string), each row's token as the vocabulary spells it; or the tokenizer
+                to spell it with (see `texts`).
 
         Returns:
             A frame with columns layer, kind, head, bucket, position, token_id, example_id, vector. The
             vector is an Array of float32, or a List where vectors of different lengths meet.
 
         Raises:
-            RunError: a layer or kind was not captured.
+            RunError: a layer or kind was not captured, or the tokenizer is not at hand.
         """
         pairs = self.captured(layers, kinds)
         by_dim: dict[int, list[Part]] = {dim: [] for dim in sorted({self._dim(*pair) for pair in pairs})}
@@ -127,7 +163,9 @@ class Run:
             law = self._probability_by_bucket
             column = pl.col("bucket").replace_strict(list(law), list(law.values()), return_dtype=pl.Float64)
             frame = frame.with_columns(column.alias("inclusion_probability"))
-        return frame
+        if token is False:
+            return frame
+        return with_token(frame, self._tokenizer if token is True else token)
 
     def vectors(
         self,

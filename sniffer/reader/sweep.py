@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import polars as pl
+from jaxtyping import Int32
 
 from sniffer.errors import RunError
 from sniffer.reader.index import override_columns, read_jobs, table
 from sniffer.reader.scan import join
+from sniffer.reader.texts import Decoder, same_everywhere
 from sniffer.storage.layout import RunFolder, SweepFolder
 
 if TYPE_CHECKING:
@@ -53,6 +56,7 @@ class Sweep:
         layers: Iterable[int] | None = None,
         kinds: Iterable[str] | None = None,
         inclusion_probability: bool = False,
+        token: bool | Decoder = False,
     ) -> pl.LazyFrame:
         """All rows of all jobs, lazily: job and the overrides as columns, then those of `Run.scan`.
 
@@ -72,8 +76,38 @@ class Sweep:
             if not run.captured(layers, kinds):
                 continue
             constants = [pl.lit(value[0], dtype=value.dtype).alias(value.name) for value in labels]
-            frames.append(run.scan(layers, kinds, inclusion_probability).select(*constants, pl.all()))
+            frames.append(run.scan(layers, kinds, inclusion_probability, token).select(*constants, pl.all()))
         return join(frames)
+
+    def tokens(self, example_id: int) -> Int32[np.ndarray, " n_tokens"]:
+        """The token ids of a document, as in `Run.tokens`, from the jobs that have it: shards, say.
+
+        Raises:
+            RunError: no job has it, or jobs have other tokens for it.
+        """
+        having = [(name, run) for name, run in self.runs.items() if run.manifest.tokens and _has(run, example_id)]
+        return same_everywhere([(name, run.tokens(example_id)) for name, run in having], str(example_id))
+
+    def texts(
+        self,
+        example_ids: Iterable[int] | None = None,
+        tokenizer: Decoder | None = None,
+        special_tokens: bool = True,
+    ) -> dict[int, str]:
+        """What documents said, as in `Run.texts`, of all jobs together.
+
+        Raises:
+            RunError: as `tokens`; or there is no tokenizer.
+        """
+        kept = {name: run for name, run in self.runs.items() if run.manifest.tokens}
+        known = {number for run in kept.values() for number in run.examples()["example_id"].to_list()}
+        wanted = sorted(known) if example_ids is None else [int(number) for number in example_ids]
+        found: dict[int, str] = {}
+        for number in wanted:
+            self.tokens(number)  # jobs agree on it
+            run = next(run for run in kept.values() if _has(run, number))
+            found |= run.texts([number], tokenizer, special_tokens)
+        return found
 
     @staticmethod
     def _check(what: str, wanted: Sequence[Any] | None, known: set[Any]) -> None:
@@ -81,6 +115,10 @@ class Sweep:
             if value not in known:
                 names = ", ".join(map(str, sorted(known)))
                 raise RunError(f"{what} {value} was captured by no job of this sweep: they have {what}s {names}")
+
+
+def _has(run: Run, example_id: int) -> bool:
+    return bool((run.examples()["example_id"] == example_id).any())
 
 
 def _among(wanted: Sequence[Any] | None, known: Sequence[Any]) -> Sequence[Any] | None:

@@ -81,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("--to", type=Path, metavar="FOLDER", help="of the dry run (RUN_published)")
     publish.add_argument("--private", action="store_true", help="make the repository private")
     publish.add_argument("--text-licence", metavar="ID", help="the licence of the captured text, such as cc-by-4.0")
+    publish.add_argument("--with-tokens", action="store_true", help="the token ids of the texts too; left out if not")
     return top
 
 
@@ -144,10 +145,11 @@ def _publish(chosen: argparse.Namespace) -> int:
 
     if chosen.dry_run:
         target = _target(chosen, "_published")
-        assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence)
+        assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence, tokens=chosen.with_tokens)
         line(f"what would be pushed to {chosen.repo} is in {target}")
     else:
-        line(push(chosen.run.absolute(), chosen.repo, private=chosen.private, text_licence=chosen.text_licence))
+        told = {"private": chosen.private, "text_licence": chosen.text_licence, "tokens": chosen.with_tokens}
+        line(push(chosen.run.absolute(), chosen.repo, **told))
     return 0
 
 

@@ -45,6 +45,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),
         "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}",
+        "token ids": _tokens(manifest),
         "not finite": not_finite_line(manifest),
         "commits": f"{len({part.commit for part in manifest.parts}):,}",
         "seconds": _pairs(manifest.timings),
@@ -57,6 +58,11 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         changed = f", with {'; '.join(map(str, resume['differences']))}" if resume.get("differences") else ""
         facts[f"resumed {resume.get('at', '?')}"] = f"stopped by {resume.get('stopped_by', '?')}{changed}"
     return facts
+
+
+def _tokens(manifest: Manifest) -> str:
+    kept = sum(record.rows for record in manifest.tokens)
+    return f"of {kept:,} documents, {size(sum(record.bytes for record in manifest.tokens))}" if kept else "not kept"
 
 
 def _pairs(values: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:

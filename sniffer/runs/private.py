@@ -23,15 +23,18 @@ SHORTEST = 4
 """Characters of a path that is worth looking for."""
 
 
-def public(manifest: Manifest) -> Manifest:
-    """The manifest of a run as it may be read by anyone."""
+def public(manifest: Manifest, *, tokens: bool = False) -> Manifest:
+    """The manifest of a run as it may be read by anyone; without `tokens`, from which its texts follow, if not told."""
     config = dict(without_paths(manifest.config))
+    if not tokens and isinstance(config.get("output"), Mapping) and config["output"].get("tokens"):
+        config["output"] = {**config["output"], "tokens": False}
     if isinstance(config.get("engine"), Mapping):
         config["engine"] = {**config["engine"], **{key: None for key in config["engine"] if key == "address"}}
     free = ("model", "dataset", "sampler", "versions", "device", "backbone")
     return replace(
         manifest,
         reason=None,
+        tokens=manifest.tokens if tokens else (),
         config=config,
         resumes=tuple(_without_words(resume) for resume in manifest.resumes),
         **{name: without_paths(getattr(manifest, name)) for name in free},

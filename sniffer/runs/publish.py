@@ -31,8 +31,11 @@ CHANGED_MEANWHILE = 412
 """Of HTTP: what a request rests on is no longer so."""
 
 
-def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None) -> None:
+def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = None, *, tokens: bool = False) -> None:
     """Writes the folder that would be pushed; what fails leaves nothing of it.
+
+    Args:
+        tokens: whether the token ids of the documents, from which their texts follow, are to be in it.
 
     Raises:
         RunError: the repository cannot be named so, the target exists, or the run is not complete and whole.
@@ -44,25 +47,26 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
     if target.exists() and any(target.iterdir()):
         raise RunError(f"{target} holds something already: choose another folder with --to")
     with made(target):
-        _fill(target, folder, manifest, repo, text_licence)
+        _fill(target, folder, manifest, public(manifest, tokens=tokens), repo, text_licence)
 
 
-def _fill(target: Path, folder: Path, manifest: Manifest, repo: str, text_licence: str | None) -> None:
-    for record in manifest.files():
+def _fill(target: Path, folder: Path, manifest: Manifest, shown: Manifest, repo: str, text_licence: str | None) -> None:
+    for record in shown.files():
         if wrong := damage(folder, record):
             raise RunError(f"{record.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
         _link(folder / record.path, target / record.path)
     refuse_repeated(folder, manifest.parts)
     if manifest.examples is not None:
         _link(folder / manifest.examples.path, target / RunFolder.EXAMPLES_TWIN)
-    shown = public(manifest)
     shown.save(target)
     save_plain(target, shown.config)
     (target / RunFolder.CARD).write_text(card(shown, repo, text_licence), encoding="utf-8")
     refuse_private(target, (RunFolder.MANIFEST, RunFolder.CONFIG, RunFolder.RERUN, RunFolder.CARD), folder, manifest)
 
 
-def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | None = None) -> str:
+def push(
+    folder: Path, repo: str, *, private: bool = False, text_licence: str | None = None, tokens: bool = False
+) -> str:
     """Pushes a run to the hub that huggingface_hub is set up for; returns its address.
 
     Raises:
@@ -73,7 +77,7 @@ def push(folder: Path, repo: str, *, private: bool = False, text_licence: str | 
 
     api = HfApi()
     with TemporaryDirectory(dir=folder.parent, prefix=".publishing-") as scratch:
-        assemble(folder, Path(scratch), repo, text_licence)
+        assemble(folder, Path(scratch), repo, text_licence, tokens=tokens)
         try:
             address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
             before = api.dataset_info(repo)
@@ -109,11 +113,15 @@ def replacing(folder: Path, there: Iterable[str]) -> list[CommitOperationAdd | C
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    stale = [path for path in there if path not in files and (RunFolder.is_part(path) or path in RunFolder.DOCUMENTS)]
+    stale = [path for path in there if path not in files and _is_ours(path)]
     return [
         *(CommitOperationDelete(path, is_folder=False) for path in stale),
         *(CommitOperationAdd(path, file) for path, file in files.items()),
     ]
+
+
+def _is_ours(path: str) -> bool:
+    return RunFolder.is_numbered_file(path) or path in RunFolder.DOCUMENTS
 
 
 def _check_name(repo: str) -> None:

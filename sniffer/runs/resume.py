@@ -70,7 +70,8 @@ def resume(
         if restore:
             save_plain(folder, manifest.config)
         found, on_disk = look(folder, manifest)
-        if manifest.status == "complete" and found.parts == manifest.parts and not found.pending:
+        whole = (found.parts, found.tokens) == (manifest.parts, manifest.tokens)
+        if manifest.status == "complete" and whole and not found.pending:
             _mend(folder, manifest, on_disk)
             return False
         plain = needed_config(folder)

@@ -26,6 +26,7 @@ from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import check_part
+from sniffer.runs.tokens import check_rows, check_tokens
 from sniffer.sampler import Picker
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage, foreign, leftovers
@@ -34,6 +35,7 @@ from sniffer.storage.lock import is_held
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import differences
 from sniffer.storage.schema import Example, Part
+from sniffer.storage.tokens import TokenTable
 from sniffer.storage.untrusted import read_yaml
 from sniffer.terminal.printing import line
 from sniffer.types import Rows
@@ -61,7 +63,9 @@ def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[st
     problems += _configuration(folder, manifest)
     examples, wrong_examples = _examples(folder, manifest, stopped)
     problems += wrong_examples
-    problems += _parts(folder, manifest, examples, trusted)
+    tokens, wrong_tokens = check_tokens(folder, manifest, examples)
+    problems += wrong_tokens
+    problems += _parts(folder, manifest, examples, tokens, trusted)
     problems += [f"{path}: no file of this run; remove it" for path in foreign(folder, manifest)]
     if manifest.status == "complete" and not stopped:
         problems += [f"{path}: left by a killed session; resume removes it" for path in leftovers(folder, manifest)]
@@ -135,7 +139,9 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
     ]
 
 
-def _parts(folder: Path, manifest: Manifest, examples: Mapping[int, Example], trusted: Sequence[str]) -> Iterator[str]:
+def _parts(
+    folder: Path, manifest: Manifest, examples: Mapping[int, Example], tokens: TokenTable, trusted: Sequence[str]
+) -> Iterator[str]:
     picker = _picker(manifest, trusted)
     for layer, kinds in manifest.selection.items():
         for kind in kinds:
@@ -146,6 +152,7 @@ def _parts(folder: Path, manifest: Manifest, examples: Mapping[int, Example], tr
             rows = [found for part in parts if (found := read[part.path][0]) is not None]
             if len(rows) == len(parts) and examples:
                 yield from check_law(picker, examples, layer, kind, Rows.joined(rows))
+                yield from check_rows(tokens, layer, kind, Rows.joined(rows))
 
 
 def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows | None, list[str]]:

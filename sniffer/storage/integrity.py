@@ -37,7 +37,7 @@ def damage(folder: Path, record: FileRecord) -> str | None:
 
 def leftovers(folder: Path, manifest: Manifest) -> list[str]:
     """Files that a killed run began, or wrote and did not commit; a resume removes them."""
-    return [path for path in _unnamed(folder, manifest) if RunFolder.is_part(path) or _was_begun(path)]
+    return [path for path in _unnamed(folder, manifest) if RunFolder.is_numbered_file(path) or _was_begun(path)]
 
 
 def foreign(folder: Path, manifest: Manifest) -> list[str]:
@@ -64,7 +64,9 @@ def _was_begun(path: str) -> bool:
     """Whether a name is that under which a run writes one of its files until it is complete."""
     place, slash, name = path.rpartition("/")
     final = final_name(name)
-    return final is not None and (RunFolder.is_part(f"{place}/{final}") if slash else final in RunFolder.REPLACED)
+    return final is not None and (
+        RunFolder.is_numbered_file(f"{place}/{final}") if slash else final in RunFolder.REPLACED
+    )
 
 
 def _unnamed(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -5,6 +5,7 @@ outputs/RUN/
   manifest.json  .manifest.json           what counts; its twin
   examples.parquet  .examples.parquet     the documents; their twin, as of the last finished commit
   captures/layer=07/kind=q/part-00000.parquet
+  tokens/part-00000.parquet               the token ids of the documents
   sniffer.log  .lock  experiments/        the log, who writes here now, results of analyses
 """
 
@@ -24,6 +25,7 @@ class RunFolder:
     EXAMPLES = "examples.parquet"
     EXAMPLES_TWIN = ".examples.parquet"
     CAPTURES = "captures"
+    TOKENS = "tokens"
     LOG = "sniffer.log"
     LOCK = ".lock"
     EXPERIMENTS = "experiments"
@@ -47,8 +49,8 @@ class RunFolder:
     """Those that are written under another name and then take that of the last one."""
     BEFORE = (LOCK, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
     """What a run leaves that was refused, or killed, before it had a manifest."""
-    RESULTS = (*RECORDS, CAPTURES, EXPERIMENTS)
-    FOLDERS = (HYDRA, CAPTURES, EXPERIMENTS)
+    RESULTS = (*RECORDS, CAPTURES, TOKENS, EXPERIMENTS)
+    FOLDERS = (HYDRA, CAPTURES, TOKENS, EXPERIMENTS)
     FILES = (*REPLACED, LOCK, LOG, REPRODUCES, CARD, ATTRIBUTES)
 
     @staticmethod
@@ -58,8 +60,18 @@ class RunFolder:
         return f"captures/layer={layer:0{width}d}/kind={kind}/part-{number:05d}.parquet"
 
     @staticmethod
+    def tokens(number: int) -> str:
+        """Where token ids of documents lie."""
+        return f"tokens/part-{number:05d}.parquet"
+
+    @staticmethod
     def is_part(path: str) -> bool:
         return PART.fullmatch(path) is not None
+
+    @staticmethod
+    def is_numbered_file(path: str) -> bool:
+        """Whether a run may have written a file of this name, or begun to: a part, or token ids."""
+        return RunFolder.is_part(path) or TOKEN_FILE.fullmatch(path) is not None
 
     @staticmethod
     def is_numbered(path: str) -> bool:
@@ -75,6 +87,7 @@ class RunFolder:
 
 
 PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
+TOKEN_FILE = re.compile(r"tokens/part-[0-9]+\.parquet")
 NUMBER = re.compile(r"-([0-9]+)\.parquet$")
 
 

@@ -71,6 +71,7 @@ class Manifest:
             (layer, kind), those of `examples`.
         pending: parts of documents that other (layer, kind) pairs do not have on disk yet. They are not
             part of the run, but a resumed run need not capture them again.
+        tokens: files with the token ids of the documents (tokens.py); none where they are not kept.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -95,6 +96,7 @@ class Manifest:
     parts: tuple[Part, ...] = ()
     pending: tuple[Part, ...] = ()
     examples: FileRecord | None = None
+    tokens: tuple[FileRecord, ...] = ()
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -216,7 +218,7 @@ class Manifest:
             raise broken(folder, unbroken(error)) from error
         for record in (*manifest.files(), *manifest.pending):
             check_path(folder, record.path)
-            if isinstance(record, Part) and not RunFolder.is_numbered(record.path):
+            if record is not manifest.examples and not RunFolder.is_numbered(record.path):
                 raise broken(folder, f"it names {record.path!r}, which is no name of a part")
         for record in manifest.files() if parts_must_exist else ():
             if not (folder / record.path).is_file():
@@ -243,12 +245,12 @@ class Manifest:
 
     def files(self) -> list[FileRecord]:
         """Every file that counts, examples.parquet included."""
-        return [*([self.examples] if self.examples else []), *self.parts]
+        return [*([self.examples] if self.examples else []), *self.tokens, *self.parts]
 
     def as_json(self) -> dict[str, Any]:
         """As plain values of the kinds that JSON has."""
         values = asdict(self)
-        parts, pending, examples = values.pop("parts"), values.pop("pending"), values.pop("examples")
+        files = {name: values.pop(name) for name in ("examples", "tokens", "pending", "parts")}
         values["rows"] = {
             "total": self.rows,
             "by_kind": self.rows_by_kind,
@@ -260,9 +262,7 @@ class Manifest:
         ordered = {
             "schema_version": self.schema_version,
             **values,
-            "examples": examples,
-            "pending": pending,
-            "parts": parts,
+            **files,
         }
         # A value that JSON does not know is written as text: better than to lose a night's rows over it.
         plain: dict[str, Any] = json.loads(json.dumps(ordered, ensure_ascii=False, default=str))
@@ -290,6 +290,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
             "parts": tuple(part_from(part) for part in values["parts"]),
             "pending": tuple(part_from(part) for part in values.get("pending", ())),
             "resumes": tuple(values.get("resumes", ())),
+            "tokens": tuple(record_from(FileRecord, record) for record in values.get("tokens", ())),
             "examples": record_from(FileRecord, values["examples"]) if values["examples"] else None,
         }
     )

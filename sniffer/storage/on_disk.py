@@ -9,7 +9,7 @@ by capturing its rows again: its whole commit becomes pending, and lacks just th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from sniffer.storage.integrity import damage
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, Part
+from sniffer.storage.tokens import example_ids
 from sniffer.types import Document, Picks, TokenBatch, draw_of
 
 log = logging.getLogger(__name__)
@@ -36,12 +37,13 @@ Pair = tuple[int, str]
 class OnDisk:
     """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some.
 
-    `strict`: a document that is not what it was is refused.
+    `strict`: a document that is not what it was is refused. `tokens`: documents whose token ids are there.
     """
 
     committed: Mapping[int, Example] = field(default_factory=dict)
     pending: Mapping[Pair, frozenset[int]] = field(default_factory=dict)
     strict: bool = True
+    tokens: frozenset[int] = frozenset()
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -103,8 +105,27 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
     if broken:
         still = frozenset().union(*examples_by_pair(folder, committed).values())
         documents = {number: example for number, example in documents.items() if number in still}
-    found = replace(manifest, parts=committed, pending=pending, examples=None)
-    return found, OnDisk(documents, examples_by_pair(folder, pending))
+    tokens = dict(_whole_tokens(folder, manifest, documents))
+    kept = tuple(record for record in manifest.tokens if record.path in tokens)
+    found = replace(manifest, parts=committed, pending=pending, examples=None, tokens=kept)
+    there = frozenset().union(*tokens.values())
+    return found, OnDisk(documents, examples_by_pair(folder, pending), tokens=there)
+
+
+def _whole_tokens(
+    folder: Path, manifest: Manifest, documents: Mapping[int, Example]
+) -> Iterator[tuple[str, frozenset[int]]]:
+    """The undamaged files of token ids with their documents; one with a document that does not count is left out."""
+    for record in manifest.tokens:
+        wrong = damage(folder, record)
+        try:
+            there = frozenset() if wrong else example_ids(folder, record)
+        except (OSError, ValueError) as error:
+            wrong = unbroken(error)
+        if wrong:
+            log.warning("%s %s: its token ids will be written again", record.path, wrong)
+        elif there <= documents.keys():
+            yield record.path, there
 
 
 def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None:

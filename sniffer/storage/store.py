@@ -30,6 +30,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
+from sniffer.storage.tokens import Kept
 from sniffer.storage.writer import Listing
 from sniffer.types import Document, TokenBatch, by_number
 
@@ -41,8 +42,8 @@ NOTHING = OnDisk()
 class Store:
     """Writes a run's parts and keeps its manifest.
 
-    `on_disk` is what an earlier session has there. `manifest` is what the next save puts on disk; where one has
-    failed, it is ahead of the disk.
+    `on_disk` is what an earlier session has there; with `tokens`, the documents' token ids are kept. `manifest` is what
+    the next save puts on disk; where one has failed, it is ahead of the disk.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Store:
         *,
         compression: str = "auto",
         on_disk: OnDisk = NOTHING,
+        tokens: bool = False,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
@@ -65,6 +67,7 @@ class Store:
         self.examples: dict[int, Example] = dict(on_disk.committed)
         self._committed_examples = len(self.examples)
         self.on_disk = on_disk
+        self.tokens = Kept(keep=tokens, on_disk=on_disk.tokens)
         self._waiting = on_disk.waiting
         self._earlier_timings = manifest.timings
         self._given = -1
@@ -174,6 +177,7 @@ class Store:
             empty = [self.writer.write(nothing, pair, number) for pair in missing]
             self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *empty))
         told = self.manifest.examples is not None and len(self.examples) == self._committed_examples
+        told = told and not self.tokens.waiting(self.examples.keys())
         if (last or self._waiting <= self.examples.keys()) and (self.manifest.pending or not told):
             self._promote()
         self.tidy()
@@ -205,6 +209,8 @@ class Store:
             # A save failed half way: the disk may have either manifest, and must come to fit one for sure before
             # the files of documents change again.
             self._write()
+        tokens = self.tokens.write(self.folder, self.examples.keys(), self.manifest.tokens)
+        self.manifest = replace(self.manifest, tokens=tokens)
         commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
         new = tuple(replace(part, commit=commit) for part in self.manifest.pending)
         self._count_documents(parts=(*self.manifest.parts, *new), pending=())
