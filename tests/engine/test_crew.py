@@ -205,7 +205,8 @@ def test_parts_of_a_lost_answer_are_not_left_behind(by_crew, whole: Path):
 
     folder = by_crew(OneEngine(fate))
     must_be_whole(folder, whole)
-    named = {part.path for part in Manifest.load(folder).parts}
+    manifest = Manifest.load(folder)
+    named = {record.path for record in (*manifest.parts, *manifest.tokens)}
     assert lost and {file.relative_to(folder).as_posix() for file in folder.rglob("part-*")} == named
 
 
