@@ -32,7 +32,8 @@ class Anchor:
 
     `q`, `k`, `v` are nodes of the tree, so that they can be replaced in place. `k_is_transposed`: the
     key comes as (..., dim, seq). `may_be_flat`: batch and heads may be merged into one axis. `scaling`
-    and `sliding_window` are the call's keywords, where it has them and they are free of side effects.
+    and `sliding_window` are the call's keywords, where it has them and they are free of side effects. `call` is the
+    call itself where it goes to a function that attends; None where it goes to a method, or to products.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Anchor:
     may_be_flat: bool = False
     scaling: ast.expr | None = None
     sliding_window: ast.expr | None = None
+    call: ast.Call | None = None
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _interface_anchors(statement: ast.stmt, names: set[str]) -> Iterator[Anchor]
         if operands is not None:
             q, k, v = operands
             scaling, window = _pure_keyword(call, "scaling"), _pure_keyword(call, "sliding_window")
-            yield Anchor("interface", statement, q, k, v, scaling=scaling, sliding_window=window)
+            yield Anchor("interface", statement, q, k, v, scaling=scaling, sliding_window=window, call=call)
 
 
 def _sdpa_anchors(statement: ast.stmt) -> Iterator[Anchor]:
@@ -146,7 +148,8 @@ def _sdpa_anchors(statement: ast.stmt) -> Iterator[Anchor]:
         operands = _operands(call, first=0) if last_name(call.func) == "scaled_dot_product_attention" else None
         if operands is not None:
             q, k, v = operands
-            yield Anchor("sdpa", statement, q, k, v, may_be_flat=True, scaling=_pure_keyword(call, "scale"))
+            scale = _pure_keyword(call, "scale")
+            yield Anchor("sdpa", statement, q, k, v, may_be_flat=True, scaling=scale, call=call)
 
 
 def _operands(call: ast.Call, first: int) -> tuple[ast.expr, ast.expr, ast.expr] | None:

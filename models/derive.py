@@ -6,9 +6,10 @@ source is read when it is imported, and one line is put before each attention ca
     if __sniffer_tap__.observer is not None:
         __sniffer_tap__.observe(self, query, key, value, query__pre, key__pre, scaling=..., ...)
 
-What is handed over are the very objects that attention receives next, so a tapped model computes what
-the original does, to the bit. models/anchors.py finds the calls, models/shadow.py writes what the pre
-kinds need, models/finder.py runs the result. Line numbers stay those of the upstream file.
+What is handed over are the very objects that attention receives next, so a tapped model computes what the original
+does, to the bit. The function of the call becomes `__sniffer_tap__.attending(function, self, __name__)`, which is that
+function, so that a call can be shown when it is over. models/anchors.py finds the calls, models/shadow.py writes what
+the pre kinds need, models/finder.py runs the result. Line numbers stay those of the upstream file.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _tap_method(cls: ast.ClassDef, method: ast.FunctionDef) -> list[DerivedTap]:
     plan, pre_missing = _plan(cls, method, anchors)
     bindings = {id(anchor.statement): _bind_operands(anchor) for anchor in anchors}
     taps = {id(anchor.statement): [*bindings[id(anchor.statement)], _tap(anchor, method, plan)] for anchor in anchors}
+    for anchor in anchors:
+        _show_call(anchor)
     _insert(method, plan, taps)
     return [DerivedTap(cls.name, method.name, a.statement.lineno, a.kind, pre_missing) for a in anchors]
 
@@ -178,6 +181,16 @@ def _tap(anchor: Anchor, method: ast.FunctionDef, plan: Replay | None) -> ast.st
             shown.append(f"{name}={ast.unparse(getattr(anchor, name))}")
     call = f"{TAP_NAME}.observe(self, {', '.join(shown)})"
     return _parsed(f"if {TAP_NAME}.observer is not None:\n    {call}", anchor.statement.lineno)
+
+
+def _show_call(anchor: Anchor) -> None:
+    """The attention function is asked for at the tap, which may want to see the call."""
+    if anchor.call is None:
+        return
+    statement = _parsed(f"{TAP_NAME}.attending(function, self, __name__)", anchor.statement.lineno)
+    assert isinstance(statement, ast.Expr) and isinstance(shown := statement.value, ast.Call)
+    shown.args[0] = anchor.call.func
+    anchor.call.func = shown
 
 
 def _layout(name: str, anchor: Anchor, method: ast.FunctionDef, is_key: bool = False) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -150,6 +151,32 @@ WINDOW_KEYS = {
     "local": "window_size",
 }
 """Kinds of layers as configs name them, and the key that says how far such a layer sees."""
+
+
+CHUNKED = ("chunked_attention",)
+"""Kinds whose size is that of chunks side by side, and no look-back."""
+
+INDEXER = re.compile(r"indexer", re.IGNORECASE)
+"""In the class names of what chooses the keys that attention is to see."""
+
+CHOOSING = ("keep_window_size",)
+"""Attributes of attention that chooses keys without such a part."""
+
+
+def selects_keys(attention: nn.Module) -> bool:
+    """Whether attention sees a selection of keys, made by what they hold."""
+    parts = any(INDEXER.search(type(part).__name__) for part in attention.modules())
+    return parts or any(hasattr(attention, name) for name in CHOOSING)
+
+
+def sight_of(module: PreTrainedModel, numbers: Mapping[nn.Module, int]) -> dict[int, dict[str, Any]]:
+    """What each layer's queries see of the keys before them, as `selfcheck.geometry_of` takes it."""
+    kinds, windows = value_of(module.config, "layer_types") or (), windows_of(module)
+    chunked = {layer for layer, kind in enumerate(kinds) if kind in CHUNKED}
+    return {
+        number: {"window": windows.get(number), "chunked": number in chunked, "selects": selects_keys(attention)}
+        for attention, number in numbers.items()
+    }
 
 
 def windows_of(module: PreTrainedModel) -> dict[int, int]:

@@ -26,7 +26,7 @@ from .config_keys import POSITION_KEYS, value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME
 from .kernels import allowed
-from .layers import accepts, check_skipped, number_layers, skipped_layers, tapped, windows_of
+from .layers import accepts, check_skipped, number_layers, sight_of, skipped_layers, tapped
 from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
 from .sharded import check_whole
@@ -81,9 +81,9 @@ class LoadedBackbone:
             )
         numbers = number_layers({names[event.module]: event.module for event in seen}, module)
         self.layer_of: Mapping[nn.Module, int] = numbers
-        windows = windows_of(module)
+        sight = sight_of(module, numbers)
         self.geometry: tuple[LayerGeometry, ...] = tuple(
-            selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
+            selfcheck.geometry_of(event, number, names[event.module], **sight[number])
             for event, number in sorted(((e, numbers[e.module]) for e in seen), key=lambda pair: pair[1])
         )
         self.skipped_layers = skipped_layers(module, set(numbers))

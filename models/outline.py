@@ -20,7 +20,7 @@ from sniffer.types import Outline, WorkingMemory
 
 from . import selfcheck
 from .architecture import auto_class, type_of
-from .layers import find_backbone, number_layers, windows_of
+from .layers import find_backbone, number_layers, sight_of
 from .loaded import why_no_pre
 from .retrofit import retrofit
 from .weights import with_attention
@@ -41,9 +41,9 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
         missing, seen = _seen(backbone)
     names = {part: name for name, part in backbone.named_modules()}
     numbers = number_layers({names[event.module]: event.module for event in seen}, backbone)
-    windows = windows_of(backbone)
+    sight = sight_of(backbone, numbers)
     layers = (
-        selfcheck.geometry_of(event, number, names[event.module], windows.get(number))
+        selfcheck.geometry_of(event, number, names[event.module], **sight[number])
         for event, number in ((event, numbers[event.module]) for event in seen)
     )
     return Outline(

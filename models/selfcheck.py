@@ -169,7 +169,9 @@ def _check_numbers(event: Seen, calls: list[Received], scale: Any, names: Module
             )
 
 
-def geometry_of(event: Seen, layer: int, module: str, window: int | None) -> LayerGeometry:
+def geometry_of(
+    event: Seen, layer: int, module: str, window: int | None, *, chunked: bool = False, selects: bool = False
+) -> LayerGeometry:
     """Shapes and facts of a layer, from its event; kinds that were not shown are absent."""
     shown = {kind: getattr(event, kind) for kind in KINDS if getattr(event, kind) is not None}
     return LayerGeometry(
@@ -179,6 +181,8 @@ def geometry_of(event: Seen, layer: int, module: str, window: int | None) -> Lay
         dims={kind: states.shape[-1] for kind, states in shown.items()},
         scaling=_number(event.scaling),
         sliding_window=window if event.sliding_window is None else int(event.sliding_window),
+        chunked=chunked,
+        selects=selects,
     )
 
 

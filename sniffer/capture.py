@@ -27,6 +27,7 @@ from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
 from sniffer.engine.worker import Facts
 from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError, device_trouble
+from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import (
     Room,
     device_warning,
@@ -80,7 +81,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
                 room = engine.room(model, config.output.memory_limit)
-                plan = make_plan(config, model, feed, room)
+                plan = make_plan(config, model, feed, room, longest_document(config, limits))
                 log.info("%s", estimate_line(plan.expected))
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
@@ -179,6 +180,10 @@ def explained(error: BaseException) -> BaseException:
 
 def check(config: Config) -> ModelLimits:
     """Meets everything that can be known to be wrong before the model loads."""
+    if config.capture.attention and getattr(config.model, "compile", False):
+        raise ConfigError(
+            "capture.attention is not possible with model.compile=true, which hides calls of attention: leave one out"
+        )
     config.dataset.check()
     limits = config.model.limits()
     check_request(config.capture, limits)
@@ -200,6 +205,12 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
     return longest if longest is not None or window is not None else possible
 
 
+def longest_document(config: Config, limits: ModelLimits) -> int | None:
+    """Tokens that no document has more than; None where nothing says so."""
+    known = [n for n in (token_limit(config, limits), window_of(config)) if n is not None]
+    return min(known, default=None)
+
+
 def window_of(config: Config) -> int | None:
     """The tokens of a window; a dataset of a user's own may not have the key."""
     return getattr(config.dataset, "window", None)
@@ -217,16 +228,19 @@ def to_extend(limits: ModelLimits, tokens: int) -> str:
     return f"or, unless its positions are learned, extend the model with {override}"
 
 
-def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan:
+def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest: int | None = None) -> Plan:
     """Resolves the request against the model and expects its size from the documents read so far.
+
+    `longest`: tokens that no document has more than; None where nothing says so.
 
     Raises:
         ConfigError: the selection names what the model does not have.
         DatasetError: there is no text to capture from.
     """
     selection = select(model.geometry, config.capture, model.pre_missing)
-    geometry = by_number(model.geometry)
     picker = Picker(config.sampler, config.seed)
+    attention = layout_of(config.capture, picker, longest)
+    geometry = by_number(model.geometry if attention is None else map(attention.of_layer, model.geometry))
     lengths = [document.n_tokens for document in feed.first.documents]
     # A shard of few documents may be left without any.
     if not lengths and len(config.dataset):
@@ -239,7 +253,8 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room) -> Plan
     itemsize = model.dtype.itemsize
     expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
     every = config.output.checkpoint_every
-    return Plan(geometry, selection, picker, expected, batch, dtype, compression, model.lengths, every, room.limit)
+    lasting = model.lengths, every, room.limit, attention, longest or 0
+    return Plan(geometry, selection, picker, expected, batch, dtype, compression, *lasting)
 
 
 def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None:
@@ -271,4 +286,6 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed:
         device=dict(model.described),
         backbone=model.describe(),
         config=saved_config(folder),
+        attention=None if plan.attention is None else plan.attention.as_json(),
+        scores={layer: facts.as_json() for layer, facts in model.scores.items()},
     )

@@ -5,8 +5,9 @@ Derived modelling modules (see models/derive.py) carry one line before each atte
     if TAP.observer is not None: TAP.observe(self, query, key, value, ...)
 
 While nothing listens, that is one attribute test per layer. A tap stores nothing, changes nothing and
-returns nothing; what it shows are the very tensors that attention then uses. A tap is its thread's: one is open at
-a time in a thread, and what other threads run meanwhile passes by it.
+returns nothing; what it shows are the very tensors that attention then uses. Where the call is to a function, it goes
+through `TAP.attending(function, self, __name__)(...)`: the function itself, unless somebody wants to be shown calls. A
+tap is its thread's: one is open at a time in a thread, and what other threads run meanwhile passes by it.
 """
 
 from __future__ import annotations
@@ -38,15 +39,30 @@ class Seen(NamedTuple):
     sliding_window: Any
 
 
+class Attended(NamedTuple):
+    """One call of attention that is over: what was called and with what, and what it returned.
+
+    `home` is the name of the module in whose code the call stands.
+    """
+
+    module: torch.nn.Module
+    home: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+    returned: Any
+
+
 class StopForward(Exception):  # noqa: N818 - control flow, never seen by a user
     """Raised by an observer that has all it wants: the rest of the forward need not be computed."""
 
 
 class Tap(NamedTuple):
-    """Who is shown what a thread's models attend with, and whether the pre kinds too."""
+    """Who is shown what a thread's models attend with, whether the pre kinds too, and who is shown the calls."""
 
     observer: Callable[[Seen], None]
     pre: bool
+    attended: Callable[[Attended], None] | None = None
 
 
 class Socket:
@@ -59,6 +75,7 @@ class Socket:
     def __init__(self) -> None:
         self.observer: Callable[[Seen], None] | None = None
         self._pre = False
+        self._calls = False
         self._last: Tap | None = None
         self._taps: dict[int, Tap] = {}
         self._lock = Lock()
@@ -84,6 +101,22 @@ class Socket:
         if observer is not None:  # another thread may have closed the last tap since this one looked
             observer(Seen(module, q, k, v, q_pre, k_pre, scaling, sliding_window))
 
+    def attending(self, function: Callable[..., Any], module: torch.nn.Module, home: str) -> Callable[..., Any]:
+        """What a derived module calls in place of an attention function: that function, or one that shows its call."""
+        if not self._calls or is_compiling():
+            return function
+        tap = self._taps.get(get_ident())
+        listener = None if tap is None else tap.attended
+        if listener is None:
+            return function
+
+        def shown(*arguments: Any, **keywords: Any) -> Any:
+            returned = function(*arguments, **keywords)
+            listener(Attended(module, home, function, arguments, keywords, returned))
+            return returned
+
+        return shown
+
     def exchange(self, new: Tap | None) -> Tap | None:
         """Puts another tap, or none, in the place of this thread's, and returns what was there."""
         with self._lock:
@@ -92,6 +125,7 @@ class Socket:
                 self._taps[get_ident()] = new
             self._last = next(reversed(self._taps.values()), None)
             self._pre = any(tap.pre for tap in self._taps.values())
+            self._calls = any(tap.attended is not None for tap in self._taps.values())
             self.observer = self._show if self._taps else None
         return before
 
@@ -109,18 +143,24 @@ TAP = Socket()
 
 
 @contextmanager
-def tap(observer: Callable[[Seen], None], *, pre: bool = False) -> Iterator[None]:
+def tap(
+    observer: Callable[[Seen], None],
+    *,
+    pre: bool = False,
+    attended: Callable[[Attended], None] | None = None,
+) -> Iterator[None]:
     """Shows every attention input of this thread to `observer` while open; `pre` computes q_pre and k_pre too.
 
     Args:
         observer: called once per attention module and forward, in the order of execution. It may
             raise StopForward, which ends the forward and is swallowed here.
         pre: whether to compute the pre-RoPE kinds.
+        attended: called after each call of attention that goes to a function; it may raise StopForward too.
 
     Raises:
         RuntimeError: another tap is open in this thread.
     """
-    before = TAP.exchange(Tap(observer, pre))
+    before = TAP.exchange(Tap(observer, pre, attended))
     try:
         if before is not None:
             raise RuntimeError("another tap is open: close it before opening a second one")

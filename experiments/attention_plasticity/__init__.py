@@ -116,8 +116,9 @@ class AttentionPlasticity:
         self, run: Run, layer: int, queries: LayerVectors, keys: LayerVectors, rng: np.random.Generator, longest: int
     ) -> dict[str, pl.DataFrame]:
         model = model_buckets(queries, self.how("covariance"), self.min_rows)
-        window = run.manifest.layer(layer).sliding_window
-        found = measure_prefixes(queries, keys, model, self.count, rng, window)
+        sees = run.manifest.layer(layer)
+        window, chunked = sees.sliding_window, sees.chunked
+        found = measure_prefixes(queries, keys, model, self.count, rng, window, chunked=chunked)
         self._require(len(found.buckets), run, layer)
         fifths = found.fifths(longest)
         heads = head_columns(

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
+from sniffer.types import first_key
+
 from ..common.moments import moments_of
 from ..common.rows import LayerVectors
 from .core import Queries, plasticity, preference
@@ -150,16 +152,25 @@ def draw_prefix_pairs(
 
 
 def measure_prefixes(
-    queries: LayerVectors, keys: LayerVectors, model: Queries, count: int, rng: np.random.Generator, window: int | None
+    queries: LayerVectors,
+    keys: LayerVectors,
+    model: Queries,
+    count: int,
+    rng: np.random.Generator,
+    window: int | None,
+    *,
+    chunked: bool = False,
 ) -> Prefix:
-    """Draws `count` pairs for each bucket of queries; keys have one head per query head."""
+    """Draws `count` pairs for each bucket of queries; keys have one head per query head.
+
+    `window` and `chunked` say what a query sees, as in `sniffer.types.LayerGeometry`.
+    """
     vectors = keys.vectors.astype(np.float64)
     found: list[tuple[int, float, tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for place, bucket in enumerate(model.buckets):
         tau = model.position[place]
-        eligible = keys.buckets < bucket
-        if window is not None:
-            eligible &= tau - keys.positions < window
+        seen_from = first_key(np.array([int(tau)]), window, chunked=chunked)[0]
+        eligible = (keys.buckets < bucket) & (keys.positions >= seen_from)
         first, second = draw_prefix_pairs(keys, eligible, count, rng)
         if not len(first):
             continue

@@ -19,6 +19,7 @@ from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer, spans
 from sniffer.errors import ConfigError, RunError
+from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import Estimate, estimate, largest_forward, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
 from sniffer.sampler import Picker
@@ -69,15 +70,16 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     Raises:
         SnifferError: as the run itself would before its model loads.
     """
-    from sniffer.capture import token_limit
+    from sniffer.capture import longest_document, token_limit
 
     speed, limits = speed_of(asked), config.model.limits()
     check_request(config.capture, limits)
     longest = token_limit(config, limits)
     outline = config.model.outline()
     selection = select(outline.geometry, config.capture, outline.pre_missing)
-    geometry = by_number(outline.geometry)
     picker = Picker(config.sampler, config.seed)
+    attention = layout_of(config.capture, picker, longest_document(config, limits))
+    geometry = by_number(outline.geometry if attention is None else map(attention.of_layer, outline.geometry))
     most = most_lengths(config.dataset)
     read = most is None if asked.read is None else asked.read
     if not read and most is None:

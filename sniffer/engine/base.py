@@ -10,15 +10,16 @@ from sniffer.forward.estimate import Estimate
 from sniffer.forward.selection import Selection
 from sniffer.process.devices import hardware
 from sniffer.sampler import Picker
-from sniffer.types import LayerGeometry, LengthClasses, ModelFacts
+from sniffer.types import AttentionLayout, LayerGeometry, LengthClasses, ModelFacts
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run will capture, resolved against the loaded model.
 
-    `lengths` says which documents may share a batch. Workers write what they hold after `checkpoint_every` documents
-    in all, and beyond `memory_limit` bytes each.
+    `attention` is what is kept of what queries do with their keys, if anything; then no document is longer than
+    `longest` tokens. `lengths` says which documents may share a batch. Workers write what they hold after
+    `checkpoint_every` documents in all, and beyond `memory_limit` bytes each.
     """
 
     geometry: dict[int, LayerGeometry]
@@ -31,6 +32,8 @@ class Plan:
     lengths: LengthClasses
     checkpoint_every: int | None
     memory_limit: float
+    attention: AttentionLayout | None = None
+    longest: int = 0
 
 
 def describe_device(model: ModelFacts) -> dict[str, str]:

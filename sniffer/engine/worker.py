@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from sniffer.engine.base import Plan, describe_device, dtype_name
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.attention.facts import score_facts
+from sniffer.forward.attention.prove import prove
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
@@ -27,7 +30,7 @@ from sniffer.process.memory import available_memory, free_memory, keep_freed_mem
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.part_writer import PartWriter, Progress, unseen
 from sniffer.storage.schema import Example, Part
-from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, TokenBatch
+from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, ScoreFacts, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Facts:
 
     `model` is what the checkpoint says of itself where the worker is, `described` is its device.
     `available` and `resident` are bytes of memory: what its machine has left, and what the process holds;
-    `device_free` what a GPU has left, None for a processor.
+    `device_free` what a GPU has left, None for a processor. `scores` are what logits are made of, by layer.
     """
 
     geometry: tuple[LayerGeometry, ...]
@@ -54,6 +57,7 @@ class Facts:
     available: int
     resident: int
     device_free: int | None = None
+    scores: Mapping[int, ScoreFacts] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         return dict(self.backbone)
@@ -128,8 +132,10 @@ class Worker:
         self.checkpoint.check()
         self.backbone = self.load(self.checkpoint)
         keep_freed_memory(self.backbone.device)
+        scores = score_facts(self.backbone)
         return Facts(
-            geometry=self.backbone.geometry,
+            geometry=tuple(replace(layer, scaling=scores[layer.layer][0]) for layer in self.backbone.geometry),
+            scores={layer: facts for layer, (_, facts) in scores.items()},
             dtype=self.backbone.dtype,
             device=self.backbone.device,
             pre_missing=self.backbone.pre_missing,
@@ -150,9 +156,13 @@ class Worker:
         """Takes the plan that all batches to come follow."""
         self.plan = plan
         self.accumulator = Accumulator(plan.selection)
-        self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock)
-        dtype = dtype_name(self.backbone.dtype)
-        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression)
+        layout, dtype = plan.attention, dtype_name(self.backbone.dtype)
+        attention = None
+        if layout is not None:
+            ways = prove(self.backbone, plan.selection.layers)
+            attention = AttentionPlan(layout, ways, plan.picker.buckets_until(plan.longest))
+        self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention)
+        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression, layout)
 
     def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
         """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import WIDE, Checkpoint, LayerGeometry, WorkingMemory, codec
+from sniffer.types import KIND, WIDE, Checkpoint, LayerGeometry, WorkingMemory, codec
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +74,9 @@ def estimate(
     for (layer, kind), heads in selection.heads.items():
         rows[kind] += picks * len(heads)
         values = picks * len(heads) * geometry[layer].dims[kind]
-        ram += values * itemsize
-        file += values * stored
+        # Statistics are float32, whatever the model computes in.
+        ram += values * (4 if KIND[kind].statistics else itemsize)
+        file += values * (stored_bytes("none", "float32") if KIND[kind].statistics else stored)
     # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
     ram += 20 * picks * len(selection.draws)
     # A batch is one document, or several of about one length.

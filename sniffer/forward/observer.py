@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Int
 from torch import Tensor
 
 from sniffer.errors import CaptureError
+from sniffer.forward.attention.attending import Attending, AttentionPlan
 from sniffer.forward.gather import gather
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.sampler import Picker
-from sniffer.tap import Seen, StopForward
-from sniffer.types import KIND, LayerGeometry, Picks, TokenBatch, draw_of
+from sniffer.tap import Attended, Seen, StopForward, tap
+from sniffer.types import ATTENTION, KIND, LayerGeometry, Picks, TokenBatch, draw_of
 
 
 class Observer:
@@ -43,6 +46,20 @@ class Observer:
         self._plan = plan
         self._flat = [batch.cells(drawn) for drawn in picks.values()]
         self._indices = {plan.device: self._upload(plan.device)}
+        self.attending = None if plan.attention is None else Attending(plan.attention, batch, self)
+
+    @contextmanager
+    def open(self, *, pre: bool = False) -> Iterator[None]:
+        """The tap, for the length of a forward."""
+        if self.attending is None:
+            with tap(self, pre=pre):
+                yield
+            return
+        watch = self.attending.mode if self.attending.plan.inline else nullcontext()
+        with watch, tap(self, pre=pre, attended=self.called):
+            yield
+        self.attending.end()
+        self.seconds += self.attending.seconds
 
     def __call__(self, seen: Seen) -> None:
         started = time.perf_counter()
@@ -51,15 +68,38 @@ class Observer:
             for kind in self._plan.kinds.get(layer, ()):
                 self._keep(layer, kind, KIND[kind].shown(seen))
         self.seconds += time.perf_counter() - started
+        if layer is not None and self.attending is not None:
+            self.attending.show(layer, seen)
+        else:
+            self._stop_after(layer)
+
+    def called(self, shown: Attended) -> None:
+        """A call of attention is over."""
+        layer = self._plan.layer_of.get(shown.module)
+        if layer is not None and self.attending is not None:
+            self.attending.called(layer, shown)
+
+    def keep_statistics(self, layer: int, columns: Float32[Tensor, "picks heads width"]) -> None:
+        """Takes what a layer's queries do with their keys, all query heads of the picks."""
+        heads = self._plan.heads(layer, ATTENTION, columns.device)
+        rows = columns if heads is None else columns.index_select(1, heads)
+        self.vectors[layer, ATTENTION] = self._plan.transfer.download(rows.flatten(1).contiguous())
+        self._stop_after(layer)
+
+    def index(self, layer: int, kind: str, device: torch.device) -> Int[Tensor, " picks"]:
+        """Where the picks of a (layer, kind) are on a device: row * seq + position."""
+        # A model spread over several devices needs the indices on each of them.
+        if device not in self._indices:
+            self._indices[device] = self._upload(device)
+        return self._indices[device][draw_of((layer, kind))]
+
+    def _stop_after(self, layer: int | None) -> None:
         if self.stops and layer == self._plan.last_layer:
             raise StopForward
 
     def _keep(self, layer: int, kind: str, states: Tensor) -> None:
         self._check(layer, kind, states)
-        # A model spread over several devices needs the indices on each of them.
-        if states.device not in self._indices:
-            self._indices[states.device] = self._upload(states.device)
-        flat = self._indices[states.device][draw_of((layer, kind))]
+        flat = self.index(layer, kind, states.device)
         rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
         self.vectors[layer, kind] = self._plan.transfer.download(rows)
 
@@ -86,8 +126,9 @@ class Observer:
 class Wanted:
     """What stays the same for every batch of a run.
 
-    `layer_of` numbers the attention modules, `kinds` lists what each layer is wanted for, `transfer` is
-    the way to and from the device, `device` where the model's input goes.
+    `layer_of` numbers the attention modules, `kinds` lists the vectors that each layer is wanted for, `transfer` is
+    the way to and from the device, `device` where the model's input goes; `attention` is what is wanted of what
+    queries do with their keys, if anything.
     """
 
     def __init__(
@@ -97,11 +138,16 @@ class Wanted:
         layer_of: Mapping[torch.nn.Module, int],
         transfer: Transfer,
         device: torch.device,
+        attention: AttentionPlan | None = None,
     ) -> None:
         self.layer_of = layer_of
+        self.attention = attention
         self.transfer = transfer
         self.device = device
-        self.kinds = {layer: selection.kinds_of(layer) for layer in selection.layers}
+        self.kinds = {
+            layer: tuple(kind for kind in selection.kinds_of(layer) if not KIND[kind].statistics)
+            for layer in selection.layers
+        }
         self.last_layer = max(selection.layers)
         self._selection = selection
         self._geometry = geometry

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator, Mapping
 import torch
 
 from sniffer.forward.accumulator import NOTHING, Accumulator
+from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import transfer_for
 from sniffer.process.clock import Clock
-from sniffer.tap import tap
 from sniffer.types import Backbone, Picks, TokenBatch, by_number
 
 
@@ -25,12 +25,21 @@ class Passes:
     `clock` gets the seconds of `forward`, and of `capture`, the part of it that is ours.
     """
 
-    def __init__(self, backbone: Backbone, selection: Selection, accumulator: Accumulator, clock: Clock) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        selection: Selection,
+        accumulator: Accumulator,
+        clock: Clock,
+        attention: AttentionPlan | None = None,
+    ) -> None:
         self.backbone = backbone
         self.accumulator = accumulator
         self.clock = clock
         self.transfer = transfer_for(backbone.device)
-        self._plan = Wanted(selection, by_number(backbone.geometry), backbone.layer_of, self.transfer, backbone.device)
+        layers = backbone.geometry if attention is None else map(attention.layout.of_layer, backbone.geometry)
+        geometry = by_number(layers)
+        self._plan = Wanted(selection, geometry, backbone.layer_of, self.transfer, backbone.device, attention)
         self._wants_pre = selection.wants_pre
         self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
 
@@ -43,7 +52,7 @@ class Passes:
     ) -> None:
         """One batch through the model; its rows are kept by a later `settle`, but those that are `done` already."""
         observer = Observer(batch, picks, self._plan)
-        with self.clock.stage("forward"), tap(observer, pre=self._wants_pre):
+        with self.clock.stage("forward"), observer.open(pre=self._wants_pre):
             self.backbone(self.transfer.upload(batch.input_ids(), self.backbone.device))
         self.transfer.end_batch()
         self._in_flight.append((observer, done))

@@ -14,7 +14,17 @@ from typing import Any
 from sniffer.errors import ConfigError
 from sniffer.hashing import key_of
 from sniffer.limits import HEADS, LAYERS
-from sniffer.types import KIND, KINDS, LayerGeometry, ModelLimits, by_number, draw_of
+from sniffer.types import (
+    ALL_STATISTICS,
+    ATTENTION,
+    KIND,
+    KINDS,
+    STATISTICS,
+    LayerGeometry,
+    ModelLimits,
+    by_number,
+    draw_of,
+)
 
 
 @dataclass
@@ -31,10 +41,12 @@ class HeadSampling:
 
 @dataclass
 class CaptureConfig:
-    """Which vectors to keep.
+    """Which vectors to keep, and which statistics of attention.
 
     `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7" (both ends
-    included), "0:8" (the end left out), or a list of these. Here they become sorted tuples.
+    included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is null, one or
+    several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order. `attention_top` is how
+    many of the largest weights `top` keeps.
     """
 
     kinds: list[str] = field(default_factory=lambda: ["q", "k"])
@@ -42,13 +54,36 @@ class CaptureConfig:
     heads: Any = None
     head_sampling: HeadSampling = field(default_factory=HeadSampling)
     full_attention_only: bool = False
+    attention: Any = None
+    attention_top: int = 8
 
     def __post_init__(self) -> None:
+        self.attention = statistics("capture.attention", self.attention)
+        if not 1 <= self.attention_top <= MOST_TOP:
+            raise ConfigError(f"capture.attention_top={self.attention_top} must be from 1 to {MOST_TOP}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
         if unknown or not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise ConfigError(f"capture.kinds={self.kinds} must name some of {list(KINDS)}, each once")
         self.layers = numbers("capture.layers", self.layers)
         self.heads = numbers("capture.heads", self.heads)
+
+
+MOST_TOP = 1 << 16
+
+
+def statistics(key: str, value: Any) -> tuple[str, ...] | None:
+    """Names of statistics of attention, in the order of columns; None stays None.
+
+    Raises:
+        ConfigError: a name that is none of them.
+    """
+    if value is None:
+        return None
+    named = [value] if isinstance(value, str) else list(value)
+    wanted = {name for item in named for name in (ALL_STATISTICS if item == "all" else (item,))}
+    if unknown := [name for name in wanted if name not in STATISTICS]:
+        raise ConfigError(f"{key} names {unknown}: take some of {list(STATISTICS)}, or all (which is all but out)")
+    return tuple(name for name in STATISTICS if name in wanted)
 
 
 def numbers(key: str, value: Any) -> tuple[int, ...] | None:
@@ -139,7 +174,7 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     eligible = [
         layers[number]
         for number in sorted(set(wanted))
-        if not (capture.full_attention_only and layers[number].sliding_window is not None)
+        if not (capture.full_attention_only and not layers[number].full)
     ]
     for layer in eligible:
         _check_kinds(capture.kinds, layer, pre_missing)
@@ -147,7 +182,7 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     heads = {
         (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
         for layer in eligible
-        for kind in capture.kinds
+        for kind in (*capture.kinds, *((ATTENTION,) if capture.attention else ()))
         if query_heads[layer.layer]
     }
     if not heads:

@@ -8,84 +8,27 @@ the model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import polars as pl
-import yaml
-from jaxtyping import Float64, Int32
+from jaxtyping import Int32
 
-from sniffer.errors import RunError, first_line, unbroken
+from sniffer.errors import RunError, unbroken
+from sniffer.reader.held import Held
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
+from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
-from sniffer.reader.vectors import Pairs, Vectors, probabilities
+from sniffer.reader.vectors import Pairs, Vectors
 from sniffer.storage.examples import examples_table
-from sniffer.storage.layout import RunFolder
-from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Part
-from sniffer.storage.untrusted import read_yaml
-from sniffer.types import KIND, KINDS, Rows
+from sniffer.types import ATTENTION, KIND, Column, Rows
 
 
-class Run:
+class Run(Held):
     """A run folder, opened for reading."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self.manifest = manifest
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r}, {self.manifest.status}, {self.manifest.rows:,} rows)"
-
-    @property
-    def complete(self) -> bool:
-        """False while the run goes on and after an interruption: what is there is right, but not all."""
-        return self.manifest.status == "complete"
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The resolved configuration that made the run."""
-        path = self.folder / RunFolder.CONFIG
-        try:
-            return dict(read_yaml(path))
-        except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-            raise RunError(f"could not read {path}: {first_line(error)}; restore the file, or capture again") from error
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return tuple(self.manifest.selection)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        captured = {kind for kinds in self.manifest.selection.values() for kind in kinds}
-        return tuple(kind for kind in KINDS if kind in captured)
-
-    def heads(self, layer: int, kind: str) -> tuple[int, ...]:
-        """The captured heads of one layer and kind.
-
-        Raises:
-            RunError: the layer or the kind was not captured; the message says which were.
-        """
-        self._check("layer", layer, self.layers, "this run")
-        self._check("kind", kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
-        return self.manifest.selection[layer][kind]
-
-    def captured(self, layers: Iterable[int] | None = None, kinds: Iterable[str] | None = None) -> set[tuple[int, str]]:
-        """The captured (layer, kind) pairs among those wanted; None wants all.
-
-        Raises:
-            RunError: a layer or kind was not captured at all.
-        """
-        layers = self.layers if layers is None else tuple(layers)
-        kinds = self.kinds if kinds is None else tuple(kinds)
-        for layer in layers:
-            self._check("layer", layer, self.layers, "this run")
-        for kind in kinds:
-            self._check("kind", kind, self.kinds, "this run")
-        return {(layer, kind) for layer in layers for kind in kinds if kind in self.manifest.selection[layer]}
 
     def examples(self) -> pl.DataFrame:
         """The captured documents: example_id, source_id, n_tokens, truncated; of windows also source and offset."""
@@ -136,11 +79,13 @@ class Run:
         kinds: Iterable[str] | None = None,
         inclusion_probability: bool = False,
         token: bool | Decoder = False,
+        kind: str | None = None,
     ) -> pl.LazyFrame:
         """All captured rows, lazily.
 
         Args:
-            layers, kinds: what to read; None reads all. A filter on the result does as well.
+            layers, kinds: what to read; None reads all vectors. A filter on the result does as well.
+            kind: one kind alone; "attention" for the statistics of attention, whose columns are other than a vector's.
             inclusion_probability: whether to add that column (float64), each row's probability of
                 having been kept.
             token: whether to add that column (string), each row's token as the vocabulary spells it; or the tokenizer
@@ -148,17 +93,25 @@ class Run:
 
         Returns:
             A frame with columns layer, kind, head, bucket, position, token_id, example_id, vector. The
-            vector is an Array of float32, or a List where vectors of different lengths meet.
+            vector is an Array of float32, or a List where vectors of different lengths meet. Statistics of attention
+            have a column each in place of the vector.
 
         Raises:
-            RunError: a layer or kind was not captured, or the tokenizer is not at hand.
+            RunError: a layer or kind was not captured, vectors and statistics are asked for at once, or the tokenizer
+                is not at hand.
         """
+        if kind is not None:
+            kinds = (kind,)
         pairs = self.captured(layers, kinds)
-        by_dim: dict[int, list[Part]] = {dim: [] for dim in sorted({self._dim(*pair) for pair in pairs})}
+        if len({KIND[name].statistics for _, name in pairs}) > 1:
+            raise RunError("statistics of attention have other columns than vectors: scan them with kind='attention'")
+        by_columns: dict[tuple[Column, ...], list[Part]] = {}
+        for columns in sorted({self.manifest.columns(*pair) for pair in pairs}, key=str):
+            by_columns[columns] = []
         for part in self.manifest.parts:
             if (part.layer, part.kind) in pairs:
-                by_dim[self._dim(part.layer, part.kind)].append(part)
-        frame = join([scan_parts(self.folder, parts, dim) for dim, parts in by_dim.items()])
+                by_columns[self.manifest.columns(part.layer, part.kind)].append(part)
+        frame = join([scan_parts(self.folder, parts, columns) for columns, parts in by_columns.items()])
         if inclusion_probability:
             law = self._probability_by_bucket
             column = pl.col("bucket").replace_strict(list(law), list(law.values()), return_dtype=pl.Float64)
@@ -187,12 +140,41 @@ class Run:
             RunError: the layer, kind or head was not captured; the message says which were.
         """
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
+        if KIND[kind].statistics:
+            raise RunError(f"kind {kind} has no vectors: run.attention(layer={layer}, q_head={head}) has its columns")
         kept = None if buckets is None else frozenset(buckets)
         parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
         n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
         require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
         rows, vectors = read_rows(self.folder, parts, head, dim, kept, max_position)
         return Vectors(vectors, rows, self._probabilities(rows))
+
+    def attention(self, *, layer: int, q_head: int) -> pl.DataFrame:
+        """What the sampled queries of one head do with their keys, ordered by (bucket, example_id, position).
+
+        Returns:
+            A frame with columns example_id, position, bucket, token_id, and those of the captured statistics
+            (sniffer.types.STATISTICS): numbers, or Arrays of them where a statistic has several.
+
+        Raises:
+            RunError: the layer, the head or statistics of attention were not captured.
+        """
+        rows = self._head(layer, ATTENTION, q_head).sort("bucket", "example_id", "position")
+        values = [column.name for column in self.manifest.columns(layer, ATTENTION)]
+        return rows.select("example_id", "position", "bucket", "token_id", *values).collect()
+
+    def scores(self, *, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
+        """Logits of all captured queries and keys of one document, as attention has them before softmax.
+
+        Returns:
+            A row for each query and key, by position: query_position, key_position, seen (False where a mask or window
+            is between them; then logit is -inf), logit, key_inclusion_probability, and where `lse` was captured
+            probability, the key's weight. Sums over keys by 1 / key_inclusion_probability are unbiased.
+
+        Raises:
+            RunError: q or k of that head and document were not captured, or a layer's logits cannot be had from them.
+        """
+        return scores(self, layer, q_head, example_id)
 
     def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
         """Queries and keys at the same (example, position), ordered by (bucket, example, position).
@@ -234,45 +216,4 @@ class Run:
     def _head(self, layer: int, kind: str, head: int) -> pl.LazyFrame:
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
         parts = self.manifest.parts_of(layer, kind)
-        return scan_parts(self.folder, parts, self._dim(layer, kind)).filter(pl.col("head") == head)
-
-    def _probabilities(self, rows: Rows) -> Float64[np.ndarray, " n"]:
-        """With which each row was kept."""
-        if unknown := set(np.unique(rows.bucket).tolist()) - self._probability_by_bucket.keys():
-            raise RunError(
-                f"{self.folder} has rows of buckets {_ranges(unknown)}, which its manifest does not know: "
-                f"`python -m sniffer.runs verify {self.folder}` tells more"
-            )
-        return probabilities(self._probability_by_bucket, rows.bucket)
-
-    @cached_property
-    def _probability_by_bucket(self) -> dict[int, float]:
-        law = self.manifest.probability_by_bucket
-        unknown = self.manifest.rows_by_bucket.keys() - law.keys()
-        if unknown:
-            raise RunError(
-                f"{self.folder / RunFolder.MANIFEST} is broken: it gives no probability for buckets "
-                f"{_ranges(unknown)}; restore the file, or capture again"
-            )
-        return law
-
-    def _dim(self, layer: int, kind: str) -> int:
-        return self.manifest.layer(layer).dims[kind]
-
-    def _check(self, what: str, value: Any, known: Sequence[Any], where: str) -> None:
-        if value not in known:
-            raise RunError(f"{what} {value} was not captured: {where} has {what}s {_ranges(known)}")
-
-
-def _ranges(values: Iterable[Any]) -> str:
-    """Names values briefly: 0-29, 31."""
-    values = list(values)
-    if not all(isinstance(value, int) for value in values):
-        return ", ".join(map(str, values))
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+        return scan_parts(self.folder, parts, self.manifest.columns(layer, kind)).filter(pl.col("head") == head)

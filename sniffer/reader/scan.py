@@ -24,28 +24,33 @@ from sniffer.process.memory import available_memory
 from sniffer.storage.schema import Part
 from sniffer.storage.schema import row_schema as arrow_schema
 from sniffer.storage.sort import MAX_SPAN_BYTES
-from sniffer.types import KINDS, ROW_DTYPES, Rows
+from sniffer.types import ALL_KINDS, ROW_DTYPES, Column, Rows
 from sniffer.words import size
 
 LIMITED = ("head", "bucket", "position")
 """Columns whose statistics say which row groups a query needs."""
 
-PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(KINDS)})
+PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(ALL_KINDS)})
 
 IN_FILE = pl.Schema({"head": pl.Int16}) | {
     name: pl.Series(np.empty(0, dtype)).dtype for name, dtype in ROW_DTYPES.items()
 }
 
 
-def row_schema(dim: int | None) -> pl.Schema:
-    """The columns of a scan; a vector of no fixed length is a List."""
-    vector = pl.List(pl.Float32) if dim is None else pl.Array(pl.Float32, dim)
-    return pl.Schema({**PARTITION, **IN_FILE, "vector": vector})
+def row_schema(columns: Sequence[Column] | None) -> pl.Schema:
+    """The columns of a scan; None where vectors have no fixed length, and are Lists."""
+    values = {"vector": pl.List(pl.Float32)} if columns is None else {one.name: _type(one) for one in columns}
+    return pl.Schema({**PARTITION, **IN_FILE, **values})
 
 
-def scan_parts(folder: Path, parts: Sequence[Part], dim: int) -> pl.LazyFrame:
-    """The rows of parts whose vectors have the same length, with layer and kind."""
-    schema = row_schema(dim)
+def _type(column: Column) -> pl.DataType:
+    one = pl.Int32() if column.whole else pl.Float32()
+    return one if column.width is None else pl.Array(one, column.width)
+
+
+def scan_parts(folder: Path, parts: Sequence[Part], columns: Sequence[Column]) -> pl.LazyFrame:
+    """The rows of parts whose values have the same columns, with layer and kind."""
+    schema = row_schema(columns)
     if not parts:
         return pl.LazyFrame(schema=schema)
     if any("=" in name for name in folder.parts):
@@ -85,7 +90,7 @@ def read_rows(
         limits["position"] = (0, max_position)
     try:
         tables = [_read_part(folder / part.path, dim, limits, wanted) for part in parts]
-        table = pa.concat_tables([arrow_schema(dim).empty_table().drop_columns("head"), *tables])
+        table = pa.concat_tables([arrow_schema([Column("vector", dim)]).empty_table().drop_columns("head"), *tables])
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"could not read {folder}: {first_line(error)}; python -m sniffer.runs verify {folder} tells more"
@@ -211,8 +216,10 @@ def join(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
     """Scans below one another; vectors become Lists where their lengths differ."""
     if not frames:
         return pl.LazyFrame(schema=row_schema(None))
-    if len({frame.collect_schema()["vector"] for frame in frames}) > 1:
-        frames = [frame.with_columns(pl.col("vector").cast(pl.List(pl.Float32))) for frame in frames]
+    schemas = [frame.collect_schema() for frame in frames]
+    uneven = [name for name, dtype in schemas[0].items() if any(schema[name] != dtype for schema in schemas)]
+    if uneven:
+        frames = [frame.with_columns(pl.col(uneven).cast(pl.List(pl.Float32))) for frame in frames]
     return pl.concat(frames)
 
 

@@ -57,22 +57,23 @@ class Sweep:
         kinds: Iterable[str] | None = None,
         inclusion_probability: bool = False,
         token: bool | Decoder = False,
+        kind: str | None = None,
     ) -> pl.LazyFrame:
         """All rows of all jobs, lazily: job and the overrides as columns, then those of `Run.scan`.
 
-        `layers` and `kinds` select as in `Run.scan`, from each job those that it captured.
+        `layers`, `kinds` and `kind` select as in `Run.scan`, from each job those that it captured.
 
         Raises:
             RunError: no job captured one of them.
         """
         wanted_layers = None if layers is None else tuple(layers)
-        wanted_kinds = None if kinds is None else tuple(kinds)
+        wanted_kinds = (kind,) if kind is not None else None if kinds is None else tuple(kinds)
         self._check("layer", wanted_layers, {layer for run in self.runs.values() for layer in run.layers})
-        self._check("kind", wanted_kinds, {kind for run in self.runs.values() for kind in run.kinds})
+        self._check("kind", wanted_kinds, {kind for run in self.runs.values() for _, kind in run.all_captured})
         frames = []
         for run, labels in zip(self.runs.values(), override_columns(self.overrides).iter_slices(1), strict=True):
             layers = _among(wanted_layers, run.layers)
-            kinds = _among(wanted_kinds, run.kinds)
+            kinds = _among(wanted_kinds, sorted({kind for _, kind in run.all_captured}))
             if not run.captured(layers, kinds):
                 continue
             constants = [pl.lit(value[0], dtype=value.dtype).alias(value.name) for value in labels]

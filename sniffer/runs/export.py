@@ -41,7 +41,7 @@ def export(folder: Path, target: Path) -> int:
             raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
     refuse_repeated(folder, run.manifest.parts)
     with unfinished(target) as place:
-        return sum(_write(run, layer, kind, place) for layer in run.layers for kind in run.manifest.selection[layer])
+        return sum(_write(run, layer, kind, place) for layer, kind in sorted(run.captured()))
 
 
 @contextmanager

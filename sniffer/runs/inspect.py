@@ -93,11 +93,17 @@ def _layers(manifest: Manifest) -> Table:
             str(number),
             heads,
             _dims(layer, captured),
-            str(layer.sliding_window or "full"),
+            _sees(layer),
             *(f"{count:,}" for count in rows.values()),
             size(sum(part.bytes for part in parts)),
         )
     return table
+
+
+def _sees(layer: LayerGeometry) -> str:
+    """What a query of a layer attends to."""
+    window = "full" if layer.sliding_window is None else f"{'chunks of ' * layer.chunked}{layer.sliding_window}"
+    return f"{window}, selected" if layer.selects else window
 
 
 def _dims(layer: LayerGeometry, captured: Mapping[str, Any]) -> str:

@@ -86,18 +86,28 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
 
 def compare(first: Run, second: Run) -> Distance:
     """Row by row, one (layer, kind) at a time."""
-    pairs = [run.captured() for run in (first, second)]
+    pairs = [run.all_captured for run in (first, second)]
     total = Distance()
     for layer, kind in sorted(pairs[0] | pairs[1]):
         for run in (first, second):
-            if (layer, kind) in run.captured():
+            if (layer, kind) in run.all_captured:
                 run.check(layer, kind)
         frames = [
-            run.scan([layer], [kind]).select(*KEY, "vector").sort(KEY).collect() if (layer, kind) in there else None
+            _numbers(run, layer, kind) if (layer, kind) in there else None
             for run, there in zip((first, second), pairs, strict=True)
         ]
         total += _distance(*frames)
     return total
+
+
+def _numbers(run: Run, layer: int, kind: str) -> pl.DataFrame:
+    """All rows of one (layer, kind), the numbers of each as one `vector`."""
+    frame = run.scan([layer], [kind]).sort(KEY).collect()
+    names = [column.name for column in run.manifest.columns(layer, kind)]
+    if names == ["vector"]:
+        return frame.select(*KEY, "vector")
+    pieces = [frame[name].to_numpy().reshape(len(frame), -1) for name in names]
+    return frame.select(KEY).with_columns(vector=np.concatenate(pieces, axis=1, dtype=np.float32))
 
 
 def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distance:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from sniffer.reader.scan import contents_of, require_part
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.schema import Footer, Part, row_schema
-from sniffer.types import Rows
+from sniffer.storage.schema import Footer, Part, from_arrow, row_schema
+from sniffer.types import Column, Rows
 
 
 def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list[str]]:
@@ -27,11 +28,12 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list
     dim = manifest.layer(part.layer).dims[part.kind]
     try:
         file = pq.ParquetFile(folder / part.path)
-        if not file.schema_arrow.remove_metadata().equals(row_schema(dim)):
+        columns = manifest.columns(part.layer, part.kind)
+        if not file.schema_arrow.remove_metadata().equals(row_schema(columns)):
             return Rows.joined([]), [f"{part.path}: does not have the columns of a part"]
         require_part(contents_of(file), part.bytes, dim, part.rows)
         problems += _footer(file.schema_arrow, manifest, part, dim)
-        heads, digest, not_finite = _heads(file, part, dim)
+        heads, digest, not_finite = _heads(file, part, columns)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         return Rows.joined([]), [f"{part.path}: cannot be read ({first_line(error)})"]
     wanted = manifest.selection[part.layer][part.kind]
@@ -54,7 +56,7 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list
     return first, problems
 
 
-def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Rows], Digest, NotFinite]:
+def _heads(file: pq.ParquetFile, part: Part, columns: Sequence[Column]) -> tuple[dict[int, Rows], Digest, NotFinite]:
     """Where each head's rows are from, in the file's order, the digest of all rows, and those that are not finite."""
     pieces: dict[int, list[Rows]] = {}
     digest, not_finite = Digest(), NotFinite()
@@ -62,7 +64,7 @@ def _heads(file: pq.ParquetFile, part: Part, dim: int) -> tuple[dict[int, Rows],
         table = file.read_row_group(number).combine_chunks()
         head = _only(table["head"].to_numpy())
         rows = Rows.from_columns(table)
-        floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+        floats = from_arrow(columns, table)
         digest += digest_rows(part.layer, part.kind, head, sum_rows(rows), floats)
         not_finite += count_not_finite(floats)
         pieces.setdefault(head, []).append(rows)

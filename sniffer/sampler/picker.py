@@ -117,6 +117,11 @@ class Picker:
         buckets, first = np.unique(self.buckets[:n_positions], return_index=True)
         return {int(b): float(p) for b, p in zip(buckets, self.probabilities[first], strict=True)}
 
+    def buckets_until(self, n_positions: int) -> Int32[np.ndarray, " {n_positions}"]:
+        """The bucket of each of the first `n_positions` positions."""
+        self._tabulate(n_positions)
+        return self.buckets[:n_positions]
+
     def span(self, bucket: int) -> tuple[int, int]:
         """The first and last position of a bucket, among the positions that were asked about so far."""
         inside = np.flatnonzero(self.buckets == bucket)

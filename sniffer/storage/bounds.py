@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
 from sniffer.storage.well_formed import misfits
-from sniffer.types import KINDS, LayerGeometry, by_number
+from sniffer.types import ALL_KINDS, ATTENTION, STATISTICS, LayerGeometry, by_number
 
 if TYPE_CHECKING:
     from sniffer.storage.manifest import Manifest
@@ -65,6 +65,15 @@ def _heads(layer: LayerGeometry, kind: str, heads: tuple[Any, ...]) -> Iterator[
         yield f"it selects heads of layer {layer.layer}, kind {kind}, that are not some of its {layer.heads[kind]}"
 
 
+FACTS = (
+    ("softcap", float | None),
+    ("sinks", list[float] | None),
+    ("alibi", list[float] | None),
+    ("missing", str | None),
+)
+"""Of a layer in `scores`, and what they are in JSON."""
+
+
 def require_sense(manifest: Manifest) -> None:
     """Whoever reads a manifest may come to rely on what is checked here.
 
@@ -77,6 +86,7 @@ def require_sense(manifest: Manifest) -> None:
         ("sampler.probability_by_bucket", manifest.probability_by_bucket, Mapping[int, float]),
         ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
+        *((f"scores.{n}.{name}", one.get(name), hint) for n, one in manifest.scores.items() for name, hint in FACTS),
         *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),
     )
     for name, value, hint in loose:
@@ -86,15 +96,40 @@ def require_sense(manifest: Manifest) -> None:
     shaped = {
         (layer.layer, kind)
         for layer in manifest.geometry
-        for kind in layer.heads.keys() & layer.dims.keys() & set(KINDS)
+        for kind in layer.heads.keys() & layer.dims.keys() & set(ALL_KINDS)
         if layer.dims[kind] > 0
     }
     for number, captured in manifest.selection.items():
         for kind in captured:
             if (number, kind) not in shaped:
                 raise ValueError(f"it selects kind {kind!r} of layer {number}, of which it gives no shape")
+    _require_layout(manifest)
     for part in (*manifest.parts, *manifest.pending):
         if part.kind not in manifest.selection.get(part.layer, {}):
             raise ValueError(f"it names a part of kind {part.kind!r} of layer {part.layer}, which it does not select")
     for wrong in implausible(manifest):
         raise ValueError(wrong)
+
+
+def _require_layout(manifest: Manifest) -> None:
+    """Statistics of attention have the columns that are told of them."""
+    layers = [number for number, kinds in manifest.selection.items() if ATTENTION in kinds]
+    if not layers and manifest.attention is None:
+        return
+    if manifest.attention is None:
+        raise ValueError("it selects statistics of attention and does not say which")
+    named = {"statistics": list[str], "buckets": int, "distances": int, "top": int}
+    for name, hint in named.items():
+        for wrong in misfits(manifest.attention.get(name), hint, f"attention.{name}"):
+            raise ValueError(wrong)
+    if unknown := [name for name in manifest.attention["statistics"] if name not in STATISTICS]:
+        raise ValueError(f"attention.statistics names {unknown}, which this release does not know")
+    layout, geometry = manifest.layout, by_number(manifest.geometry)
+    if layout is None or min(layout.buckets, layout.distances, layout.top) < 0:
+        raise ValueError("attention has columns of less than no width")
+    for number in layers:
+        layer = geometry[number]
+        if layer.dims[ATTENTION] != layout.width(layer.dims["v"]):
+            raise ValueError(
+                f"attention has {layer.dims[ATTENTION]} numbers a row in layer {number}, not those it names"
+            )

@@ -12,7 +12,6 @@ the two is damaged, `recover` finds the other.
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 from sniffer.errors import CaptureError, RunError, unbroken
 from sniffer.process.environment import commit, now, versions
 from sniffer.storage.bounds import require_sense
-from sniffer.storage.digest import combine
+from sniffer.storage.counted import Counted
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.layout import RunFolder
@@ -40,7 +39,7 @@ from sniffer.storage.manifest_file import (
 )
 from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
-from sniffer.types import LayerGeometry, by_number
+from sniffer.types import AttentionLayout, Column, LayerGeometry, by_number, columns_of
 
 STATUSES = ("running", "complete", "interrupted")
 
@@ -49,7 +48,7 @@ INSIDE_INFERENCE = ("sample", "forward", "capture")
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Counted):
     """All that is known of a run beside its rows.
 
     Attributes:
@@ -72,6 +71,8 @@ class Manifest:
         pending: parts of documents that other (layer, kind) pairs do not have on disk yet. They are not
             part of the run, but a resumed run need not capture them again.
         tokens: files with the token ids of the documents (tokens.py); none where they are not kept.
+        attention: which columns statistics of attention have (sniffer.types.AttentionLayout); None for none.
+        scores: what logits are made of beside scaling * q.k, by layer (sniffer.types.ScoreFacts); empty in early runs.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -97,59 +98,10 @@ class Manifest:
     pending: tuple[Part, ...] = ()
     examples: FileRecord | None = None
     tokens: tuple[FileRecord, ...] = ()
+    attention: Mapping[str, Any] | None = None
+    scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def rows(self) -> int:
-        return sum(part.rows for part in self.parts)
-
-    @property
-    def bytes(self) -> int:
-        """Of all parts on disk."""
-        return sum(part.bytes for part in self.parts)
-
-    @property
-    def rows_by_kind(self) -> dict[str, int]:
-        rows: Counter[str] = Counter()
-        for part in self.parts:
-            rows[part.kind] += part.rows
-        return dict(rows)
-
-    @property
-    def rows_by_bucket(self) -> dict[int, int]:
-        rows: Counter[int] = Counter()
-        for part in self.parts:
-            rows.update(part.buckets)
-        return dict(sorted(rows.items()))
-
-    @property
-    def not_finite(self) -> dict[int, dict[str, NotFinite]]:
-        """Rows with a NaN or an infinity, of each layer and kind that has any, as far as its parts say."""
-        found: dict[int, dict[str, NotFinite]] = {}
-        for part in self.parts:
-            if part.not_finite:
-                kinds = found.setdefault(part.layer, {})
-                kinds[part.kind] = kinds.get(part.kind, NotFinite()) + part.not_finite
-        return {layer: dict(sorted(found[layer].items())) for layer in sorted(found)}
-
-    @property
-    def counts_not_finite(self) -> bool:
-        """Whether all parts say how many rows hold a NaN or an infinity; those of early releases do not."""
-        return all(part.not_finite is not None for part in self.parts)
-
-    @property
-    def digest(self) -> str:
-        """Of all rows: equal for two runs that captured the same, however split into parts."""
-        return combine(part.digest for part in self.parts)
-
-    @property
-    def digests(self) -> dict[int, dict[str, str]]:
-        """Of the rows of each layer and kind."""
-        found: dict[tuple[int, str], list[str]] = defaultdict(list)
-        for part in self.parts:
-            found[part.layer, part.kind].append(part.digest)
-        return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
 
     @property
     def seconds(self) -> float:
@@ -166,6 +118,15 @@ class Manifest:
     def sampler_fields(self) -> dict[str, Any]:
         """The sampler's class and fields, as a configuration has them."""
         return {name: value for name, value in self.sampler.items() if name != LAW}
+
+    @property
+    def layout(self) -> AttentionLayout | None:
+        """Of the columns of statistics of attention, where the run has them."""
+        return None if self.attention is None else AttentionLayout.from_json(self.attention)
+
+    def columns(self, layer: int, kind: str) -> tuple[Column, ...]:
+        """The columns of a kind's values at one layer."""
+        return columns_of(self.layer(layer), kind, self.layout)
 
     def parts_of(self, layer: int, kind: str) -> list[Part]:
         return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
@@ -286,6 +247,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
                 layer: {kind: tuple(heads) for kind, heads in kinds.items()}
                 for layer, kinds in numbered(values["selection"]).items()
             },
+            "scores": numbered(values.get("scores", {})),
             "sampler": sampler_from(values["sampler"]),
             "parts": tuple(part_from(part) for part in values["parts"]),
             "pending": tuple(part_from(part) for part in values.get("pending", ())),

@@ -14,7 +14,7 @@ from sniffer.sampler import Picker, describe
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import Footer, Part
 from sniffer.storage.writer import write_part
-from sniffer.types import LayerGeometry
+from sniffer.types import KIND, AttentionLayout, LayerGeometry, columns_of
 
 WRITERS = min(4, os.cpu_count() or 1)
 """Parts written at a time; each holds one span of one head beside the captured rows."""
@@ -31,7 +31,8 @@ def unseen(_: int) -> AbstractContextManager[Callable[[], object]]:
 class PartWriter:
     """Writes the parts of one run.
 
-    `source_dtype` is the model's dtype before widening to float32; `compression` one of sniffer.types.COMPRESSIONS.
+    `source_dtype` is the model's dtype before widening to float32; `compression` one of sniffer.types.COMPRESSIONS;
+    `layout` says which columns statistics of attention have.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class PartWriter:
     picker: Picker
     source_dtype: str
     compression: str = "auto"
+    layout: AttentionLayout | None = None
 
     def write(self, accumulator: Accumulator, pair: tuple[int, str], number: int) -> Part:
         """One part with the rows of one (layer, kind), which stay in the accumulator.
@@ -53,7 +55,7 @@ class PartWriter:
             layer=layer,
             kind=kind,
             dim=geometry.dims[kind],
-            source_dtype=self.source_dtype,
+            source_dtype="float32" if KIND[kind].statistics else self.source_dtype,
             sliding_window=geometry.sliding_window,
             scaling=geometry.scaling,
             sampler=describe(self.picker.sampler),
@@ -61,7 +63,8 @@ class PartWriter:
             seed_by=tuple(self.picker.sampler.seed_by),
         )
         path = RunFolder.part(layer, kind, number, 1 + max(self.geometry))
-        return write_part(self.folder, path, columns, footer, self.compression)
+        values = columns_of(geometry, kind, self.layout)
+        return write_part(self.folder, path, columns, footer, self.compression, values)
 
     def write_all(
         self,

@@ -8,21 +8,20 @@ SCHEMA_VERSION; changing the meaning of what is there raises it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from jaxtyping import Float32
 
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.layout import RunFolder
-from sniffer.types import ROW_DTYPES, Document
+from sniffer.types import ROW_DTYPES, Column, Document
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"sniffer"
-VECTOR_LEAF = "vector.list.element"
-"""Parquet's path of the floats. Encodings set on any other spelling are silently ignored."""
-
 METADATA_COLUMNS = ("head", *ROW_DTYPES)
 
 EXAMPLES_SCHEMA = pa.schema(
@@ -134,13 +133,41 @@ class Part(FileRecord):
         return RunFolder.part_number(self.path)
 
 
-def row_schema(dim: int) -> pa.Schema:
-    """The Arrow schema of a part; no column may hold a null."""
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), dim)
+def row_schema(columns: Sequence[Column]) -> pa.Schema:
+    """The Arrow schema of a part whose values are in these columns; none may hold a null."""
     return pa.schema(
         [
             pa.field("head", pa.int16(), nullable=False),
             *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in ROW_DTYPES.items()),
-            pa.field("vector", vector, nullable=False),
+            *(pa.field(column.name, arrow_type(column), nullable=False) for column in columns),
         ]
     )
+
+
+def arrow_type(column: Column) -> pa.DataType:
+    one = pa.int32() if column.whole else pa.float32()
+    return one if column.width is None else pa.list_(pa.field("element", one, nullable=False), column.width)
+
+
+def leaf(column: Column) -> str:
+    """Parquet's path of a column's numbers. Encodings set on any other spelling are silently ignored."""
+    return column.name if column.width is None else f"{column.name}.list.element"
+
+
+def to_arrow(column: Column, values: Float32[np.ndarray, "rows numbers"]) -> pa.Array:
+    """One column, from its numbers in every row."""
+    flat = values.reshape(-1)
+    numbers = pa.array(flat.astype(np.int32) if column.whole else flat)
+    return numbers if column.width is None else pa.FixedSizeListArray.from_arrays(numbers, type=arrow_type(column))
+
+
+def from_arrow(columns: Sequence[Column], table: pa.Table) -> Float32[np.ndarray, "rows numbers"]:
+    """The numbers of all columns side by side, as they were before they were written."""
+    found = [_numbers(column, table[column.name].combine_chunks(), table.num_rows) for column in columns]
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
+
+
+def _numbers(column: Column, values: pa.Array, rows: int) -> Float32[np.ndarray, "rows numbers"]:
+    flat = values if column.width is None else values.flatten()
+    numbers: np.ndarray = flat.to_numpy(zero_copy_only=False)
+    return numbers.astype(np.float32, copy=False).reshape(rows, column.values)

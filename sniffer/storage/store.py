@@ -60,7 +60,8 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self.picker = picker
-        self.writer = PartWriter(folder, by_number(manifest.geometry), picker, source_dtype, compression)
+        geometry, layout = by_number(manifest.geometry), manifest.layout
+        self.writer = PartWriter(folder, geometry, picker, source_dtype, compression, layout)
         self.selection = Selection(
             {(layer, kind): heads for layer, kinds in manifest.selection.items() for kind, heads in kinds.items()}
         )

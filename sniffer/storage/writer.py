@@ -14,7 +14,7 @@ tenth of the time and save a hundredth of the size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -33,16 +33,17 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import (
     EXAMPLES_SCHEMA,
     METADATA_COLUMNS,
-    VECTOR_LEAF,
     WINDOWS_SCHEMA,
     Example,
     FileRecord,
     Footer,
     Part,
+    leaf,
     row_schema,
+    to_arrow,
 )
 from sniffer.storage.sort import spans
-from sniffer.types import Rows, codec
+from sniffer.types import Column, Rows, codec
 
 DELTA_COLUMNS = ("position",)
 """Ascending within an example and bucket, so that differences are small."""
@@ -54,22 +55,30 @@ WRITE_BYTES = 1024 * 1024
 """Handed to the file at a time: pyarrow itself writes page by page, and each of those calls goes through Python."""
 
 
-def parquet_options(vector_codec: str) -> dict[str, Any]:
+def parquet_options(values: Sequence[Column], vector_codec: str) -> dict[str, Any]:
     """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it."""
+    leaves = [leaf(column) for column in values]
     if vector_codec == "zstd":
-        encoding, of_pages = "BYTE_STREAM_SPLIT", dict[str, Any](compression_level={VECTOR_LEAF: 1})
+        encoding, of_pages = "BYTE_STREAM_SPLIT", dict[str, Any](compression_level=dict.fromkeys(leaves, 1))
     else:
         encoding, of_pages = "PLAIN", dict[str, Any](data_page_size=UNCOMPRESSED_PAGE_BYTES)
     return {
-        "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), VECTOR_LEAF: vector_codec},
+        "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), **dict.fromkeys(leaves, vector_codec)},
         "use_dictionary": [column for column in METADATA_COLUMNS if column not in DELTA_COLUMNS],
-        "column_encoding": {VECTOR_LEAF: encoding, **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")},
+        "column_encoding": {**dict.fromkeys(leaves, encoding), **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")},
         "write_statistics": list(METADATA_COLUMNS),
         **of_pages,
     }
 
 
-def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compression: str = "auto") -> Part:
+def write_part(
+    folder: Path,
+    path: str,
+    columns: Columns,
+    footer: Footer,
+    compression: str = "auto",
+    values: Sequence[Column] | None = None,
+) -> Part:
     """Writes one part, durably: it appears under its name only when complete.
 
     Args:
@@ -78,6 +87,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
         columns: the rows, which are left as they are; no rows make a valid part without row groups.
         footer: what the file says of itself.
         compression: of the vectors, one of sniffer.types.COMPRESSIONS.
+        values: the columns that a row's numbers become; None for a vector.
 
     Returns:
         What the manifest remembers of the part.
@@ -87,8 +97,9 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
     """
     order = columns.rows.order
     ordered, pieces = columns.rows[order], spans(columns, order)
-    schema = row_schema(columns.dim).with_metadata(footer.encode())
-    options = parquet_options(codec(compression, footer.source_dtype))
+    values = (Column("vector", columns.dim),) if values is None else values
+    schema = row_schema(values).with_metadata(footer.encode())
+    options = parquet_options(values, codec(compression, footer.source_dtype))
     sums = sum_rows(ordered)
     digest, not_finite = Digest(), NotFinite()
     with (
@@ -102,7 +113,7 @@ def write_part(folder: Path, path: str, columns: Columns, footer: Footer, compre
                 digest += digest_rows(footer.layer, footer.kind, head, sums[span.rows], vectors)
                 not_finite += count_not_finite(vectors)
                 for group in span.row_groups:
-                    table = _table(schema, head, here[group], vectors[group])
+                    table = _table(schema, values, head, here[group], vectors[group])
                     writer.write_table(table, row_group_size=table.num_rows)
     return Part(
         path=path,
@@ -146,14 +157,18 @@ class Listing:
             file.write(self.content)
 
 
-def _table(schema: pa.Schema, head: int, rows: Rows, vectors: Float32[np.ndarray, "rows dim"]) -> pa.Table:
+def _table(
+    schema: pa.Schema, values: Sequence[Column], head: int, rows: Rows, vectors: Float32[np.ndarray, "rows dim"]
+) -> pa.Table:
     """One row group."""
-    floats = pa.array(vectors.reshape(-1))
     columns = {
         "head": pa.array(np.full(len(vectors), head, dtype=np.int16)),
         **{name: pa.array(column) for name, column in rows.columns().items()},
-        "vector": pa.FixedSizeListArray.from_arrays(floats, type=schema.field("vector").type),
     }
+    first = 0
+    for column in values:
+        columns[column.name] = to_arrow(column, vectors[:, first : first + column.values])
+        first += column.values
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

@@ -6,15 +6,18 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import polars as pl
 import rich
 from rich.table import Table
 
 from sniffer.config.schema import OWN_CLUSTER
 from sniffer.forward.estimate import Estimate
+from sniffer.reader.run import Run
 from sniffer.sampler import Picker
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
 from sniffer.terminal.printing import Grid, facts_table, say
+from sniffer.types import ATTENTION
 from sniffer.words import size
 
 
@@ -64,6 +67,8 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     with console.capture() as whole:
         console.print(facts_table("captured", _facts(manifest)))
         console.print(_bucket_table(manifest, picker))
+        if (table := attention_table(folder, manifest)) is not None:
+            console.print(table)
         if manifest.not_finite:
             say(f"warning: {not_finite_line(manifest)}", style="yellow")
         say(folder, style="bold")
@@ -133,6 +138,40 @@ def _bucket_table(manifest: Manifest, picker: Picker) -> Table:
         sums = (sum(rows[bucket][kind] for bucket in rest) for kind in manifest.rows_by_kind)
         table.add_row(f"{len(rest)} more", f"to {picker.span(rest[-1])[1]:,}", *(f"{n:,}" for n in sums))
     return table
+
+
+SUMMED = {
+    "entropy": ("entropy", pl.col("entropy").median(), ".2f"),
+    "first": ("first", pl.col("first").mean(), ".1%"),
+    "self": ("self", pl.col("self").mean(), ".1%"),
+    "sink": ("sinks", pl.col("sink").mean(), ".1%"),
+    "top": ("largest", pl.col("top").arr.first().mean(), ".1%"),
+}
+"""Statistics of attention that are shown by layer: title, how they are summed up, and how they are written."""
+
+
+def attention_table(folder: Path, manifest: Manifest) -> Table | None:
+    """What queries do with their keys, by layer: the median of entropies, means of weights. None without any rows."""
+    run = Run(folder, manifest)
+    names = [name for name in SUMMED if name in run.statistics]
+    if not names or not manifest.rows_by_kind.get(ATTENTION):
+        return None
+    rows = run.scan(kind=ATTENTION).group_by("layer").agg(SUMMED[name][1] for name in names).sort("layer").collect()
+    table = Grid(title="attention of the sampled queries: median entropy (nats), mean weights")
+    for title in ("layer", *(SUMMED[name][0] for name in names)):
+        table.add_column(title, justify="right")
+    for number in _spread(len(rows), MAX_LAYER_LINES):
+        row = rows.row(number, named=True)
+        table.add_row(str(row["layer"]), *(format(row[name], SUMMED[name][2]) for name in names))
+    return table
+
+
+MAX_LAYER_LINES = 12
+
+
+def _spread(n: int, most: int) -> list[int]:
+    """At most so many of n things, the first and the last among them, evenly spread."""
+    return sorted({round(place * (n - 1) / max(1, most - 1)) for place in range(most)}) if n > most else list(range(n))
 
 
 def rows_by_bucket(manifest: Manifest) -> dict[int, dict[str, int]]:

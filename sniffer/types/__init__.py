@@ -8,7 +8,7 @@ This package needs numpy only, so that reading a run never imports torch.
 """
 
 from sniffer.types.documents import Chat, Content, Dataset, Document, LengthClasses, Picks, TokenBatch
-from sniffer.types.kinds import KIND, KINDS, MAIN_KINDS, Kind, draw_of
+from sniffer.types.kinds import ALL_KINDS, ATTENTION, KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
     Checkpoint,
@@ -20,21 +20,29 @@ from sniffer.types.models import (
     Tokenize,
     WorkingMemory,
     by_number,
+    first_key,
     key_head,
 )
 from sniffer.types.rows import ROW_DTYPES, Rows
+from sniffer.types.statistics import ALL_STATISTICS, STATISTICS, AttentionLayout, Column, ScoreFacts, columns_of
 from sniffer.types.values import COMPRESSIONS, WIDE, codec
 
 __all__ = [
+    "ALL_KINDS",
+    "ALL_STATISTICS",
+    "ATTENTION",
     "COMPRESSIONS",
     "KIND",
     "KINDS",
     "MAIN_KINDS",
     "ROW_DTYPES",
+    "STATISTICS",
     "WIDE",
+    "AttentionLayout",
     "Backbone",
     "Chat",
     "Checkpoint",
+    "Column",
     "Content",
     "Dataset",
     "Document",
@@ -47,11 +55,14 @@ __all__ = [
     "Outline",
     "Picks",
     "Rows",
+    "ScoreFacts",
     "TokenBatch",
     "Tokenize",
     "WorkingMemory",
     "by_number",
     "codec",
+    "columns_of",
     "draw_of",
+    "first_key",
     "key_head",
 ]

@@ -18,28 +18,41 @@ class Kind:
         name: in the configuration, in paths and tables, and of the field that the tap shows it under.
         draw: whose positions and heads it has, so that q_pre has q's, and k_pre and v have k's.
         pre: it is what attention would receive if RoPE were the identity, which costs statements beside the model's.
-        column: of a part, where its values are.
+        statistics: its values are no vector but what a query does with its keys, in columns of their own
+            (statistics.py).
     """
 
     name: str
     draw: str
     pre: bool = False
-    column: str = "vector"
+    statistics: bool = False
 
     def shown(self, seen: Any) -> Any:
         """Its tensor (batch, heads, seq, dim) in what a tap shows (sniffer.tap.Seen); None where it shows none."""
         return getattr(seen, self.name)
 
 
-TABLE = (Kind("q", "q"), Kind("k", "k"), Kind("v", "k"), Kind("q_pre", "q", pre=True), Kind("k_pre", "k", pre=True))
+TABLE = (
+    Kind("q", "q"),
+    Kind("k", "k"),
+    Kind("v", "k"),
+    Kind("q_pre", "q", pre=True),
+    Kind("k_pre", "k", pre=True),
+    Kind("attention", "q", statistics=True),
+)
 
 KIND = {kind.name: kind for kind in TABLE}
 """By name."""
 
-KINDS = tuple(KIND)
-"""q, k, v: what attention receives. q_pre, k_pre: what it would receive if RoPE were the identity."""
+ALL_KINDS = tuple(KIND)
 
-MAIN_KINDS = tuple(kind.name for kind in TABLE if not kind.pre)
+KINDS = tuple(kind.name for kind in TABLE if not kind.statistics)
+"""Vectors. q, k, v: what attention receives. q_pre, k_pre: what it would receive if RoPE were the identity."""
+
+MAIN_KINDS = tuple(kind.name for kind in TABLE if not kind.statistics and not kind.pre)
+
+ATTENTION = "attention"
+"""The kind of statistics."""
 
 
 def draw_of(pair: tuple[int, str]) -> tuple[int, str]:

@@ -20,8 +20,10 @@ class LayerGeometry:
     """Shapes and facts of one attention layer, as seen at its tap.
 
     `heads` and `dims` map each kind to its number of heads and its vector length. `scaling` is the
-    factor on q.k before softmax, where the call names it; `sliding_window` the number of positions a
-    query can look back over, itself included, or None for full attention.
+    factor on q.k before softmax, where the call names it or a probe has shown it; `sliding_window` the number of
+    positions a query can look back over, itself included, or None for full attention. Where a layer is `chunked`, that
+    number is the size of chunks instead, side by side from position 0, and a query sees those of its own. A layer that
+    `selects` attends to some of these keys alone, chosen by what they hold.
     """
 
     layer: int
@@ -30,10 +32,28 @@ class LayerGeometry:
     dims: Mapping[str, int]
     scaling: float | None
     sliding_window: int | None
+    chunked: bool = False
+    selects: bool = False
+
+    @property
+    def full(self) -> bool:
+        """Whether a query attends to all keys before it."""
+        return self.sliding_window is None and not self.selects
+
+    def first_key(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """The first position that queries at these can see; the last is their own."""
+        return first_key(positions, self.sliding_window, chunked=self.chunked)
 
     def key_head(self, query_head: int, kind: str = "k") -> int:
         """The key head of a kind that a query head attends with (grouped-query attention, Ainslie et al., 2023)."""
         return key_head(query_head, self.heads["q"], self.heads[kind])
+
+
+def first_key(positions: Int[np.ndarray, " n"], window: int | None, *, chunked: bool = False) -> Int[np.ndarray, " n"]:
+    """As `LayerGeometry.first_key`, of a window or chunk."""
+    if window is None:
+        return np.zeros_like(positions)
+    return positions - positions % window if chunked else np.maximum(0, positions - window + 1)
 
 
 def key_head(query_head: int, query_heads: int, key_heads: int) -> int:

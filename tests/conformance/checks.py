@@ -30,6 +30,7 @@ from transformers import PretrainedConfig
 from sniffer.errors import UnsupportedModelError
 from sniffer.tap import Seen, StopForward, tap
 from tests import tiny_families as tiny
+from tests.conformance.attention import compared, statistics_of
 from tests.conformance.lengths import check_batches, check_limits
 from tests.helpers_overrides import changed_too_much
 
@@ -72,12 +73,21 @@ def run_tapped(model_type: str) -> dict[str, Any]:
         "limits": check_limits(model, backbone),
         "batches": check_batches(partial(build, model_type)),
         "overrides": "; ".join(changed_too_much(model_type)[:1]),
+        "statistics": statistics_of(backbone, ids),
     }
 
 
-def run_untapped(model_type: str, path: str) -> dict[str, Any]:
-    """The same model's output in a process without the hook."""
-    return {"digest": digest(forward(build(model_type).get_submodule(path), tiny.tiny_ids()))}
+def run_untapped(model_type: str, path: str, statistics: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same model's output in a process without the hook, and whether its weights bear the statistics out."""
+    module, ids = build(model_type).get_submodule(path), tiny.tiny_ids()
+    same = {"digest": digest(forward(module, ids))}
+    if not statistics:
+        return same | {"exact": "none"}
+    try:
+        stepwise = tiny.tiny_model(tiny.tiny_config(model_type), attn_implementation="eager").get_submodule(path)
+        return same | {"exact": compared(stepwise, ids, statistics)}
+    except Exception as error:
+        return same | {"exact": f"its weights cannot be had: {one_line(error)}"}
 
 
 def build(model_type: str, change: Callable[[PretrainedConfig], None] = lambda config: None) -> Any:

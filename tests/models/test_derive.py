@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sniffer.models.derive import TAP_NAME, Derived, derive
 
-from sniffer.tap import TAP, Seen, tap
+from sniffer.tap import TAP, Attended, Seen, tap
 
 FAMILIES = (
     "llama",
@@ -43,6 +43,12 @@ class WithoutTaps(ast.NodeTransformer):
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
         return None if TAP_NAME in ast.unparse(node.test) else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Call) and ast.unparse(node.func.func) == f"{TAP_NAME}.attending":
+            node.func = node.func.args[0]
+        return node
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,6 +110,22 @@ def test_the_tap_sees_the_objects_that_attention_gets():
     result = run(attention("q, k = apply_rotary_pos_emb(q, k)"), 1.5, 2.5, 3.5)
     (event,), ((q, k, v),) = result.seen, result.calls
     assert event.q is q and event.k is k and event.v is v and event.scaling == 0.5
+
+
+def test_a_call_is_shown_once_it_is_over_and_is_the_very_call_otherwise():
+    derived, calls = derive(attention("q, k = apply_rotary_pos_emb(q, k)"), "toy.py"), []
+    interface = lambda module, *operands, **options: calls.append((module, operands, options)) or "returned"  # noqa: E731
+    namespace = {TAP_NAME: TAP, "attention_interface": interface, "apply_rotary_pos_emb": lambda q, k: (q, k)}
+    exec(compile(derived.tree, "toy.py", "exec"), namespace | {"__name__": "its.home"}, scope := {})
+    toy, shown = scope["Toy"](), []
+    assert TAP.attending(interface, toy, "its.home") is interface
+    with tap(lambda seen: None):
+        assert TAP.attending(interface, toy, "its.home") is interface
+    with tap(lambda seen: None, attended=shown.append):
+        assert toy.forward(1.0, 2.0, 3.0) == "returned"
+    (one,) = shown
+    assert one == Attended(toy, "its.home", interface, (toy, 1.0, 2.0, 3.0), {"scaling": 0.5}, "returned")
+    assert calls == [(toy, (1.0, 2.0, 3.0), {"scaling": 0.5})]
 
 
 def test_a_compound_operand_is_evaluated_once():

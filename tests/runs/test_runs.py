@@ -41,7 +41,7 @@ from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Footer, row_schema
 from sniffer.storage.writer import parquet_options, write_part
-from sniffer.types import Rows
+from sniffer.types import Column, Rows
 from tests.helpers_runs import TEXTS, Runs, rows, stopping_after
 from tests.helpers_storage import make_run
 from tests.tiny_copies import LLAMA, imported, llama_source, write_copy
@@ -143,8 +143,8 @@ def test_rows_out_of_order_are_found(folder: Path):
     part = manifest.parts[0]
     table = pq.ParquetFile(folder / part.path).read()
     first = table.slice(0, len(table) // len(manifest.selection[part.layer][part.kind]))
-    schema = row_schema(8).with_metadata(pq.read_schema(folder / part.path).metadata)
-    with pq.ParquetWriter(folder / part.path, schema, **parquet_options("none")) as writer:
+    schema = row_schema([Column("vector", 8)]).with_metadata(pq.read_schema(folder / part.path).metadata)
+    with pq.ParquetWriter(folder / part.path, schema, **parquet_options([Column("vector", 8)], "none")) as writer:
         for head in range(4):
             piece = first.take(list(range(len(first)))[::-1])
             heads = np.full(len(piece), head, dtype=np.int16)

@@ -10,12 +10,12 @@ import torch
 from sniffer.forward.columns import Columns
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import Footer, row_schema
-from sniffer.types import Rows
+from sniffer.types import Column, Rows
 from tests.helpers_storage import make_columns, make_footer
 
 
 def test_no_column_can_hold_a_null():
-    schema = row_schema(64)
+    schema = row_schema([Column("vector", 64)])
     assert schema.names == ["head", "bucket", "position", "token_id", "example_id", "vector"]
     assert [str(field.type) for field in schema][:5] == ["int16", "int32", "int32", "int32", "int64"]
     vector = schema.field("vector").type

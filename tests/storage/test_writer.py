@@ -17,8 +17,9 @@ from sniffer.forward.estimate import stored_bytes
 from sniffer.storage.digest import combine
 from sniffer.storage.durable import HashedFile
 from sniffer.storage.layout import RunFolder
-from sniffer.storage.schema import METADATA_COLUMNS, VECTOR_LEAF, Example, Footer, row_schema
+from sniffer.storage.schema import METADATA_COLUMNS, Example, Footer, row_schema
 from sniffer.storage.writer import write_part
+from sniffer.types import Column
 from tests.helpers_storage import make_columns, make_documents, make_footer, take, write_examples
 
 PATH = RunFolder.part(3, "q", 0, 4)
@@ -97,8 +98,8 @@ def test_encodings_land_where_meant(tmp_path: Path, compression: str, dtype: str
     write_part(tmp_path, PATH, make_columns(), make_footer(source_dtype=dtype), compression)
     group = pq.ParquetFile(tmp_path / PATH).metadata.row_group(0)
     chunks = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
-    assert set(chunks) == {*METADATA_COLUMNS, VECTOR_LEAF}
-    vector = chunks.pop(VECTOR_LEAF)
+    assert set(chunks) == {*METADATA_COLUMNS, "vector.list.element"}
+    vector = chunks.pop("vector.list.element")
     assert set(vector.encodings) == {"RLE", encoding}  # RLE: where each list begins
     assert vector.compression == codec
     assert not vector.has_dictionary_page
@@ -138,7 +139,7 @@ def test_no_rows_make_a_readable_part(tmp_path: Path):
         columns = make_columns(rows=0, chunks=max(chunks, 1))
         part = write_part(tmp_path, PATH, columns if chunks else take_none(columns), make_footer())
         assert (part.rows, part.digest, part.buckets) == (0, "0" * 32, {})
-        assert pq.read_schema(tmp_path / PATH).equals(row_schema(4))
+        assert pq.read_schema(tmp_path / PATH).equals(row_schema([Column("vector", 4)]))
 
 
 def take_none(columns: Any) -> Any:

@@ -1,0 +1,68 @@
+"""What follows from the parts that a manifest names: rows by kind and bucket, digests, numbers that are not finite."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from sniffer.storage.digest import combine
+from sniffer.storage.finite import NotFinite
+from sniffer.storage.schema import Part
+
+
+class Counted:
+    """Something that names parts, of these heads by layer and kind."""
+
+    parts: tuple[Part, ...]
+    selection: Mapping[int, Mapping[str, tuple[int, ...]]]
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts on disk."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def rows_by_kind(self) -> dict[str, int]:
+        rows: Counter[str] = Counter()
+        for part in self.parts:
+            rows[part.kind] += part.rows
+        return dict(rows)
+
+    @property
+    def rows_by_bucket(self) -> dict[int, int]:
+        rows: Counter[int] = Counter()
+        for part in self.parts:
+            rows.update(part.buckets)
+        return dict(sorted(rows.items()))
+
+    @property
+    def not_finite(self) -> dict[int, dict[str, NotFinite]]:
+        """Rows with a NaN or an infinity, of each layer and kind that has any, as far as its parts say."""
+        found: dict[int, dict[str, NotFinite]] = {}
+        for part in self.parts:
+            if part.not_finite:
+                kinds = found.setdefault(part.layer, {})
+                kinds[part.kind] = kinds.get(part.kind, NotFinite()) + part.not_finite
+        return {layer: dict(sorted(found[layer].items())) for layer in sorted(found)}
+
+    @property
+    def counts_not_finite(self) -> bool:
+        """Whether all parts say how many rows hold a NaN or an infinity; those of early releases do not."""
+        return all(part.not_finite is not None for part in self.parts)
+
+    @property
+    def digest(self) -> str:
+        """Of all rows: equal for two runs that captured the same, however split into parts."""
+        return combine(part.digest for part in self.parts)
+
+    @property
+    def digests(self) -> dict[int, dict[str, str]]:
+        """Of the rows of each layer and kind."""
+        found: dict[tuple[int, str], list[str]] = defaultdict(list)
+        for part in self.parts:
+            found[part.layer, part.kind].append(part.digest)
+        return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
