@@ -12,7 +12,7 @@ OLD_TRANSFORMERS := 5.0.0
 MODELS_TESTS := tests/models tests/notebook
 
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
-ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap
+ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap attention
 
 .PHONY: help demo demo-report browser-test cluster-test install-test test lint check bench bench-peers gpu-check format embedded conformance test-transformers-old faults clean
 
