@@ -18,6 +18,9 @@ from sniffer.experiments.attention.core import (
     relative_entropy,
     types_of,
 )
+from sniffer.experiments.common import entry
+from sniffer.experiments.report.collect import collect
+from sniffer.experiments.report.glossary import ABOUT
 
 from sniffer.errors import ConfigError, RunError
 from tests.tiny_run import TEXTS
@@ -133,6 +136,16 @@ def test_a_run_gives_what_the_models_own_weights_give(run: Callable, checkpoint:
     assert result.tables["heads"]["induction"].null_count() == 8
     assert any("output.tokens=true" in line for line in result.findings)
     assert set(result.figures) == {"entropy_map", "first_map", "types", "distances", "by_layer"}
+
+
+def test_its_maps_are_on_the_page_with_what_they_mean(run: Callable):
+    captured = run("sampler=all", "dataset.max_tokens=64", "capture.attention=all")
+    assert entry.main("attention", [f"run={captured.folder}"]) == 0
+    job = collect(captured, {}, 0)
+    assert [one["analysis"] for one in job["findings"]] == ["attention"]
+    named = {f"attention.{one['name']}" for one in job["maps"]}
+    assert {name for name in ABOUT if name.startswith("attention.")} == named
+    assert all(one["about"] for one in job["maps"])
 
 
 def test_bad_settings_and_runs_are_one_line(run: Callable):
