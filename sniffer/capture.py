@@ -41,7 +41,7 @@ from sniffer.process.clock import Clock
 from sniffer.process.devices import device_line
 from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
-from sniffer.sampler import Picker, describe
+from sniffer.sampler import describe, picker_of
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
@@ -238,7 +238,7 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
         DatasetError: there is no text to capture from.
     """
     selection = select(model.geometry, config.capture, model.pre_missing)
-    picker = Picker(config.sampler, config.seed)
+    picker = picker_of(config.sampler, config.seed)
     attention = layout_of(config.capture, picker, longest)
     geometry = by_number(model.geometry if attention is None else map(attention.of_layer, model.geometry))
     lengths = [document.n_tokens for document in feed.first.documents]

@@ -28,8 +28,8 @@ def make_sampler(name: str, base_rate: float, bucket_size: int) -> Sampler:
 
 def require_every_position(run: Run) -> None:
     """Raises RunError unless the run kept all positions of its documents."""
-    law = run.manifest.probability_by_bucket
-    if not law or min(law.values()) < 1:
+    laws = [run.manifest.probability_by_bucket(kind) for kind in run.kinds]
+    if any(not law or min(law.values()) < 1 for law in laws):
         raise RunError(
             f"{run.folder} was sampled, and the truth needs every position: capture with sampler=all "
             "(a few short documents do)"

@@ -22,7 +22,7 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import Estimate, estimate, largest_forward, peak_ram, stored_bytes
 from sniffer.forward.selection import Selection, check_request, select
-from sniffer.sampler import Picker
+from sniffer.sampler import picker_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
@@ -77,7 +77,7 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     longest = token_limit(config, limits)
     outline = config.model.outline()
     selection = select(outline.geometry, config.capture, outline.pre_missing)
-    picker = Picker(config.sampler, config.seed)
+    picker = picker_of(config.sampler, config.seed)
     attention = layout_of(config.capture, picker, longest_document(config, limits))
     geometry = by_number(outline.geometry if attention is None else map(attention.of_layer, outline.geometry))
     most = most_lengths(config.dataset)

@@ -52,8 +52,22 @@ def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED, role: Sequence
     if target.startswith(TRUSTED) and any(not callable(getattr(made, method, None)) for method in role):
         raise ConfigError(f"{what}._target_={target} is no class for {what}: choose one with {what}=CHOICE")
     if dataclasses.is_dataclass(made):
-        return checked(made, arguments, what)
+        parts = {one.name: one.metadata["made"] for one in dataclasses.fields(made) if "made" in one.metadata}
+        if not parts:
+            return checked(made, arguments, what)
+        for name, needed in parts.items():
+            arguments[name] = _part(arguments.get(name), f"{what}.{name}", what, trusted, needed)
     return _called(made, arguments, what)
+
+
+def _part(node: Any, what: str, whole: str, trusted: Sequence[str], role: Sequence[str]) -> Any:
+    """A part that is made as the whole is, its messages with the part's name."""
+    try:
+        return build(node, what, trusted, role)
+    except ConfigError as error:
+        said = str(error)
+        named = said.startswith(f"{whole}.") and not said.startswith(what)
+        raise ConfigError(f"{what}{said.removeprefix(whole)}" if named else said) from error
 
 
 def _require_trusted(name: str, target: str, what: str, trusted: Sequence[str]) -> None:

@@ -160,7 +160,7 @@ class Worker:
         attention = None
         if layout is not None:
             ways = prove(self.backbone, plan.selection.layers)
-            attention = AttentionPlan(layout, ways, plan.picker.buckets_until(plan.longest))
+            attention = AttentionPlan(layout, ways, plan.picker.side("k").buckets_until(plan.longest))
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention)
         self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression, layout)
 

@@ -68,22 +68,25 @@ def estimate(
         stored: bytes of one value on disk, as `stored_bytes` has it.
     """
     scale = n_documents / max(1, len(lengths))
-    picks = picker.expected(lengths) * scale
+    picks = {draw: picker.side(draw).expected(lengths) * scale for _, draw in selection.draws}
     rows = dict.fromkeys(selection.kinds, 0.0)
     ram = file = 0.0
     for (layer, kind), heads in selection.heads.items():
-        rows[kind] += picks * len(heads)
-        values = picks * len(heads) * geometry[layer].dims[kind]
+        kept = picks[KIND[kind].draw] * len(heads)
+        rows[kind] += kept
+        values = kept * geometry[layer].dims[kind]
         # Statistics are float32, whatever the model computes in.
         ram += values * (4 if KIND[kind].statistics else itemsize)
         file += values * (stored_bytes("none", "float32") if KIND[kind].statistics else stored)
     # Positions, buckets, tokens and examples: 20 bytes a pick for each draw.
-    ram += 20 * picks * len(selection.draws)
-    # A batch is one document, or several of about one length.
-    batch_picks = max(
-        picker.expected([n]) * max(1, min(batch_tokens // n, n_documents)) for n in {max(lengths), min(lengths)}
+    ram += 20 * sum(picks[draw] for _, draw in selection.draws)
+    # A batch is one document, or several of about one length; of sides that keep more or less, the one that keeps more.
+    share = max(
+        picker.side(draw).expected([n]) * max(1, min(batch_tokens // n, n_documents)) / max(1e-9, picks[draw])
+        for n in {max(lengths), min(lengths)}
+        for draw in picks
     )
-    batch = ram * batch_picks / max(1e-9, picks)
+    batch = ram * share
     return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
 
 

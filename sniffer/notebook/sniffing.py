@@ -29,8 +29,8 @@ from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import CallRows, Listener
 from sniffer.notebook.missed import Missed
 from sniffer.reader.vectors import Vectors, probabilities
-from sniffer.sampler import LogUniform, Picker, Sampler
-from sniffer.types import LayerGeometry, by_number
+from sniffer.sampler import LogUniform, Picker, Sampler, picker_of
+from sniffer.types import KIND, LayerGeometry, by_number
 
 ATTACH = "sniffer.models.retrofit.attached"
 
@@ -70,7 +70,7 @@ def sniff(
             model does not heed, has more rows than `example_ids`, or does not run all layers.
     """
     request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
-    ids, picker = ExampleIds(example_ids), Picker(sampler or LogUniform(), seed)
+    ids, picker = ExampleIds(example_ids), picker_of(sampler or LogUniform(), seed)
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:
         selection = select(backbone.geometry, request, backbone.pre_missing)
@@ -134,5 +134,5 @@ class Captured:
         order = columns.rows.order
         chunks = [chunk.view(-1, len(heads), dim)[:, heads.index(head)].float() for chunk in columns.vectors]
         rows = columns.rows[order]
-        law = self._picker.probability_by_bucket(int(rows.position.max(initial=0)) + 1)
+        law = self._picker.side(KIND[kind].draw).probability_by_bucket(int(rows.position.max(initial=0)) + 1)
         return Vectors(torch.cat([torch.empty(0, dim), *chunks]).numpy()[order], rows, probabilities(law, rows.bucket))

@@ -7,16 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from jaxtyping import Float64
 
 from sniffer.errors import RunError, first_line
-from sniffer.reader.vectors import probabilities
+from sniffer.reader.laws import ranges
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.untrusted import read_yaml
-from sniffer.types import ALL_KINDS, KIND, Rows
+from sniffer.types import ALL_KINDS, KIND
 
 
 class Held:
@@ -92,43 +90,9 @@ class Held:
             self._check("kind", kind, self._all_kinds, "this run")
         return {(layer, kind) for layer in layers for kind in kinds if kind in self.manifest.selection[layer]}
 
-    def _probabilities(self, rows: Rows) -> Float64[np.ndarray, " n"]:
-        """With which each row was kept."""
-        if unknown := set(np.unique(rows.bucket).tolist()) - self._probability_by_bucket.keys():
-            raise RunError(
-                f"{self.folder} has rows of buckets {_ranges(unknown)}, which its manifest does not know: "
-                f"`python -m sniffer.runs verify {self.folder}` tells more"
-            )
-        return probabilities(self._probability_by_bucket, rows.bucket)
-
-    @cached_property
-    def _probability_by_bucket(self) -> dict[int, float]:
-        law = self.manifest.probability_by_bucket
-        unknown = self.manifest.rows_by_bucket.keys() - law.keys()
-        if unknown:
-            raise RunError(
-                f"{self.folder / RunFolder.MANIFEST} is broken: it gives no probability for buckets "
-                f"{_ranges(unknown)}; restore the file, or capture again"
-            )
-        return law
-
     def _dim(self, layer: int, kind: str) -> int:
         return self.manifest.layer(layer).dims[kind]
 
     def _check(self, what: str, value: Any, known: Sequence[Any], where: str) -> None:
         if value not in known:
-            raise RunError(f"{what} {value} was not captured: {where} has {what}s {_ranges(known)}")
-
-
-def _ranges(values: Iterable[Any]) -> str:
-    """Names values briefly: 0-29, 31."""
-    values = list(values)
-    if not all(isinstance(value, int) for value in values):
-        return ", ".join(map(str, values))
-    runs: list[list[int]] = []
-    for value in sorted(values):
-        if runs and value == runs[-1][-1] + 1:
-            runs[-1].append(value)
-        else:
-            runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
+            raise RunError(f"{what} {value} was not captured: {where} has {what}s {ranges(known)}")

@@ -18,11 +18,14 @@ from jaxtyping import Int32
 
 from sniffer.errors import RunError, unbroken
 from sniffer.reader.held import Held
+from sniffer.reader.laws import inclusion_probability as inclusion_probability_of
+from sniffer.reader.laws import of_buckets
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
 from sniffer.reader.vectors import Pairs, Vectors
 from sniffer.storage.examples import examples_table
+from sniffer.storage.law import joint
 from sniffer.storage.schema import Part
 from sniffer.types import ATTENTION, KIND, Column, Rows
 
@@ -113,8 +116,7 @@ class Run(Held):
                 by_columns[self.manifest.columns(part.layer, part.kind)].append(part)
         frame = join([scan_parts(self.folder, parts, columns) for columns, parts in by_columns.items()])
         if inclusion_probability:
-            law = self._probability_by_bucket
-            column = pl.col("bucket").replace_strict(list(law), list(law.values()), return_dtype=pl.Float64)
+            column = inclusion_probability_of(self.folder, self.manifest, {kind for _, kind in pairs})
             frame = frame.with_columns(column.alias("inclusion_probability"))
         if token is False:
             return frame
@@ -147,7 +149,7 @@ class Run(Held):
         n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
         require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
         rows, vectors = read_rows(self.folder, parts, head, dim, kept, max_position)
-        return Vectors(vectors, rows, self._probabilities(rows))
+        return Vectors(vectors, rows, of_buckets(self.folder, self.manifest, kind, rows.bucket))
 
     def attention(self, *, layer: int, q_head: int) -> pl.DataFrame:
         """What the sampled queries of one head do with their keys, ordered by (bucket, example_id, position).
@@ -194,12 +196,12 @@ class Run(Held):
         queries = self._head(layer, query_kind, q_head).rename({"vector": "q"})
         self._check("kind", key_kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
         k_head = self.manifest.layer(layer).key_head(q_head, key_kind)
-        keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector")
+        keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector", k_bucket="bucket")
         table = queries.join(keys, on=["example_id", "position"]).sort("bucket", "example_id", "position").collect()
         rows = Rows.from_columns(table)
-        probability = self._probabilities(rows)
-        if "kind" in self.manifest.sampler.get("seed_by", ()):
-            probability **= 2  # two independent draws
+        of_query = of_buckets(self.folder, self.manifest, query_kind, rows.bucket)
+        of_key = of_buckets(self.folder, self.manifest, key_kind, table["k_bucket"].to_numpy())
+        probability = joint(self.manifest.sampler, of_query, of_key)
         return Pairs(table["q"].to_numpy(), table["k"].to_numpy(), q_head, k_head, rows, probability)
 
     def check(self, layer: int, kind: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from sniffer.sampler import FORMULAS
+from sniffer.sampler import FORMULAS, SIDES
+from sniffer.storage.law import side_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.summary import not_finite_line
 from sniffer.words import printable
@@ -50,11 +51,8 @@ def _head(manifest: Manifest, text_licence: str | None) -> dict[str, Any]:
 
 
 def _body(manifest: Manifest, repo: str, licence: str) -> str:
-    target = str(manifest.sampler.get("_target_"))
-    name = target.rpartition(".")[2]
-    law = FORMULAS.get(target, f"that of {target}")
     first = next((config_name(part.layer, part.kind) for part in manifest.parts), "l00q")
-    counts, seeds = manifest.counts, ", ".join(manifest.sampler.get("seed_by", ()))
+    counts = manifest.counts
     kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())
     return f"""# Vectors of attention: {printable(manifest.model.get("checkpoint"))}
 
@@ -74,9 +72,9 @@ q_pre and k_pre, which are as if RoPE were the identity.
 
 ## How positions were drawn
 
-Sampler {name} ({_described(_numbers(manifest.sampler))}, seed {manifest.seed}): {law}.
+{_laws(manifest)}
 
-Each decision belongs to a position: a 64-bit hash of (seed, {seeds}, position) is compared with the
+Each decision belongs to a position: a 64-bit hash of (seed, {_seeds(manifest)}, position) is compared with the
 probability. Weight rows by its inverse for unbiased sums over all positions.
 
 ## Loading
@@ -100,6 +98,24 @@ run = open_run(snapshot_download("{repo}", repo_type="dataset"))
 run.vectors(layer=0, head=0, kind="q")
 ```
 """
+
+
+def _laws(manifest: Manifest) -> str:
+    """The law of the sampler, or of that of each side."""
+    sides = {name: manifest.sampler[name] for name in SIDES if isinstance(manifest.sampler.get(name), Mapping)}
+    whom = {"q": "Queries: sampler", "k": "Keys and values: sampler"}
+    told = [(whom[name], side) for name, side in sides.items()] or [("Sampler", manifest.sampler)]
+    return "\n\n".join(f"{who} {_law(side, manifest.seed)}" for who, side in told)
+
+
+def _law(sampler: Mapping[str, Any], seed: int) -> str:
+    target = str(sampler.get("_target_"))
+    law = FORMULAS.get(target, f"that of {target}")
+    return f"{target.rpartition('.')[2]} ({_described(_numbers(sampler))}, seed {seed}): {law}."
+
+
+def _seeds(manifest: Manifest) -> str:
+    return " or ".join(dict.fromkeys(", ".join(side_of(manifest.sampler, name).get("seed_by", ())) for name in SIDES))
 
 
 def _numbers(sampler: Mapping[str, Any]) -> dict[str, Any]:

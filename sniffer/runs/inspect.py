@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid, facts_table
-from sniffer.terminal.summary import not_finite_line, rows_by_bucket
+from sniffer.terminal.summary import bucket_title, kinds_by_law, not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry, by_number
 from sniffer.words import size
 
@@ -28,7 +28,7 @@ def tables(folder: Path) -> Iterator[RenderableType]:
     manifest = Manifest.load(folder, parts_must_exist=False)
     yield facts_table(str(folder), _values(folder, manifest), fold=True)
     yield _layers(manifest)
-    yield _buckets(manifest)
+    yield from (_buckets(manifest, kinds) for kinds in kinds_by_law(manifest))
 
 
 def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
@@ -110,11 +110,11 @@ def _dims(layer: LayerGeometry, captured: Mapping[str, Any]) -> str:
     return "/".join(map(str, dict.fromkeys(layer.dims[kind] for kind in captured)))
 
 
-def _buckets(manifest: Manifest) -> Table:
-    table = Grid(title="vectors by bucket")
-    for name in ("bucket", "probability", *manifest.rows_by_kind):
+def _buckets(manifest: Manifest, kinds: Sequence[str]) -> Table:
+    table = Grid(title=bucket_title(manifest, kinds))
+    for name in ("bucket", "probability", *kinds):
         table.add_column(name, justify="right")
-    law = manifest.probability_by_bucket
-    for bucket, rows in rows_by_bucket(manifest).items():
+    law = manifest.probability_by_bucket(kinds[0])
+    for bucket, rows in rows_by_bucket(manifest, kinds).items():
         table.add_row(str(bucket), f"{law.get(bucket, float('nan')):.3g}", *(f"{count:,}" for count in rows.values()))
     return table

@@ -22,7 +22,8 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
     if len(found) and not unknown and (found.position >= n_tokens).any():
         yield f"{where}: positions beyond the end of their document"
         return
-    if (about := _far_from(picker, examples, len(found))) is not None:
+    side = picker.side(KIND[kind].draw)
+    if (about := _far_from(side, examples, len(found))) is not None:
         yield f"{where}: {len(found):,} positions, where the law keeps about {about:,.0f}"
         return
     expected = _expected(picker, examples, layer, kind)
@@ -34,7 +35,7 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
         yield f"{where}: {len(extra):,} positions that the law does not keep, first {_named(extra, examples)}"
     if len(np.unique(kept, axis=0)) != len(kept):
         yield f"{where}: some positions are there twice: resume leaves the second ones out"
-    if len(found) and (picker.buckets[found.position] != found.bucket).any():
+    if len(found) and (side.buckets[found.position] != found.bucket).any():
         yield f"{where}: some rows do not have the bucket of their position"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -12,6 +13,7 @@ from sniffer.errors import RunError, first_line
 from sniffer.reader.folders import state
 from sniffer.reader.index import read_jobs
 from sniffer.reader.job_folders import in_order, run_folders, sweep_folders
+from sniffer.sampler import SIDES
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid
 from sniffer.words import size
@@ -104,9 +106,16 @@ def model_of(manifest: Manifest) -> str:
 
 
 def sampler_of(manifest: Manifest) -> str:
-    """The sampler's class and its numbers, such as LogUniform(1.0, 128)."""
-    name = str(manifest.sampler.get("_target_", "?")).rpartition(".")[2]
-    numbers = [str(value) for value in manifest.sampler.values() if isinstance(value, int | float)]
+    """The sampler's class and its numbers, such as LogUniform(1.0, 128); where each side has one, both."""
+    return _sampler_of(manifest.sampler)
+
+
+def _sampler_of(sampler: Mapping[str, Any]) -> str:
+    sides = [f"{side} {_sampler_of(sampler[side])}" for side in SIDES if isinstance(sampler.get(side), Mapping)]
+    if sides:
+        return ", ".join(sides)
+    name = str(sampler.get("_target_", "?")).rpartition(".")[2]
+    numbers = [str(value) for value in sampler.values() if isinstance(value, int | float)]
     return f"{name}({', '.join(numbers)})"
 
 

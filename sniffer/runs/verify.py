@@ -27,7 +27,7 @@ from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
 from sniffer.runs.rows import check_part
 from sniffer.runs.tokens import check_rows, check_tokens
-from sniffer.sampler import Picker
+from sniffer.sampler import Picker, picker_of
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage, foreign, leftovers
 from sniffer.storage.layout import RunFolder
@@ -164,7 +164,8 @@ def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows | None, li
 
 
 def _picker(manifest: Manifest, trusted: Sequence[str]) -> Picker:
-    return Picker(build(manifest.sampler_fields, "sampler", (*TRUSTED, *trusted), ROLES["sampler"]), manifest.seed)
+    sampler = build(manifest.sampler_fields, "sampler", (*TRUSTED, *trusted), ROLES["sampler"])
+    return picker_of(sampler, manifest.seed)
 
 
 def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:

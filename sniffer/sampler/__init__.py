@@ -21,9 +21,22 @@ from jaxtyping import Float64, Int32, Int64
 
 from sniffer.errors import ConfigError
 from sniffer.sampler.base import SEED_PARTS, Sampler, describe
+from sniffer.sampler.per_side import SIDES, PerSide, picker_of
 from sniffer.sampler.picker import Picker
 
-__all__ = ["FORMULAS", "SEED_PARTS", "All", "LogUniform", "Picker", "Sampler", "Uniform", "describe"]
+__all__ = [
+    "FORMULAS",
+    "SEED_PARTS",
+    "SIDES",
+    "All",
+    "LogUniform",
+    "PerSide",
+    "Picker",
+    "Sampler",
+    "Uniform",
+    "describe",
+    "picker_of",
+]
 
 LARGEST_SIZE = 1 << 62
 """Of a bucket: far beyond any position, and within what arrays of positions can be divided by."""
@@ -103,7 +116,9 @@ class All(Sampler):
         return np.ones(len(positions))
 
 
-FORMULAS = {f"{one.__module__}.{one.__name__}": one.formula for one in (LogUniform, Uniform, All)}
+FORMULAS = {f"{one.__module__}.{one.__name__}": one.formula for one in (LogUniform, Uniform, All)} | {
+    "sniffer.sampler.PerSide": PerSide.formula
+}
 """Of our own samplers, by the name that a run knows them by."""
 
 

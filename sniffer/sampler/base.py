@@ -14,6 +14,9 @@ from sniffer.errors import ConfigError, first_line
 
 SEED_PARTS = ("example", "layer", "kind")
 
+MADE = {"made": ("bucket", "probability")}
+"""Marks a field that is a sampler itself, as its configuration makes it, with what it must be able to do."""
+
 
 @dataclass(frozen=True)
 class Sampler(ABC):
@@ -33,6 +36,10 @@ class Sampler(ABC):
             raise ConfigError(
                 f"sampler.seed_by={list(self.seed_by)} is not a selection of {list(SEED_PARTS)}, each at most once"
             )
+
+    def side(self, draw: str) -> Sampler:
+        """What draws queries ("q"), or keys and values ("k"): this one, but where each has its own."""
+        return self
 
     @abstractmethod
     def bucket(self, positions: Int64[np.ndarray, " n"]) -> Int32[np.ndarray, " n"]:
@@ -59,5 +66,13 @@ def check_sampler(sampler: Any) -> None:
 
 def describe(sampler: Sampler) -> dict[str, object]:
     """The sampler as plain values: its class and its fields."""
-    name = f"{type(sampler).__module__}.{type(sampler).__qualname__}"
-    return {"_target_": name, **{f.name: getattr(sampler, f.name) for f in fields(sampler)}}
+    home = type(sampler).__dict__.get("home", type(sampler).__module__)
+    name = f"{home}.{type(sampler).__qualname__}"
+    values = {f.name: getattr(sampler, f.name) for f in fields(sampler)}
+    plain = {key: describe(value) if isinstance(value, Sampler) else value for key, value in values.items()}
+    return {"_target_": name, **plain}
+
+
+def law_by_side(sampler: Sampler) -> bool:
+    """Whether queries and keys have laws of their own."""
+    return sampler.side("q") is not sampler.side("k")

@@ -42,6 +42,10 @@ class Picker:
         """Hashes that are begun stay in their process."""
         return {**vars(self), "_beginnings": {}}
 
+    def side(self, draw: str) -> Picker:
+        """What has the tables of queries' draws ("q"), or of keys' and values' ("k")."""
+        return self
+
     def pick(self, batch: TokenBatch, layer: int, draw: str) -> Picks:
         """The positions of every document in `batch` that the draw (layer, draw) keeps."""
         documents, groups = batch.documents, []

@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
+from sniffer.sampler import SIDES
+from sniffer.storage.law import laws, side_of
 from sniffer.storage.well_formed import misfits
 from sniffer.types import ALL_KINDS, ATTENTION, STATISTICS, LayerGeometry, by_number
 
@@ -49,7 +51,8 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
         yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())
     yield from ((f"counts.{name}", count, 0, LARGEST) for name, count in manifest.counts.items())
     yield from ((f"timings.{name}", value, -LARGEST, LARGEST) for name, value in manifest.timings.items())
-    yield from _law(manifest.probability_by_bucket)
+    for _, law in laws(manifest.sampler):
+        yield from _law(law)
     yield "rows", sum(part.rows for part in manifest.parts), 0, LARGEST
     yield "bytes", sum(part.bytes for part in manifest.parts), 0, LARGEST
 
@@ -83,7 +86,8 @@ def require_sense(manifest: Manifest) -> None:
     for wrong in misfits(manifest, type(manifest), ""):
         raise ValueError(wrong)
     loose: tuple[tuple[str, Any, Any], ...] = (
-        ("sampler.probability_by_bucket", manifest.probability_by_bucket, Mapping[int, float]),
+        *((f"sampler.{side}.probability_by_bucket", law, Mapping[int, float]) for side, law in laws(manifest.sampler)),
+        *((f"sampler.{side}.seed_by", side_of(manifest.sampler, side).get("seed_by", []), list) for side in SIDES),
         ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
         *((f"scores.{n}.{name}", one.get(name), hint) for n, one in manifest.scores.items() for name, hint in FACTS),

@@ -23,10 +23,10 @@ from sniffer.storage.bounds import require_sense
 from sniffer.storage.counted import Counted
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite
+from sniffer.storage.law import fields_of, from_json, law_of_kind
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest_file import (
     CHECKSUM,
-    LAW,
     broken,
     check_path,
     checksum_of,
@@ -34,7 +34,6 @@ from sniffer.storage.manifest_file import (
     part_from,
     read_manifest,
     record_from,
-    sampler_from,
     take_checksum,
 )
 from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
@@ -62,7 +61,7 @@ class Manifest(Counted):
         model, dataset: what the checkpoint and the dataset say of themselves.
         geometry: every attention layer of the model, captured or not.
         selection: layer -> kind -> the captured heads.
-        sampler: class and fields, and `probability_by_bucket`, the keep probability of each bucket.
+        sampler: class and fields, and `probability_by_bucket`, the keep probability of each bucket (law.py).
         counts: of documents and tokens: examples, skipped_empty, truncated, tokens.
         timings: seconds per stage.
         config: the resolved configuration, as in config.yaml.
@@ -108,16 +107,14 @@ class Manifest(Counted):
         """All stages together."""
         return sum(seconds for stage, seconds in self.timings.items() if stage not in INSIDE_INFERENCE)
 
-    @property
-    def probability_by_bucket(self) -> dict[int, float]:
-        """With which the sampler kept a position, by bucket; empty where an early release did not say."""
-        law: dict[int, float] = self.sampler.get(LAW, {})
-        return law
+    def probability_by_bucket(self, kind: str) -> Mapping[int, float]:
+        """With which the sampler kept a position of a kind, by bucket; empty where an early release did not say."""
+        return law_of_kind(self.sampler, kind)
 
     @property
     def sampler_fields(self) -> dict[str, Any]:
         """The sampler's class and fields, as a configuration has them."""
-        return {name: value for name, value in self.sampler.items() if name != LAW}
+        return fields_of(self.sampler)
 
     @property
     def layout(self) -> AttentionLayout | None:
@@ -248,7 +245,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
                 for layer, kinds in numbered(values["selection"]).items()
             },
             "scores": numbered(values.get("scores", {})),
-            "sampler": sampler_from(values["sampler"]),
+            "sampler": from_json(values["sampler"]),
             "parts": tuple(part_from(part) for part in values["parts"]),
             "pending": tuple(part_from(part) for part in values.get("pending", ())),
             "resumes": tuple(values.get("resumes", ())),

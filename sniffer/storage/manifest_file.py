@@ -14,9 +14,6 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import Part
 from sniffer.storage.untrusted import read_json
 
-LAW = "probability_by_bucket"
-"""What a manifest says of the sampler beside its class and fields."""
-
 CHECKSUM = "checksum"
 
 
@@ -52,10 +49,6 @@ def read_manifest(folder: Path, name: str) -> dict[str, Any]:
 
 def part_from(values: Mapping[str, Any]) -> Part:
     return record_from(Part, {**values, "buckets": numbered(values["buckets"])})
-
-
-def sampler_from(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {**values, LAW: numbered(values[LAW])} if LAW in values else dict(values)
 
 
 def numbered(values: Mapping[str, Any]) -> dict[int, Any]:

@@ -60,7 +60,7 @@ class PartWriter:
             scaling=geometry.scaling,
             sampler=describe(self.picker.sampler),
             seed=self.picker.seed,
-            seed_by=tuple(self.picker.sampler.seed_by),
+            seed_by=tuple(self.picker.sampler.side(KIND[kind].draw).seed_by),
         )
         path = RunFolder.part(layer, kind, number, 1 + max(self.geometry))
         values = columns_of(geometry, kind, self.layout)

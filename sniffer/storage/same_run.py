@@ -13,6 +13,7 @@ from os.path import commonprefix
 from typing import Any
 
 from sniffer.errors import RunError
+from sniffer.storage.law import fields_of
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk
 
@@ -139,7 +140,7 @@ def _that_matters(key: str, values: Any) -> Any:
     if key == "versions":
         return {name: values[name] for name in VERSIONS if name in values}
     if key == "sampler":
-        return {name: value for name, value in values.items() if name != "probability_by_bucket"}
+        return fields_of(values)
     if key == "device":
         return {name: value for name, value in values.items() if name not in ("memory", "driver")}
     if key == "config":

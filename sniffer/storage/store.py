@@ -22,9 +22,10 @@ from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.observer import draw
 from sniffer.forward.selection import Selection
 from sniffer.process.environment import now
-from sniffer.sampler import Picker, describe
+from sniffer.sampler import Picker
 from sniffer.storage.durable import could_not_remove
 from sniffer.storage.integrity import leftovers
+from sniffer.storage.law import with_law
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk
@@ -236,11 +237,7 @@ class Store:
     def _change(self, **changes: object) -> None:
         """Changes what the next save says."""
         longest = max((example.n_tokens for example in self.examples.values()), default=0)
-        law = {
-            **describe(self.picker.sampler),
-            "probability_by_bucket": self.picker.probability_by_bucket(longest),
-        }
-        self.manifest = replace(self.manifest, sampler=law, **changes)  # type: ignore[arg-type]
+        self.manifest = replace(self.manifest, sampler=with_law(self.picker, longest), **changes)  # type: ignore[arg-type]
 
     def _write(self) -> None:
         """Brings the disk to what the manifest says; whatever fails, calling it again makes up for it."""

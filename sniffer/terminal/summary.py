@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import rich
@@ -15,9 +16,10 @@ from sniffer.forward.estimate import Estimate
 from sniffer.reader.run import Run
 from sniffer.sampler import Picker
 from sniffer.storage.finite import NotFinite
+from sniffer.storage.law import side_of
 from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
 from sniffer.terminal.printing import Grid, facts_table, say
-from sniffer.types import ATTENTION
+from sniffer.types import ATTENTION, KIND
 from sniffer.words import size
 
 
@@ -66,7 +68,8 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
     console = rich.get_console()
     with console.capture() as whole:
         console.print(facts_table("captured", _facts(manifest)))
-        console.print(_bucket_table(manifest, picker))
+        for kinds in kinds_by_law(manifest):
+            console.print(_bucket_table(manifest, kinds, picker.side(KIND[kinds[0]].draw)))
         if (table := attention_table(folder, manifest)) is not None:
             console.print(table)
         if manifest.not_finite:
@@ -123,19 +126,19 @@ def _stages(seconds: Mapping[str, float]) -> str:
     )
 
 
-def _bucket_table(manifest: Manifest, picker: Picker) -> Table:
-    rows = rows_by_bucket(manifest)
-    table = Grid(title="vectors by bucket", show_footer=True)
+def _bucket_table(manifest: Manifest, kinds: Sequence[str], picker: Picker) -> Table:
+    rows = rows_by_bucket(manifest, kinds)
+    table = Grid(title=bucket_title(manifest, kinds), show_footer=True)
     table.add_column("bucket", "total", justify="right")
     table.add_column("positions", justify="right")
-    for kind, total in manifest.rows_by_kind.items():
-        table.add_column(kind, f"{total:,}", justify="right")
+    for kind in kinds:
+        table.add_column(kind, f"{manifest.rows_by_kind[kind]:,}", justify="right")
     shown, rest = list(rows)[:MAX_BUCKET_LINES], list(rows)[MAX_BUCKET_LINES:]
     for bucket in shown:
         first, last = picker.span(bucket)
         table.add_row(str(bucket), f"{first:,} to {last:,}", *(f"{n:,}" for n in rows[bucket].values()))
     if rest:
-        sums = (sum(rows[bucket][kind] for bucket in rest) for kind in manifest.rows_by_kind)
+        sums = (sum(rows[bucket][kind] for bucket in rest) for kind in kinds)
         table.add_row(f"{len(rest)} more", f"to {picker.span(rest[-1])[1]:,}", *(f"{n:,}" for n in sums))
     return table
 
@@ -174,10 +177,28 @@ def _spread(n: int, most: int) -> list[int]:
     return sorted({round(place * (n - 1) / max(1, most - 1)) for place in range(most)}) if n > most else list(range(n))
 
 
-def rows_by_bucket(manifest: Manifest) -> dict[int, dict[str, int]]:
+def kinds_by_law(manifest: Manifest) -> list[list[str]]:
+    """The captured kinds, those together that have buckets in common: all, but where each side has a sampler."""
+    kinds = list(manifest.rows_by_kind)
+    sides = [side_of(manifest.sampler, KIND[kind].draw) for kind in kinds]
+    found = [[kind for kind, side in zip(kinds, sides, strict=True) if side is one] for one in _once(sides)]
+    return [some for some in found if some]
+
+
+def _once(values: Sequence[Any]) -> list[Any]:
+    return [value for place, value in enumerate(values) if not any(value is other for other in values[:place])]
+
+
+def bucket_title(manifest: Manifest, kinds: Sequence[str]) -> str:
+    whole = len(kinds_by_law(manifest)) == 1
+    return "vectors by bucket" if whole else f"vectors by bucket, {', '.join(kinds)}"
+
+
+def rows_by_bucket(manifest: Manifest, kinds: Sequence[str]) -> dict[int, dict[str, int]]:
     """Rows by bucket, then kind; every kind in every bucket, in ascending order of buckets."""
-    rows = {bucket: dict.fromkeys(manifest.rows_by_kind, 0) for bucket in manifest.rows_by_bucket}
-    for part in manifest.parts:
+    parts = [part for part in manifest.parts if part.kind in kinds]
+    rows = {bucket: dict.fromkeys(kinds, 0) for bucket in sorted({bucket for part in parts for bucket in part.buckets})}
+    for part in parts:
         for bucket, count in part.buckets.items():
             rows[bucket][part.kind] += count
     return rows

@@ -18,5 +18,5 @@ def layout_of(capture: CaptureConfig, picker: Picker, longest: int | None) -> At
         return None
     if longest is None:
         raise ConfigError("capture.attention needs to know how long documents may be: set dataset.max_tokens")
-    buckets = 1 + int(picker.buckets_until(longest).max())
+    buckets = 1 + int(picker.side("k").buckets_until(longest).max())
     return AttentionLayout(capture.attention, buckets, longest.bit_length(), capture.attention_top)
