@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sniffer.cli.job import job
 from sniffer.config.meant import with_meant
+from sniffer.config.quoting import refuse_unreadable
 from sniffer.config.rerun import composable
 from sniffer.config.resolve import conf_folder, register
 from sniffer.process.patched import environment, patched
@@ -34,6 +35,7 @@ def run_all() -> int:
     """The run, or all jobs of the sweep, that the command line asks for. Returns the exit code."""
     register()
     with errors_let_through(), watching(), composable(get_args_parser().parse_args()) as arguments:
+        refuse_unreadable(arguments.overrides, sweep=arguments.multirun)
         code, lost = 0, ""
         try:
             run_hydra(arguments)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sniffer.config.build import config_error
 from sniffer.config.schema import Keys
 from sniffer.errors import ConfigError, RunError, first_line, reason
+from sniffer.forward.selection import listed
 from sniffer.storage.durable import durable_file
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import RERUN_HEAD, refuse_taken
@@ -106,6 +107,7 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
     except OverflowError as error:  # of OmegaConf, which then does not name the key
         raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)
+    plain["capture"]["kinds"] = listed(plain["capture"]["kinds"])
     return _with_absolute_paths({str(key): value for key, value in plain.items()})
 
 

@@ -180,7 +180,13 @@ def n_bytes(key: str, value: Any) -> int:
         found = 0
     if found < 1:
         raise ConfigError(f"{key}={value} is not a size: give bytes, or a number with one of {', '.join(UNITS)}")
+    if match and not match[2] and found < LEAST:
+        raise ConfigError(f"{key}={value} would be {found:,} bytes: did you mean {value}GiB? (for bytes, {value}B)")
     return found
+
+
+LEAST = 1000
+"""Bytes that a number without a unit can mean."""
 
 
 OWN_CLUSTER = (None, "auto", "local")

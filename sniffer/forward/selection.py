@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sniffer.errors import ConfigError
 from sniffer.hashing import key_of
@@ -25,6 +25,12 @@ from sniffer.types import (
     by_number,
     draw_of,
 )
+
+if TYPE_CHECKING:
+    Kinds: TypeAlias = list[str]
+else:
+    # OmegaConf takes what a user writes: a list, or one.
+    Kinds = Any
 
 
 @dataclass
@@ -43,13 +49,13 @@ class HeadSampling:
 class CaptureConfig:
     """Which vectors to keep, and which statistics of attention.
 
-    `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7" (both ends
-    included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is null, one or
-    several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order. `attention_top` is how
-    many of the largest weights `top` keeps.
+    `kinds` are a list, or one. `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7"
+    (both ends included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is
+    null, one or several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order.
+    `attention_top` is how many of the largest weights `top` keeps.
     """
 
-    kinds: list[str] = field(default_factory=lambda: ["q", "k"])
+    kinds: Kinds = field(default_factory=lambda: ["q", "k"])
     layers: Any = None
     heads: Any = None
     head_sampling: HeadSampling = field(default_factory=HeadSampling)
@@ -58,6 +64,7 @@ class CaptureConfig:
     attention_top: int = 8
 
     def __post_init__(self) -> None:
+        self.kinds = listed(self.kinds)
         self.attention = statistics("capture.attention", self.attention)
         if not 1 <= self.attention_top <= MOST_TOP:
             raise ConfigError(f"capture.attention_top={self.attention_top} must be from 1 to {MOST_TOP}")
@@ -84,6 +91,11 @@ def statistics(key: str, value: Any) -> tuple[str, ...] | None:
     if unknown := [name for name in wanted if name not in STATISTICS]:
         raise ConfigError(f"{key} names {unknown}: take some of {list(STATISTICS)}, or all (which is all but out)")
     return tuple(name for name in STATISTICS if name in wanted)
+
+
+def listed(kinds: Any) -> list[Any]:
+    """Kinds as a list, where one was given too."""
+    return [*kinds] if isinstance(kinds, list | tuple) else [] if kinds is None else [kinds]
 
 
 def numbers(key: str, value: Any) -> tuple[int, ...] | None:

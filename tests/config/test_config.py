@@ -158,6 +158,7 @@ def test_what_a_run_gets_is_fixed_and_has_a_type() -> None:
         ("batch.max_tokens=0", ["batch.max_tokens=0", "null"]),
         ("output.memory_limit=3GX", ["output.memory_limit=3GX", "GiB"]),
         ("output.memory_limit=0", ["output.memory_limit=0", "bytes"]),
+        ("output.memory_limit=8", ["output.memory_limit=8 would be 8 bytes: did you mean 8GiB? (for bytes, 8B)"]),
         ("output.memory_limit=much", ["output.memory_limit=much", "bytes"]),
         ("output.checkpoint_every=0", ["output.checkpoint_every=0", "null"]),
         ("output.compression=gzip", ["output.compression=gzip", "auto, zstd, none"]),
@@ -373,3 +374,10 @@ def test_one_value_is_wanted_where_a_list_is_given():
     cfg = composed("dataset=jsonl", "dataset.path=a", "dataset.text_column=[a,b]")
     with pytest.raises(ConfigError, match=r"dataset.text_column: wanted one value, not the list \['a', 'b'\]"):
         resolve(cfg)
+
+
+def test_one_kind_is_a_list_of_it() -> None:
+    cfg = composed("capture.kinds=q", "dataset=pydoc")
+    cfg.model = {"_target_": "sniffer.config.schema.EngineConfig"}
+    config = resolve(cfg)
+    assert config.capture.kinds == ["q"] and config.saved["capture"]["kinds"] == ["q"]

@@ -44,7 +44,7 @@ def runs(place: Path, tmp_path: Path, whole: Path) -> Runs:
     return Runs(place / "checkpoint", place / "texts.jsonl", tmp_path)
 
 
-OUTPUTS = [(), ("output.checkpoint_every=3",), ("output.memory_limit=30kB",), ("output.memory_limit=1",)]
+OUTPUTS = [(), ("output.checkpoint_every=3",), ("output.memory_limit=30kB",), ("output.memory_limit=1B",)]
 
 
 @pytest.mark.parametrize("output", OUTPUTS)
