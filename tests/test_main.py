@@ -163,7 +163,7 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
 @pytest.mark.parametrize(
     ("argument", "names"),
     [
-        ("sampler=nope", ["sampler/nope", "all, log_uniform, uniform"]),
+        ("sampler=nope", ["sampler/nope", "all, log_uniform, per_side, uniform"]),
         ("sampler=null", ["Config group", "NoneType"]),
         ("nope=1", ["nope", "--cfg job"]),
         ("sampler.bse_rate=1", ["sampler.bse_rate", "--cfg job"]),
@@ -171,7 +171,9 @@ def test_a_failed_job_of_a_sweep_does_not_stop_the_others(
         ("seed=x", ["seed=x", "Integer"]),
         ("capture.head_sampling.count=many", ["capture.head_sampling.count=many", "Integer"]),
         ("sampler.base_rate=fast", ["sampler.base_rate", "Float"]),
-        ("seed", ["seed", "EQUAL"]),
+        ("seed", ["'seed' is no KEY=VALUE"]),
+        ("dataset.where=n > 3", ["dataset.where=n > 3 cannot be read", "\"dataset.where='n > 3'\""]),
+        ("seed=1,2", ["seed=1,2 gives several values", "add -m"]),
         ("model=[null]", ["Hydra, TypeError"]),
         ("model=[[]]", ["Hydra, TypeError"]),
         ("engine.start_timeout=1" + "0" * 400, ["engine.start_timeout: int too large"]),
