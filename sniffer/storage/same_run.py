@@ -22,6 +22,8 @@ MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selecti
 
 UNKNOWN_EARLIER = (
     "config.model.architecture",
+    "config.dataset.streaming",
+    "dataset.streaming",
     "model.tokenizer",
     "dataset.files",
     "dataset.bytes",
