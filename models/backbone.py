@@ -11,18 +11,17 @@ answered before.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sniffer.errors import CheckpointError, ConfigError, UnsupportedModelError
+from sniffer.errors import ConfigError, UnsupportedModelError
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
-from . import locate, stand_in
+from . import adapter, locate, stand_in
 from .choices import DTYPES, WEIGHTS, check_choice, check_device, kernels_of
-from .fingerprint import begin, digests, identities, snapshot_commit
+from .fingerprint import digests, snapshot_commit, unchanged
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -57,6 +56,8 @@ class Checkpoint:
             not among them, the class's defaults serve, with a warning.
         seed: of random weights.
         tokenizer: a folder or hub id to take the tokenizer from, where it is not the checkpoint's.
+        adapter: a folder or hub id of an adapter to put on the weights (adapter.py); `merge_adapter`: into them.
+        allow_missing: tensors that the checkpoint lacks are drawn from `seed`, and recorded, instead of refused.
     """
 
     checkpoint: str
@@ -75,6 +76,9 @@ class Checkpoint:
     architecture: dict[str, Any] | None = None
     seed: int = 0
     tokenizer: str | None = None
+    adapter: str | None = None
+    merge_adapter: bool = False
+    allow_missing: bool = False
 
     def __post_init__(self) -> None:
         check_choice("model.weights", self.weights, WEIGHTS)
@@ -87,6 +91,10 @@ class Checkpoint:
             raise ConfigError("model.checkpoint is empty: give a hub id or a local folder")
         check_device(self.device, self.device_map)
         object.__setattr__(self, "sdpa_kernels", kernels_of(self.sdpa_kernels, self.attn_implementation))
+        if self.adapter is not None:
+            adapter.require_peft(self.adapter)
+        if self.weights == "random" and (self.adapter is not None or self.allow_missing):
+            raise ConfigError("model.adapter and model.allow_missing are for the weights of a checkpoint: drop them")
         if self.weights == "random" and not -(1 << 63) <= self.seed < 1 << 64:
             raise ConfigError(f"model.seed={self.seed} must be from -2^63 to 2^64 - 1")
         if self.gguf_file is None and self.checkpoint.endswith(".gguf"):
@@ -103,6 +111,8 @@ class Checkpoint:
         self._source()
         if self.tokenizer is not None:
             locate.tokenizer_source(self.tokenizer)
+        if self.adapter is not None:
+            adapter.folder_of(self.adapter)
 
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
@@ -139,7 +149,8 @@ class Checkpoint:
         """
         from . import finder
 
-        with finder.installed(), self._unchanged():
+        source = self._source() if self.weights == "pretrained" else None
+        with finder.installed(), unchanged(source, self.gguf_file):
             backbone = self._proven()
         if self.compile:
             from .compiled import compile_layers
@@ -208,27 +219,11 @@ class Checkpoint:
             "config_overrides": self.config_overrides,
             **({"compile": True} if self.compile else {}),
             **({"adapter": locate.ADAPTER} if folder is not None and (folder / locate.ADAPTER).exists() else {}),
+            **({"put_on": adapter.describe(self.adapter, merged=self.merge_adapter)} if self.adapter else {}),
+            **({"allow_missing": True} if self.allow_missing else {}),
             "transformers": transformers.__version__,
             "files": digests(folder, self.gguf_file) if folder is not None else {},
         }
-
-    @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Has the files of a checkpoint on this machine read for their digests meanwhile, and stay what they are.
-
-        Raises:
-            CheckpointError: one was changed while they were loaded.
-        """
-        source = self._source() if self.weights == "pretrained" else None
-        if source is None or not (folder := Path(source)).is_dir():  # drawn, or yet to be downloaded
-            yield
-            return
-        begin(folder, self.gguf_file)
-        before = identities(folder, self.gguf_file)
-        yield
-        after = identities(folder, self.gguf_file)
-        if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
-            raise CheckpointError(f"{folder} was changed while it was loaded ({', '.join(changed)}): start again")
 
     def _proven(self) -> LoadedBackbone:
         from . import weights
@@ -238,6 +233,10 @@ class Checkpoint:
         if self.weights == "random":
             return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
         how = replace(how, trust_remote_code=self.trust_remote_code, options=self._options())
+        if self.allow_missing:
+            how = replace(how, missing_seed=self.seed)
+        if self.adapter is not None:
+            how = replace(how, adapter=adapter.folder_of(self.adapter), merge_adapter=self.merge_adapter)
         plain = replace(self, config_overrides={})._config if self.config_overrides else None
         return weights.read(str(self._source()), config, how, self.checkpoint, plain)
 

@@ -12,7 +12,8 @@ import hashlib
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Thread
@@ -71,6 +72,27 @@ def digests(folder: Path, only: str | None = None) -> dict[str, str]:
 def identities(folder: Path, only: str | None = None) -> dict[str, str]:
     """What tells whether a file of a checkpoint has been touched, by its name; nothing is read."""
     return {path.name: _identity(path) for path in files_of(folder, only)}
+
+
+@contextmanager
+def unchanged(source: str | None, only: str | None = None) -> Iterator[None]:
+    """Has the files of a checkpoint on this machine read for their digests meanwhile, and stay what they are.
+
+    Args:
+        source: its folder; None, or a hub id, where there are no files yet.
+
+    Raises:
+        CheckpointError: one was changed while they were loaded.
+    """
+    if source is None or not (folder := Path(source)).is_dir():
+        yield
+        return
+    begin(folder, only)
+    before = identities(folder, only)
+    yield
+    after = identities(folder, only)
+    if changed := [name for name in {**before, **after} if before.get(name) != after.get(name)]:
+        raise CheckpointError(f"{folder} was changed while it was loaded ({', '.join(changed)}): start again")
 
 
 def files_of(folder: Path, only: str | None = None) -> list[Path]:

@@ -66,6 +66,7 @@ class LoadedBackbone:
         self.dtype: torch.dtype = module.dtype
         self.device: torch.device = input_device(module)
         self.sdpa_kernels = sdpa_kernels
+        self.drawn: tuple[str, ...] = ()
         self._takes_use_cache = accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
         check_whole(tapped(module), module, names)
@@ -129,6 +130,7 @@ class LoadedBackbone:
             "shared_keys": {str(layer): other for layer, other in self.shared_keys.items()},
             "code": self.code,
             "packages": self.packages,
+            **({"missing": list(self.drawn)} if self.drawn else {}),
             **({"lengths": lengths} if (lengths := self.lengths.as_json()) else {}),
         }
 

@@ -38,7 +38,7 @@ def locate(checkpoint: str, revision: str | None, gguf_file: str | None = None) 
     if folder is not None and (gguf_file is not None or _has_weights(folder)):
         _refuse_lost_adapter(folder)
         return str(folder)
-    if folder is not None and not _is_hub_id(checkpoint):
+    if folder is not None and not is_hub_id(checkpoint):
         raise CheckpointError(f"{folder} has a config but not all its weights (looked for {', '.join(WEIGHTS)})")
     ask_hub(checkpoint, revision)
     return checkpoint
@@ -53,9 +53,9 @@ def on_disk(checkpoint: str, revision: str | None, gguf_file: str | None = None)
     needed = gguf_file or "config.json"
     if checkpoint.startswith(EMBEDDED):
         return embedded.path(checkpoint.removeprefix(EMBEDDED))
-    if not _is_hub_id(checkpoint):
+    if not is_hub_id(checkpoint):
         return _folder(Path(checkpoint).expanduser(), needed)
-    return _cached(checkpoint, revision, needed)
+    return cached(checkpoint, revision, needed)
 
 
 def tokenizer_source(name: str) -> str:
@@ -69,11 +69,32 @@ def tokenizer_source(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return str(folder)
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise CheckpointError(f"model.tokenizer={name} is neither a local folder nor a hub id like owner/name")
-    if _cached(name, None, "tokenizer_config.json") is None:
+    if cached(name, None, "tokenizer_config.json") is None:
         ask_hub(name, None)
     return name
+
+
+def fetched_adapter(name: str) -> Path:
+    """The local copy of an adapter of the hub, fetched now.
+
+    Raises:
+        CheckpointError: it cannot be had.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        _within(PATIENCE_S, lambda: HfApi().model_info(name, timeout=PATIENCE_S))
+        folder = Path(snapshot_download(name, allow_patterns=["adapter_*"]))
+    except Exception as error:  # of the network, of the hub: any
+        raise CheckpointError(
+            f"model.adapter={name} cannot be had from the hub ({first_line(error) or type(error).__name__}): check the "
+            "name and the network, or give a local folder"
+        ) from error
+    if not (folder / ADAPTER).is_file():
+        raise CheckpointError(f"model.adapter={name} has no {ADAPTER} on the hub: it is no adapter")
+    return folder
 
 
 def _refuse_lost_adapter(folder: Path) -> None:
@@ -142,7 +163,7 @@ def ask_hub(checkpoint: str, revision: str | None) -> None:
         )
 
 
-def _within(seconds: float, question: Callable[[], None]) -> None:
+def _within(seconds: float, question: Callable[[], object]) -> None:
     """Runs a question in a thread, since a name server that stays silent knows no timeout."""
     failures: list[BaseException] = []
 
@@ -171,7 +192,7 @@ def _has_weights(folder: Path) -> bool:
     return any(any(folder.glob(pattern)) for pattern in WEIGHTS) and all((folder / name).exists() for name in shards)
 
 
-def _is_hub_id(checkpoint: str) -> bool:
+def is_hub_id(checkpoint: str) -> bool:
     """Whether a name can only be meant for the hub: no such path exists, and it does not look like one."""
     looks_local = checkpoint.startswith(("/", "./", "../", "~")) or checkpoint in (".", "..")
     return not looks_local and not Path(checkpoint).exists() and not checkpoint.startswith(EMBEDDED)
@@ -181,11 +202,15 @@ def _folder(folder: Path, needed: str) -> Path:
     if not folder.exists():
         raise CheckpointError(f"no such folder: {folder} (model.checkpoint takes a folder or a hub id)")
     if not (folder / needed).is_file():
+        if (folder / ADAPTER).is_file():
+            raise CheckpointError(
+                f"{folder} holds an adapter alone: give its base as model.checkpoint, and model.adapter={folder}"
+            )
         raise CheckpointError(f"{folder} has no {needed}: point model.checkpoint at a checkpoint's own folder")
     return folder
 
 
-def _cached(checkpoint: str, revision: str | None, needed: str) -> Path | None:
+def cached(checkpoint: str, revision: str | None, needed: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

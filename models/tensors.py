@@ -60,13 +60,23 @@ class Fit:
 
 
 def check_tensors(
-    model: PreTrainedModel, backbone: nn.Module, fit: Fit, title: str, plain: Callable[[], PretrainedConfig] | None
-) -> None:
+    model: PreTrainedModel,
+    backbone: nn.Module,
+    fit: Fit,
+    title: str,
+    plain: Callable[[], PretrainedConfig] | None,
+    *,
+    may_lack: bool = False,
+) -> list[str]:
     """Refuses a backbone that is not made of the checkpoint's tensors.
 
     Args:
         model: what was loaded, of which `backbone` is a part.
         plain: the checkpoint's config without overrides; None where there are none.
+        may_lack: whether missing tensors are told instead of refused.
+
+    Returns:
+        The missing tensors of the backbone, which were drawn at random.
 
     Raises:
         CheckpointError: naming the tensors.
@@ -78,9 +88,11 @@ def check_tensors(
     places = {name: _where(name, place, backbone) for name in fit.unexpected}
     left = {name: where for name, where in places.items() if where is not None}
     if not (missing or mismatched or left):
-        return
+        return []
     before = _shapes(plain) if plain is not None else {}
-    if missing:
+    if missing and may_lack:
+        log.warning("%s lacks %s: drawn at random (model.allow_missing)", title, _named(missing))
+    elif missing:
         asked = before and not all(name in before for name in missing)
         raise _refusal(title, f"lacks {_named(missing)}, which the model needs", by_override=bool(asked))
     if mismatched:
@@ -96,6 +108,7 @@ def check_tensors(
         raise _refusal(title, f"has {_named(inside)}, for which the model has no place", by_override=False)
     if left:
         log.warning("%s has %s, which the model leaves out", title, _named(list(left)))
+    return missing
 
 
 def check_adapter(fit: Fit, title: str) -> None:
@@ -185,5 +198,5 @@ def _refusal(title: str, what: str, *, by_override: bool) -> SnifferError:
         )
     return CheckpointError(
         f"{title} {what}: its config.json is not that of its weights, or they are incomplete; fetch it anew, or set"
-        " model.weights=random"
+        " model.weights=random (model.allow_missing=true draws what is missing)"
     )

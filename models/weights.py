@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
 
 from . import kernels
+from .adapted import put_on
 from .architecture import auto_class, type_of
 from .devices import check_device_map, device_of
 from .layers import find_backbone
@@ -32,7 +34,10 @@ NO_SUCH_ATTENTION = "does not support an attention implementation"
 
 @dataclass(frozen=True)
 class How:
-    """How a model is brought in: the keys of the config group `model` that say so, and `options` to read with."""
+    """How a model is brought in: the keys of the config group `model` that say so, and `options` to read with.
+
+    `missing_seed`: draws the tensors that a checkpoint lacks; None refuses it.
+    """
 
     dtype: str = "auto"
     device: str = "auto"
@@ -41,6 +46,9 @@ class How:
     sdpa_kernels: Sequence[str] | None = None
     trust_remote_code: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    missing_seed: int | None = None
+    adapter: Path | None = None
+    merge_adapter: bool = False
 
 
 def read(
@@ -70,7 +78,7 @@ def read(
     def load(attention: str, **more: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
         dtype = "auto" if how.dtype == "auto" else getattr(torch, how.dtype)
         chosen = {"config": config, "dtype": dtype, "attn_implementation": attention, **options, **more}
-        with _report_withheld(title):
+        with _report_withheld(title), seeded(how.missing_seed):
             loaded: tuple[PreTrainedModel, dict[str, Any]] = auto_class(config).from_pretrained(source, **chosen)
         return loaded
 
@@ -84,10 +92,29 @@ def read(
         info_of.update(info)
         return model
 
-    def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
-        check_tensors(model, backbone, Fit.told(info_of), title, plain)
+    drawn: list[str] = []
 
-    return _backbone(attempt, how, title, check)
+    def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
+        drawn.extend(
+            check_tensors(model, backbone, Fit.told(info_of), title, plain, may_lack=how.missing_seed is not None)
+        )
+        if how.adapter is not None:
+            put_on(model, how.adapter, merge=how.merge_adapter)
+
+    loaded = _backbone(attempt, how, title, check)
+    loaded.drawn = tuple(drawn)
+    return loaded
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Has transformers draw what it initialises from this seed."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBackbone:

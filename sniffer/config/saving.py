@@ -118,11 +118,15 @@ def _with_absolute_template(chat: Any) -> None:
         chat["template"] = str(Path(named).expanduser().absolute())
 
 
+PLACES = (("model", "tokenizer"), ("model", "adapter"))
+"""Keys of folders or hub ids beside the checkpoint's."""
+
+
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
     if isinstance(plain["dataset"], dict):
         _with_absolute_template(plain["dataset"].get("chat"))
-    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint"), ("model", "tokenizer")):
+    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint"), *PLACES):
         node = plain[group]
         # A folder such as 2024 is read as a number.
         if isinstance(node, dict) and type(node.get(key)) is int:

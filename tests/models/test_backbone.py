@@ -409,7 +409,7 @@ def test_a_saved_checkpoint_loads_as_it_was(tmp_path: Path):
 def test_a_cached_hub_snapshot_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     tiny_model(tiny_config("llama")).save_pretrained(tmp_path)
     hub_that(monkeypatch, OSError("the hub was asked"))
-    monkeypatch.setattr(locate, "_cached", lambda checkpoint, revision, needed: tmp_path)
+    monkeypatch.setattr(locate, "cached", lambda checkpoint, revision, needed: tmp_path)
     assert Checkpoint("nobody/nothing").limits().layers == 4
 
 
