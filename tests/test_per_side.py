@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from sniffer.config.resolve import conf_folder, register, resolve
 from sniffer.config.trust import Trust
 from sniffer.errors import ConfigError
+from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import estimate
-from sniffer.forward.selection import Selection
+from sniffer.forward.selection import CaptureConfig, Selection
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs import __main__ as command
@@ -192,3 +193,8 @@ def test_each_side_has_its_own_choice_and_keys() -> None:
 def test_a_wrong_side_is_named(word: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(word)
+
+
+def test_what_attention_gives_by_bucket_is_by_the_buckets_of_keys() -> None:
+    layout = layout_of(CaptureConfig(attention="all"), picker_of(BOTH, 0), 300)
+    assert layout is not None and layout.buckets == 1 + 299 // 32

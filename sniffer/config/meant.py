@@ -14,6 +14,9 @@ from sniffer.words import NO_KEY
 NEAR = 0.75
 """As difflib counts: 1 for the same, 0 for nothing in common."""
 
+SIDES = ("q", "k")
+"""Of sampler=per_side, each with the keys of a sampler."""
+
 UNKNOWN = re.compile(re.escape(NO_KEY).replace(r"\{\}", r"(\S+?)"))
 
 
@@ -39,14 +42,18 @@ def keys(conf: Path) -> Iterator[str]:
     for path in conf.rglob("*.yaml"):
         group = "" if path.parent == conf else path.parent.relative_to(conf).as_posix()
         if group in ("", "sampler", "dataset", "model", "engine"):
-            yield from _flat(read_yaml(path), group)
+            values = read_yaml(path)
+            yield from _flat(values, group)
+            for side in SIDES if group == "sampler" else ():
+                yield from _flat(values, f"{group}.{side}")
 
 
 def _flat(values: Any, before: str) -> Iterator[str]:
     if not isinstance(values, Mapping):
         return
     for name, value in values.items():
-        if name in ("defaults", "hydra") or str(name).startswith("_"):
+        # A checkpoint's own numbers are set by model.config_overrides.
+        if name in ("defaults", "hydra", "architecture") or str(name).startswith("_"):
             continue
         key = f"{before}.{name}".strip(".")
         yield key
