@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,10 @@ def test_a_wrong_side_is_named(word: str, message: str) -> None:
 def test_what_attention_gives_by_bucket_is_by_the_buckets_of_keys() -> None:
     layout = layout_of(CaptureConfig(attention="all"), picker_of(BOTH, 0), 300)
     assert layout is not None and layout.buckets == 1 + 299 // 32
+
+
+def test_rows_are_counted_side_by_side(both: Run) -> None:
+    told = json.loads((both.folder / "manifest.json").read_text())["rows"]["by_bucket"]
+    for side, kinds in (("q", ["q", "q_pre"]), ("k", ["k", "v"])):
+        counted = dict(both.scan(kinds=kinds).group_by("bucket").len().sort("bucket").collect().iter_rows())
+        assert told[side] == {str(bucket): n for bucket, n in counted.items()}

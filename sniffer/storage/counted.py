@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+from sniffer.sampler import SIDES
 from sniffer.storage.digest import combine
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.schema import Part
+from sniffer.types import KIND
 
 
 class Counted:
@@ -34,9 +36,18 @@ class Counted:
 
     @property
     def rows_by_bucket(self) -> dict[int, int]:
+        return self._rows_by_bucket(SIDES)
+
+    @property
+    def rows_by_bucket_of_sides(self) -> dict[str, dict[int, int]]:
+        """Of queries, and of keys and values: where each has a sampler, equal numbers are not the same bucket."""
+        return {side: self._rows_by_bucket((side,)) for side in SIDES}
+
+    def _rows_by_bucket(self, sides: Collection[str]) -> dict[int, int]:
         rows: Counter[int] = Counter()
         for part in self.parts:
-            rows.update(part.buckets)
+            if KIND[part.kind].draw in sides:
+                rows.update(part.buckets)
         return dict(sorted(rows.items()))
 
     @property

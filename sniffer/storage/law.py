@@ -45,6 +45,11 @@ def law_of_kind(sampler: Mapping[str, Any], kind: str) -> Law:
     return law
 
 
+def has_sides(sampler: Mapping[str, Any]) -> bool:
+    """Whether queries have a sampler of their own."""
+    return any(isinstance(sampler.get(name), Mapping) for name in SIDES)
+
+
 def laws(sampler: Mapping[str, Any]) -> Iterator[tuple[str, Law]]:
     """Every law of a manifest, and which kinds' it is: of all ("") or of a side."""
     for name in SIDES:

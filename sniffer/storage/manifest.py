@@ -23,7 +23,7 @@ from sniffer.storage.bounds import require_sense
 from sniffer.storage.counted import Counted
 from sniffer.storage.durable import durable_file
 from sniffer.storage.finite import NotFinite
-from sniffer.storage.law import fields_of, from_json, law_of_kind
+from sniffer.storage.law import fields_of, from_json, has_sides, law_of_kind
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest_file import (
     CHECKSUM,
@@ -212,7 +212,7 @@ class Manifest(Counted):
         values["rows"] = {
             "total": self.rows,
             "by_kind": self.rows_by_kind,
-            "by_bucket": self.rows_by_bucket,
+            "by_bucket": self.rows_by_bucket_of_sides if has_sides(self.sampler) else self.rows_by_bucket,
             "not_finite": _plain(self.not_finite) if self.counts_not_finite else None,
         }
         values["digest"] = self.digest
