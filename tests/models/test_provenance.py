@@ -76,12 +76,14 @@ def package(name: str, version: str, monkeypatch: pytest.MonkeyPatch) -> ModuleT
 
 
 def test_packages_count_once_they_are_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "peft", raising=False)  # of another test
     assert provenance.packages_in_use() == {}
     package("flash-attn", "2.8", monkeypatch)
     assert provenance.packages_in_use() == {"flash-attn": "2.8"}
 
 
 def test_kernels_count_once_one_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "peft", raising=False)  # of another test
     module = package("kernels", "0.17", monkeypatch)
     loaded: list[Any] = []
     monkeypatch.setattr(module, "get_loaded_kernels", lambda: loaded, raising=False)
