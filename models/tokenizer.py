@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ class Tokenizer:
         tokens = (getattr(self._made_by, name, None) for name in ("bos_token_id", "cls_token_id"))
         return next((int(token) for token in tokens if token is not None), None)
 
+    @property
+    def ending(self) -> int | None:
+        """The token that ends a text."""
+        found = getattr(self._made_by, "eos_token_id", None)
+        return None if found is None else int(found)
+
     def __call__(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         return np.asarray(self._made_by(text, verbose=False)["input_ids"], dtype=np.int64)
 
@@ -76,22 +83,51 @@ class Tokenizer:
         """As the vocabulary spells them."""
         return list(self._made_by.convert_ids_to_tokens(ids))
 
+    @property
+    def has_offsets(self) -> bool:
+        """Whether it says which characters tokens stand for; those that are written in Python do not."""
+        return bool(getattr(self._made_by, "is_fast", False))
+
+    def offsets(self, text: str, special: bool) -> Int[np.ndarray, "3 n_tokens"]:
+        """Token ids, the first character that each stands for, and the one after the last, all blanks counted.
+
+        `special`: whether special tokens are added, which stand for no character.
+        """
+        encoding = self._untrimmed.encode(text, add_special_tokens=special)
+        offsets = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        return np.concatenate([np.asarray([encoding.ids], dtype=np.int64), offsets.T])
+
+    @cached_property
+    def _untrimmed(self) -> Any:
+        """The same tokenizer, which leaves no blanks of a token out of its offsets, as some are set to do."""
+        from tokenizers import Tokenizer as Backend
+
+        backend = self._made_by.backend_tokenizer
+        twin = Backend.from_str(json.dumps(_without_trimming(json.loads(_whole(backend)))))
+        twin.encode_special_tokens = backend.encode_special_tokens
+        return twin
+
     def template(self, wanted: str | None) -> str:
         return str(self._made_by.get_chat_template(wanted))
 
     def chat(self, chat: Chat) -> Int[np.ndarray, " n_tokens"]:
+        encoded = self._templated(chat, return_dict=True, tokenizer_kwargs={"verbose": False})
+        return np.asarray(encoded["input_ids"], dtype=np.int64)
+
+    def rendered(self, chat: Chat) -> str:
+        return str(self._templated(chat, tokenize=False))
+
+    def _templated(self, chat: Chat, **how: Any) -> Any:
         # Families have two names for it; a template knows one of them, or none.
         told = {} if chat.thinking is None else dict.fromkeys(("enable_thinking", "thinking"), chat.thinking)
-        encoded = self._made_by.apply_chat_template(
+        return self._made_by.apply_chat_template(
             list(chat.messages),
             tools=None if chat.tools is None else list(chat.tools),
             chat_template=chat.template,
             continue_final_message=chat.continue_final,
-            return_dict=True,
-            tokenizer_kwargs={"verbose": False},
+            **how,
             **told,
         )
-        return np.asarray(encoded["input_ids"], dtype=np.int64)
 
     def describe(self) -> dict[str, Any]:
         """For the manifest: its class, and a digest of all that it does, wherever it came from."""
@@ -113,6 +149,14 @@ def _whole(backend: Any) -> bytes:
     backend.no_truncation()
     backend.no_padding()
     return str(backend.to_str()).encode()
+
+
+def _without_trimming(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_without_trimming(value) for value in values]
+    if isinstance(values, dict):
+        return {key: False if key == "trim_offsets" else _without_trimming(value) for key, value in values.items()}
+    return values
 
 
 def _parts(tokenizer: Any) -> bytes:

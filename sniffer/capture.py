@@ -10,7 +10,6 @@ The same path takes up an earlier, stopped session: what it has on disk (storage
 from __future__ import annotations
 
 import logging
-import math
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -19,6 +18,8 @@ from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
 from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.feed import Feed
+from sniffer.dataset.kept import check_kept, require_kept, unkept
+from sniffer.dataset.source import Shard
 from sniffer.engine.base import Plan, dtype_name
 from sniffer.engine.crew import Crew
 from sniffer.engine.engine import Engine
@@ -46,8 +47,8 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
-from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary
-from sniffer.types import ModelFacts, ModelLimits, by_number
+from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary, to_extend
+from sniffer.types import ModelFacts, ModelLimits, by_number, described, has_sections
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,9 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
         except (Exception, KeyboardInterrupt):
             log.warning("%s", resume_line(folder, store.manifest))
             raise
-    for remark in remarks(store.manifest.counts, longest, windows=window_of(config) is not None):
+    fixed = "window" if window_of(config) is not None else "pack_to" if pack_of(config) is not None else None
+    sections = (example.sections for example in store.examples.values())
+    for remark in (*remarks(store.manifest.counts, longest, fixed), *unkept(config.sampler.keep_sections, sections)):
         log.warning("%s", remark)
     show_summary(folder, store.manifest, plan.picker)
     stop.check()
@@ -184,6 +187,7 @@ def check(config: Config) -> ModelLimits:
         raise ConfigError(
             "capture.attention is not possible with model.compile=true, which hides calls of attention: leave one out"
         )
+    check_kept(config.sampler.keep_sections, config.dataset)
     config.dataset.check()
     limits = config.model.limits()
     check_request(config.capture, limits)
@@ -196,8 +200,10 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
     Raises:
         ConfigError: the user asks for more positions than the model has.
     """
-    longest, window = config.dataset.max_tokens, window_of(config)
+    longest, window, pack = config.dataset.max_tokens, window_of(config), pack_of(config)
     key, wanted = ("max_tokens", longest) if window is None else ("window", window)
+    if pack is not None:
+        key, wanted, longest = "pack_to", pack, min(longest or pack, pack)
     possible = limits.max_positions
     if wanted is not None and possible is not None and wanted > (most := max(possible, limits.reach or 0)):
         way = to_extend(limits, wanted)
@@ -216,16 +222,9 @@ def window_of(config: Config) -> int | None:
     return getattr(config.dataset, "window", None)
 
 
-def to_extend(limits: ModelLimits, tokens: int) -> str:
-    """How a model may come to take that many tokens."""
-    key, rows = limits.position_key, tokens + limits.rows_before
-    override = f"'model.config_overrides={{{key}: {rows}}}'"
-    if limits.reach is not None and limits.max_positions is not None:
-        factor = math.ceil(tokens / limits.max_positions)
-        return f"or extend its RoPE scaling with 'model.config_overrides={{rope_parameters: {{factor: {factor}.0}}}}'"
-    if limits.rope:
-        return f"or extend the model with {override} and a RoPE scaling"
-    return f"or, unless its positions are learned, extend the model with {override}"
+def pack_of(config: Config) -> int | None:
+    """The tokens of a document that texts are packed into."""
+    return getattr(config.dataset, "pack_to", None)
 
 
 def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest: int | None = None) -> Plan:
@@ -241,9 +240,12 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
     picker = picker_of(config.sampler, config.seed)
     attention = layout_of(config.capture, picker, longest)
     geometry = by_number(model.geometry if attention is None else map(attention.of_layer, model.geometry))
+    require_kept(config.sampler.keep_sections, config.dataset, feed.first)
     lengths = [document.n_tokens for document in feed.first.documents]
-    # A shard of few documents may be left without any.
-    if not lengths and len(config.dataset):
+    sections = [document.sections for document in feed.first.documents]
+    # A shard of few documents may be left without any; of texts that are packed there are fewer than texts.
+    shard = getattr(config.dataset, "shard", Shard())
+    if not lengths and len(config.dataset) and not (pack_of(config) is not None and shard.index):
         empty, short = feed.counts.skipped_empty, feed.counts.skipped_short
         few = f", {short} documents shorter than dataset.min_tokens" if short else ""
         raise DatasetError(f"no text to capture from: {'all ' * (not short)}{empty} texts are empty{few}")
@@ -251,9 +253,9 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
     documents, dtype, compression = feed.expected_documents, dtype_name(model.dtype), config.output.compression
     stored = stored_bytes(compression, dtype)
     itemsize = model.dtype.itemsize
-    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored)
+    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored, sections)
     every = config.output.checkpoint_every
-    lasting = model.lengths, every, room.limit, attention, longest or 0
+    lasting = model.lengths, every, room.limit, attention, longest or 0, has_sections(config.dataset)
     return Plan(geometry, selection, picker, expected, batch, dtype, compression, *lasting)
 
 
@@ -275,7 +277,7 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed:
         status="running",
         seed=config.seed,
         model={**config.model.describe(), **({"tokenizer": tokenizer} if tokenizer else {})},
-        dataset=config.dataset.describe(),
+        dataset=described(config.dataset),
         sampler=describe(config.sampler),
         geometry=tuple(plan.geometry.values()),
         selection={

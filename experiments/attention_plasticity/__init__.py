@@ -16,7 +16,7 @@ from sniffer.reader.run import Run
 from ..common.entry import progress
 from ..common.figures import by_layer, canvas, grid, head_map
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys
+from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys, of_sections
 from .core import COVARIANCES, BucketPairs, measure, model_queries
 from .pairs import RULES, draw_pairs
 from .prefix import measure_prefixes, model_buckets
@@ -40,6 +40,7 @@ class AttentionPlasticity:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only rows of these; None for all.
         variant: one of VARIANTS; each of the next three is as it says unless given.
         covariance: of the queries: "full", or "diagonal" in a basis whose first axis is the drift.
         pairs: two keys of all the "prefix", of one "bucket", or within a "distance" of each other.
@@ -51,6 +52,7 @@ class AttentionPlasticity:
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     variant: str = "thesis"
     covariance: str | None = None
     pairs: str | None = None
@@ -84,6 +86,7 @@ class AttentionPlasticity:
         With pairs of the prefix also fifths (per head and fifth of the context) and distances (per head, by how far two
         keys are apart and their middle is from the query).
         """
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "q", "k")
         lengths = dict(run.examples().select("example_id", "n_tokens").rows())
         found = [self._layer(run, layer, lengths) for layer in progress(layers, "attention plasticity")]

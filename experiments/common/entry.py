@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
@@ -70,9 +71,17 @@ def analyse(name: str, words: Sequence[str]) -> None:
         raise ConfigError(f"out={out} would mix the results of {len(jobs)} jobs: leave it out, or give one job as run")
     for job in jobs:
         folder = destination(out, job.folder, name)
-        result = analysis.measure(job)
+        result = told_of_sections(analysis.measure(job), analysis)
         results.save(result, folder, job, analysis)
         _tell(result, folder)
+
+
+def told_of_sections(result: Result, analysis: Analysis) -> Result:
+    """What is said of some rows only says so first."""
+    sections = getattr(analysis, "sections", None)
+    if sections is None:
+        return result
+    return replace(result, findings=[f"Of the rows of these sections only: {', '.join(sections)}.", *result.findings])
 
 
 def make(name: str, settings: dict[str, Any]) -> Analysis:

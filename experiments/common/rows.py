@@ -107,6 +107,20 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> LayerVe
     )
 
 
+def of_sections(run: Run, sections: Sequence[str] | None) -> Run:
+    """The run as if it had the rows of these sections only; None for all.
+
+    Raises:
+        ConfigError: a list that names nothing.
+        RunError: the run has no sections, or none of that name; the message says which there are.
+    """
+    if sections is None:
+        return run
+    if not sections:
+        raise ConfigError("sections=[] names nothing: use null for all")
+    return run.only(sections)
+
+
 def load_queries_and_keys(run: Run, layer: int, weights: str = "positions") -> tuple[LayerVectors, LayerVectors]:
     """The queries of a layer and, head for head, the keys that each of them attends with (grouped-query attention).
 

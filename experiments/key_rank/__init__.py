@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import canvas, head_map
 from ..common.moments import Moments, moments_of, ratio
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, load
+from ..common.rows import LayerVectors, chosen_layers, load, of_sections
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 
@@ -29,11 +29,13 @@ class KeyRank:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only rows of these; None for all.
         variance: the share that the counted dimensions must hold.
     """
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     variance: float = 0.9
 
     def __post_init__(self) -> None:
@@ -42,6 +44,7 @@ class KeyRank:
 
     def measure(self, run: Run) -> Result:
         """Tables: heads (per kind and key head), layers (per kind, of all heads' keys as one long vector)."""
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "k")
         jobs = [(layer, kind) for layer in layers for kind in KEYS if kind in run.manifest.selection[layer]]
         found = [self._layer(run, *job) for job in progress(jobs, "key rank")]

@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import BLUE, ORANGE, canvas, head_map, scatter_by_layer
 from ..common.moments import moments_of, pool
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys
+from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys, of_sections
 from .pca import TAXONOMY, Components, components, linear_share, taxonomy
 from .plane import Plane, basis, plane
 from .rings import rings
@@ -30,6 +30,7 @@ class PositionGeometry:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only rows of these; None for all.
         points: vectors per head and side that the table of the drift plane keeps, for pictures.
         seed: draws those.
         ring: the share of a pair of components that a turn at even speed must explain to count as a RoPE plane.
@@ -37,6 +38,7 @@ class PositionGeometry:
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     points: int = 100
     seed: int = 0
     ring: float = 0.25
@@ -49,6 +51,7 @@ class PositionGeometry:
 
     def measure(self, run: Run) -> Result:
         """Tables: heads (one row per head), components (per head and component), plane_points (for pictures)."""
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "q", "k")
         found = [self._layer(run, layer) for layer in progress(layers, "position geometry")]
         heads, parts, points = (pl.concat(tables) for tables in zip(*found, strict=True))

@@ -15,7 +15,7 @@ from sniffer.reader.run import Run
 from ..common.entry import progress
 from ..common.figures import head_map, lines
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, load
+from ..common.rows import LayerVectors, chosen_layers, load, of_sections
 from .core import PER, channel_size, outliers, quantised, relative_error
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
@@ -28,6 +28,7 @@ class Quantisation:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only rows of these; None for all.
         bits: the widths to try.
         group: numbers that share a scale: tokens of a channel, or channels of a token.
         outlier: from how many times the median channel's size a channel is an outlier.
@@ -35,6 +36,7 @@ class Quantisation:
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     bits: list[int] = field(default_factory=lambda: [2, 3, 4, 8])
     group: int = 32
     outlier: float = 4.0
@@ -47,6 +49,7 @@ class Quantisation:
 
     def measure(self, run: Run) -> Result:
         """Tables: errors (per kind, key head, bits and grouping), channels (per kind, key head and channel)."""
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "k")
         jobs = [(layer, kind) for layer in layers for kind in KEYS if kind in run.manifest.selection[layer]]
         found = [self._layer(load(run, *job, self.weights)) for job in progress(jobs, "quantisation")]

@@ -17,7 +17,7 @@ from ..common.entry import progress
 from ..common.figures import by_layer, head_map, lines
 from ..common.moments import moments_of
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, key_places, load
+from ..common.rows import LayerVectors, chosen_layers, key_places, load, of_sections
 from .core import distance, recalls
 
 
@@ -28,6 +28,7 @@ class QueryKeyGap:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`; for the distances.
+        sections: only rows of these; None for all.
         shrinkage: of the keys' covariance.
         recall: whether to measure recall, which needs faiss.
         top: the nearest keys that a search should find.
@@ -39,6 +40,7 @@ class QueryKeyGap:
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     shrinkage: float = 0.01
     recall: bool = True
     top: int = 10
@@ -57,6 +59,7 @@ class QueryKeyGap:
 
     def measure(self, run: Run) -> Result:
         """Tables: heads, and with recall, recall (per head and share of clusters looked through)."""
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "q", "k")
         found = [self._layer(run, layer) for layer in progress(layers, "query-key gap")]
         heads = pl.concat([table for table, _ in found])

@@ -15,7 +15,7 @@ from sniffer.reader.run import Run
 from ..common.entry import progress
 from ..common.figures import head_map
 from ..common.results import Result, middle
-from ..common.rows import chosen_layers, load
+from ..common.rows import chosen_layers, load, of_sections
 from .core import LAYOUTS, concentration, find_layout, norms, rotary_pairs, speeds
 
 
@@ -26,12 +26,14 @@ class RopeFrequencies:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only rows of these; None for all.
         layout: of rotary pairs: "half", "interleaved", or "auto", which finds it where the run has q too.
         rotary: leading dimensions that RoPE turns; None finds it where the run has q too, else all.
     """
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     layout: str = "auto"
     rotary: int | None = None
 
@@ -43,6 +45,7 @@ class RopeFrequencies:
 
     def measure(self, run: Run) -> Result:
         """Tables: pairs (per kind, head and rotary pair), heads (per head: its strongest and most fixed pair)."""
+        run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "q_pre")
         tables = [self._layer(run, layer) for layer in progress(layers, "rope frequencies")]
         pairs = pl.concat(tables)

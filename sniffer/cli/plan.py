@@ -16,6 +16,8 @@ from pathlib import Path
 from sniffer.config.schema import Config, PlanConfig
 from sniffer.dataset.batching import ELSEWHERE
 from sniffer.dataset.encoding import tokenizer_for
+from sniffer.dataset.kept import check_kept
+from sniffer.dataset.packing import most_lengths as packs
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import Tokenizer, spans
 from sniffer.errors import ConfigError, RunError
@@ -26,7 +28,7 @@ from sniffer.sampler import picker_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import facts_table
 from sniffer.terminal.tables import show_table
-from sniffer.types import Dataset, Outline, WorkingMemory, by_number
+from sniffer.types import Dataset, Outline, Sections, WorkingMemory, by_number
 from sniffer.words import duration, size
 
 
@@ -72,6 +74,7 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     """
     from sniffer.capture import longest_document, token_limit
 
+    check_kept(config.sampler.keep_sections, config.dataset)
     speed, limits = speed_of(asked), config.model.limits()
     check_request(config.capture, limits)
     longest = token_limit(config, limits)
@@ -84,10 +87,17 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     read = most is None if asked.read is None else asked.read
     if not read and most is None:
         raise ConfigError("plan.read=false needs dataset.max_examples and dataset.max_tokens: give both")
-    lengths = read_lengths(config, longest) if read or most is None else most
+    if read or most is None:
+        lengths, sections = read_lengths(config, longest)
+    else:
+        # Which tokens are of a section that is kept is not known: at most all of them.
+        kept = config.sampler.keep_sections[:1]
+        lengths, sections = most, [Sections.one(name, n) for n in most for name in kept]
     batch = config.batch.max_tokens or ELSEWHERE
     stored = stored_bytes(config.output.compression, outline.dtype)
-    expected = estimate(picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch, stored)
+    expected = estimate(
+        picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch, stored, sections
+    )
     limit = config.output.memory_limit or math.inf
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
     rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))
@@ -105,13 +115,15 @@ def most_lengths(dataset: Dataset) -> list[int] | None:
     if examples is None or longest is None:
         return None
     shard, window = getattr(dataset, "shard", Shard()), getattr(dataset, "window", None) or longest
+    if (pack_to := getattr(dataset, "pack_to", None)) is not None:
+        return packs(examples, longest, pack_to)[shard.index :: shard.count]
     stride = getattr(dataset, "stride", None) or window
     lengths = [end - start for start, end in spans(longest, window, stride)]
     return lengths * len(range(shard.index, examples, shard.count))
 
 
-def read_lengths(config: Config, longest: int | None) -> list[int]:
-    """The tokens of each document, read, tokenised and cut as the run would.
+def read_lengths(config: Config, longest: int | None) -> tuple[list[int], list[Sections | None]]:
+    """The tokens of each document, read, tokenised and cut as the run would, and their sections.
 
     Raises:
         DatasetError: the documents cannot be read.
@@ -119,7 +131,9 @@ def read_lengths(config: Config, longest: int | None) -> list[int]:
     """
     config.dataset.check()
     tokenize, _ = tokenizer_for(config.dataset, config.model)
-    return [document.n_tokens for document in Tokenizer(tokenize, longest).documents(config.dataset)]
+    documents = Tokenizer(tokenize, longest).documents(config.dataset)
+    found = [(document.n_tokens, document.sections) for document in documents]
+    return [n for n, _ in found], [sections for _, sections in found]
 
 
 def speed_of(asked: PlanConfig) -> float | None:

@@ -4,6 +4,8 @@
     compressed, records, columns      what a file or a row of a table has: unpacked, as JSON, by a path into it
     content, choosing                 what a row is: a text, token ids, a chat; and which rows are taken
     encoding                          a content as token ids, special tokens as they are wanted
+    spans, labelled, roles            which tokens are of a section: by characters, columns, a chat's template
+    packing, kept                     short texts in one document, each a section; sections that a sampler is to keep
     tokenizing -> feed -> batching    text to tokens and windows, chunks of documents, batches for one forward each
 
 Configurations name the sources `sniffer.dataset.Sotu` and so on.

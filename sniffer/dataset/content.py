@@ -1,7 +1,8 @@
 """What the rows of a table are: texts, token ids, or chats. One column has it, and perhaps another the ids.
 
-A chat is rendered by the model's chat template, or by one that is named; which of its tokens a role wrote is not
-followed yet.
+A chat is rendered by the model's chat template, or by one that is named, and its roles are sections (roles.py). Others
+come with the rows: where several columns make up a text, from a column of spans, or from one of labels beside
+token ids (labelled.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Int32
 
 from sniffer.dataset.choosing import matching
 from sniffer.dataset.columns import require_text, type_at
+from sniffer.dataset.labelled import joined, labelled, spanned
 from sniffer.dataset.source import LATER, Source, require_string
 from sniffer.errors import ConfigError, DatasetError, reason
 from sniffer.types import Chat, Content
@@ -37,12 +39,14 @@ class ChatFormat:
         tools_column: where each chat's tools are, as JSON schemas.
         thinking: what templates with such a switch are told; null leaves it to them.
         continue_final: leaves the last message open, as if the model were still writing it.
+        sections: whether tokens belong to the roles of their messages, and others to `template`.
     """
 
     template: str | None = None
     tools_column: str | None = None
     thinking: bool | None = None
     continue_final: bool = False
+    sections: bool = True
 
     def text(self) -> str | None:
         """The template, or the name of one; null for the tokenizer's own.
@@ -66,14 +70,20 @@ class Tabular(Source):
 
     `tokens_column` or `messages_column` take the place of `text_column`. `where`: only rows of which this condition, in
     the SQL of polars, holds.
+
+    A list as `text_column` has each of these columns as a section, `text_separator` between them. `spans_column` has
+    those of a text as {start, end, label}, in characters, `labels_column` one for each of the token ids.
     """
 
-    text_column: str = "text"
+    text_column: Any = "text"
     id_column: str | None = None
     tokens_column: str | None = field(default=None, metadata=LATER)
     messages_column: str | None = field(default=None, metadata=LATER)
     chat: ChatFormat = field(default_factory=ChatFormat, metadata=LATER)
     where: str | None = field(default=None, metadata=LATER)
+    text_separator: str = field(default="\n\n", metadata=LATER)
+    spans_column: str | None = field(default=None, metadata=LATER)
+    labels_column: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,6 +95,49 @@ class Tabular(Source):
             raise ConfigError(f"{given} is for texts: rows of dataset.{named} have those that they have")
         if self.messages_column is None and self.chat != ChatFormat():
             raise ConfigError("dataset.chat is for chats: say with dataset.messages_column where they are")
+        self._check_sections(named if getattr(self, named) is not None else None)
+
+    def _check_sections(self, instead: str | None) -> None:
+        """Raises ConfigError where keys do not go together; `instead` is the key that takes the place of a text."""
+        columns = self.text_columns
+        if (
+            not columns
+            or not all(isinstance(name, str) and name for name in columns)
+            or len(set(columns)) < len(columns)
+        ):
+            raise ConfigError(
+                f"dataset.text_column={self.text_column} must be a column, or a list of several, each once"
+            )
+        if self.labels_column is not None and self.tokens_column is None:
+            raise ConfigError("dataset.labels_column labels token ids: say with dataset.tokens_column where they are")
+        if instead is not None and (self.spans_column is not None or len(columns) > 1):
+            given = "spans_column" if self.spans_column is not None else f"text_column={list(columns)}"
+            raise ConfigError(f"dataset.{given} is for texts, and dataset.{instead} takes their place: leave one out")
+        if self.spans_column is not None and isinstance(self.text_column, list):
+            raise ConfigError(
+                "dataset.spans_column and a list as dataset.text_column both say what the sections are: leave one out"
+            )
+        if self.pack_to is not None and self._own_sections:
+            way = "set dataset.chat.sections=false" if instead == "messages_column" else "leave one out"
+            raise ConfigError(
+                f"dataset.pack_to={self.pack_to} makes each text a section, and its tokens have others already: {way}"
+            )
+
+    @property
+    def text_columns(self) -> tuple[Any, ...]:
+        return tuple(self.text_column) if isinstance(self.text_column, list) else (self.text_column,)
+
+    @property
+    def has_sections(self) -> bool:
+        return self._own_sections or super().has_sections
+
+    @property
+    def _own_sections(self) -> bool:
+        """Whether its rows say what their sections are."""
+        if self.messages_column is not None:
+            return self.chat.sections
+        by_columns = isinstance(self.text_column, list)
+        return by_columns or self.spans_column is not None or self.labels_column is not None
 
     @abstractmethod
     def values(self, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -113,36 +166,48 @@ class Tabular(Source):
         if self.messages_column is not None:
             tools = self.chat.tools_column
             return (self.messages_column,) if tools is None else (self.messages_column, tools)
-        return (self.tokens_column or self.text_column,)
+        named = self.text_columns if self.tokens_column is None else (self.tokens_column,)
+        more = self.spans_column or self.labels_column
+        return named if more is None else (*named, more)
 
     def content(self, value: Any, row: int) -> Content:
         """What a row is, of the values of its `columns`."""
+        place = f"row {row} of {self.title}"
         if self.messages_column is not None:
-            place = f"row {row} of {self.title}"
             messages, tools = messages_of(value[0], place), tools_of(value[1] if len(value) > 1 else None, place)
             return Chat(messages, tools, self._template, self.chat.thinking, self.chat.continue_final)
         if self.tokens_column is not None:
-            return tokens_of(value[0], f"row {row} of {self.title}")
-        require_string(value[0], row, self.title)
-        return str(value[0])
+            ids = tokens_of(value[0], place)
+            return ids if self.labels_column is None else labelled(ids, value[1], place)
+        texts = value[: len(self.text_columns)]
+        for text in texts:
+            require_string(text, row, self.title)
+        if isinstance(self.text_column, list):
+            return joined(dict(zip(self.text_columns, texts, strict=True)), self.text_separator)
+        return str(value[0]) if self.spans_column is None else spanned(value[0], value[1], place)
 
     def require_types(self, schema: pa.Schema, place: str) -> None:
         """Raises DatasetError where columns of an Arrow table cannot be what they are to be, before a row is read."""
         import pyarrow as pa
 
+        structs, integers = pa.types.is_struct, pa.types.is_integer
+        named: tuple[tuple[str, str, Callable[[pa.DataType], bool]], ...] = (
+            ("messages_column", "messages", structs),
+            ("tokens_column", "ids", integers),
+            ("spans_column", "spans", structs),
+            ("labels_column", "labels", lambda kind: integers(kind) or "string" in str(kind)),
+        )
         if self.messages_column is None and self.tokens_column is None:
-            require_text(schema, self.text_column, place)
-            return
-        found = type_at(schema, self.columns[0], place)
-        inner = getattr(found, "value_type", None)
-        fits = pa.types.is_struct if self.messages_column is not None else pa.types.is_integer
-        if inner is None or not fits(inner):
-            key, wanted = (
-                ("messages_column", "messages") if self.messages_column is not None else ("tokens_column", "ids")
-            )
-            raise DatasetError(
-                f"{place}: the column {self.columns[0]!r} is of type {found}, not lists of {wanted}: set dataset.{key}"
-            )
+            for column in self.text_columns:
+                require_text(schema, column, place)
+        for key, wanted, fits in named:
+            column = getattr(self, key)
+            found = None if column is None else type_at(schema, column, place)
+            inner = getattr(found, "value_type", None)
+            if column is not None and (inner is None or not (fits(inner) or pa.types.is_null(inner))):
+                raise DatasetError(
+                    f"{place}: the column {column!r} is of type {found}, not lists of {wanted}: set dataset.{key}"
+                )
 
     @cached_property
     def _template(self) -> str | None:

@@ -13,10 +13,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 
+from sniffer.dataset.roles import TEMPLATE, spans_of
+from sniffer.dataset.spans import sections_of
 from sniffer.errors import CheckpointError, DatasetError, first_line
-from sniffer.types import Chat, Checkpoint, Content, Dataset, Tokenize
+from sniffer.types import (
+    NONE,
+    Chat,
+    Checkpoint,
+    Content,
+    Dataset,
+    Names,
+    SectionedText,
+    SectionedTokens,
+    Sections,
+    Tokenize,
+    has_sections,
+)
 
 
 @dataclass
@@ -24,7 +38,8 @@ class Encoder:
     """From texts to token ids.
 
     `template`: of chats, if there are any; the tokenizer's own where it is None. `begun`: texts so far that brought a
-    beginning of their own, and would have got a second one.
+    beginning of their own, and would have got a second one. `sections`: documents have some; `by_characters`: told by
+    the characters of their texts.
     """
 
     tokenize: Tokenize
@@ -32,6 +47,8 @@ class Encoder:
     chats: bool = False
     template: str | None = None
     begun: int = 0
+    sections: bool = False
+    by_characters: bool = False
 
     def __post_init__(self) -> None:
         if self.special_tokens != "auto":
@@ -40,6 +57,12 @@ class Encoder:
             raise CheckpointError("dataset.special_tokens=add: the model's tokenizer has no token for a beginning")
         if self.chats:
             self._require_template()
+        if self.by_characters and not getattr(self.tokenize, "has_offsets", False):
+            raise CheckpointError(
+                "sections of a text need a tokenizer that says which characters its tokens stand for, and this one, "
+                "written in Python, does not: name a fast one with model.tokenizer, give token ids with "
+                "dataset.tokens_column and dataset.labels_column, or chats with dataset.chat.sections=false"
+            )
 
     @classmethod
     def of(cls, dataset: Dataset, tokenize: Tokenize) -> Encoder:
@@ -50,7 +73,27 @@ class Encoder:
         """
         chats = getattr(dataset, "messages_column", None) is not None
         template = dataset.chat.text() if chats else None  # type: ignore[attr-defined]
-        return cls(tokenize, getattr(dataset, "special_tokens", "auto"), chats, template)
+        # Of texts that are packed, each is a section.
+        sections = has_sections(dataset) and getattr(dataset, "pack_to", None) is None
+        by_characters = sections and getattr(dataset, "tokens_column", None) is None
+        how = getattr(dataset, "special_tokens", "auto")
+        return cls(tokenize, how, chats, template, sections=sections, by_characters=by_characters)
+
+    def encoded(self, content: Content, name: str = "") -> tuple[Int32[np.ndarray, " n_tokens"], Sections | None]:
+        """The token ids of a document, and where its dataset has sections, theirs.
+
+        Raises:
+            DatasetError: as `ids`; or the sections cannot be told for sure.
+        """
+        if isinstance(content, SectionedTokens):
+            return content.token_ids, content.sections
+        if isinstance(content, SectionedText):
+            ids = self.ids(content.text, name)
+            return ids, self._sections_of(content, ids, name)
+        ids = self.ids(content, name)
+        if isinstance(content, Chat) and self.sections:
+            return ids, self._sections_of_roles(content, ids, name)
+        return ids, Sections.one(NONE, len(ids)) if self.sections else None
 
     def ids(self, content: Content, name: str = "") -> Int32[np.ndarray, " n_tokens"]:
         """The token ids of a document; `name` is for messages.
@@ -58,9 +101,27 @@ class Encoder:
         Raises:
             DatasetError: a chat's template refuses it.
         """
+        if isinstance(content, SectionedText | SectionedTokens):
+            return self.encoded(content, name)[0]
         if isinstance(content, Chat):
             return np.asarray(self._of_chat(content, name), dtype=np.int32)
         return np.asarray(self._of_text(content) if isinstance(content, str) else content, dtype=np.int32)
+
+    def separator(self, wanted: Any) -> int | None:
+        """The token that `dataset.pack_separator` means: eos, none, or a token id.
+
+        Raises:
+            CheckpointError: the tokenizer has no end of texts.
+        """
+        if wanted == "none":
+            return None
+        found = getattr(self.tokenize, "ending", None) if wanted == "eos" else int(wanted)
+        if found is None:
+            raise CheckpointError(
+                "dataset.pack_separator=eos: no tokenizer here has a token that ends a text: set "
+                "dataset.pack_separator=none, or to the id of a token"
+            )
+        return int(found)
 
     def describe(self) -> dict[str, str]:
         """For the manifest: what the tokenizer says of itself, which a plain function does not; the chat template."""
@@ -82,6 +143,38 @@ class Encoder:
             return ids[1:]
         lacks = self.special_tokens == "add" and list(ids[:1]) != [beginning]
         return np.concatenate([[beginning], ids]) if lacks else ids
+
+    def _sections_of(self, content: SectionedText, ids: Int32[np.ndarray, " n_tokens"], name: str) -> Sections:
+        """By the characters that tokens stand for, once those are shown to be of these very tokens."""
+        if not len(ids):
+            return Sections.one(NONE, 0)
+        found = self._offsets(content.text, self.special_tokens != "none")
+        if len(ids) == len(found[0]) - 1:  # a beginning before that of the text was left out
+            found = found[:, 1:]
+        elif len(ids) == len(found[0]) + 1:  # one was put before it
+            found = np.concatenate([[[ids[0]], [0], [0]], found], axis=1)
+        return self._by_offsets(found, ids, content, name)
+
+    def _sections_of_roles(self, chat: Chat, ids: Int32[np.ndarray, " n_tokens"], name: str) -> Sections:
+        """Those of the rendered chat, whose tokens are those of the template to the last one."""
+        text, spans = spans_of(chat, self._asked("rendered", "dataset.messages_column"), name)
+        found = self._by_offsets(self._offsets(text, False), ids, SectionedText(text, spans), name)
+        names = found.names
+        return Sections.of(Names.of([known if known != NONE else TEMPLATE for known in names.known], names.codes))
+
+    def _offsets(self, text: str, special: bool) -> Int[np.ndarray, "3 n_tokens"]:
+        found: Int[np.ndarray, "3 n_tokens"] = self._asked("offsets", "sections")(text, special)
+        return found
+
+    def _by_offsets(
+        self, found: Int[np.ndarray, "3 n_tokens"], ids: Int32[np.ndarray, " n_tokens"], text: SectionedText, name: str
+    ) -> Sections:
+        if not np.array_equal(found[0], ids):
+            raise DatasetError(
+                f"document {name!r}: its tokenizer makes other tokens where it says which characters they stand for, "
+                "so that sections cannot be told: name another with model.tokenizer"
+            )
+        return sections_of(found[1], found[2], text.spans, text.text, f"document {name!r}")
 
     def _of_chat(self, chat: Chat, name: str) -> Any:
         try:

@@ -20,7 +20,7 @@ from sniffer.dataset.batching import ALL_ALIKE, batches
 from sniffer.dataset.encoding import Encoder
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, DatasetError
-from sniffer.types import Dataset, Document, LengthClasses, TokenBatch, Tokenize
+from sniffer.types import NONE, Dataset, Document, LengthClasses, TokenBatch, Tokenize
 
 CHUNK_TOKENS = 1 << 23
 CHUNK_DOCUMENTS = 4096
@@ -61,6 +61,7 @@ class Feed:
         self._ahead = Ahead(chunks(tokenizer.encoded(dataset, self.encoder)))
         self._chunks = iter(self._ahead)
         self._n_texts = len(dataset)
+        self._packs = getattr(dataset, "pack_to", None) is not None
         self._vocabulary: int | None = None
 
     def fit(self, vocabulary: int) -> None:
@@ -86,12 +87,15 @@ class Feed:
     def expected_documents(self) -> int:
         """How many documents there will be: exact once the last chunk is read, else about this.
 
-        Where texts come in windows, those to come are expected to have as many each as the first ones.
+        Where texts come in windows, those to come are expected to have as many each as the first ones; packed ones to
+        be as many in a document.
         """
         documents = self.first.documents
         if self.first.last:
             return len(documents)
         texts = len({document.source for document in documents if document.source is not None})
+        if self._packs:
+            texts = sum(len({*document.sections.known} - {NONE}) for document in documents if document.sections)
         skipped = self.counts.skipped_empty + (0 if texts else self.counts.skipped_short)
         return (self._n_texts - skipped) * len(documents) // (texts or len(documents))
 

@@ -30,6 +30,8 @@ END = object()
 SPECIAL_TOKENS = ("auto", "add", "none")
 """As encoding.py has them."""
 
+PACK_SEPARATORS = ("eos", "none")
+
 LATER = {"later": True}
 """Marks fields that early releases did not have: where they say nothing, a dataset is described as it was then."""
 
@@ -56,7 +58,8 @@ class Source(ABC):
     `max_examples`: only so many first documents, counted before sharding; with a `shuffle_seed` so many that are drawn.
     `max_tokens`: only so many first tokens of each, cut by whoever tokenises. `window`: so many tokens make a document,
     one every `stride` tokens of a text (null: windows side by side). `min_tokens`: shorter documents are left out.
-    `home` is where saved runs say that its class is.
+    `pack_to`: texts are joined into documents of at most so many tokens (packing.py), `pack_separator` between them:
+    eos, none, or a token id. `home` is where saved runs say that its class is.
     """
 
     home: ClassVar[str] = "sniffer.dataset"
@@ -69,13 +72,15 @@ class Source(ABC):
     special_tokens: str = field(default="auto", metadata=LATER)
     min_tokens: int | None = field(default=None, metadata=LATER)
     shuffle_seed: int | None = field(default=None, metadata=LATER)
+    pack_to: int | None = field(default=None, metadata=LATER)
+    pack_separator: Any = field(default="eos", metadata=LATER)
 
     def __post_init__(self) -> None:
-        for key in ("max_examples", "max_tokens", "min_tokens", "window", "stride"):
+        for key in ("max_examples", "max_tokens", "min_tokens", "window", "stride", "pack_to"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"dataset.{key}={value} must be 1 or more, or null for no limit")
-        longest = min(self.window or sys.maxsize, self.max_tokens or sys.maxsize)
+        longest = min(limit or sys.maxsize for limit in (self.window, self.max_tokens, self.pack_to))
         if (self.min_tokens or 0) > longest:
             raise ConfigError(
                 f"dataset.min_tokens={self.min_tokens} is more than the {longest} that a document can have"
@@ -83,6 +88,7 @@ class Source(ABC):
         if self.shuffle_seed is not None and self.max_examples is None:
             given = f"dataset.shuffle_seed={self.shuffle_seed}"
             raise ConfigError(f"{given} draws the documents that dataset.max_examples counts: give both")
+        self._check_packing()
         if self.special_tokens not in SPECIAL_TOKENS:
             known = ", ".join(SPECIAL_TOKENS)
             raise ConfigError(f"dataset.special_tokens={self.special_tokens} is not one of {known}")
@@ -91,6 +97,19 @@ class Source(ABC):
             raise ConfigError(
                 f"dataset.stride={self.stride} with a dataset.window that {window}: tokens between windows would be "
                 "lost; the stride must be at most the window, or null for windows side by side"
+            )
+
+    def _check_packing(self) -> None:
+        if self.pack_to is not None and self.window is not None:
+            raise ConfigError(
+                f"dataset.pack_to={self.pack_to} and dataset.window={self.window} both say how long documents are: "
+                "leave one out"
+            )
+        separator = self.pack_separator
+        is_token = isinstance(separator, int) and not isinstance(separator, bool) and separator >= 0
+        if not is_token and separator not in PACK_SEPARATORS:
+            raise ConfigError(
+                f"dataset.pack_separator={separator} is not one of {', '.join(PACK_SEPARATORS)}, or a token id"
             )
 
     @property
@@ -105,6 +124,11 @@ class Source(ABC):
     @abstractmethod
     def row_texts(self, rows: range) -> Iterator[Any]:
         """The text of these rows, in order."""
+
+    @property
+    def has_sections(self) -> bool:
+        """Whether its documents have sections."""
+        return self.pack_to is not None
 
     def content(self, value: Any, row: int) -> Content:
         """What a row is, as `row_texts` gave it; raises DatasetError where that cannot be."""

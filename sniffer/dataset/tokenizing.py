@@ -2,18 +2,19 @@
 
 A text is one document, cut where it is too long; or, where the dataset has a `window`, it is as many as there are
 windows in it, each a document of its own. The first of them is the document that the text would be when cut to a
-window: it has the same identity, and so the same positions are drawn of it.
+window: it has the same identity, and so the same positions are drawn of it. With `pack_to`, several make up one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Int32
 
 from sniffer.dataset.encoding import Encoder
+from sniffer.dataset.packing import dealt, packed, packs
 from sniffer.errors import DatasetError
 from sniffer.hashing import key_of
 from sniffer.limits import TOKENS
@@ -35,6 +36,11 @@ class ReadCounts:
     skipped_short: int = 0
     dropped: int = 0
     begun: int = 0
+
+    def leave_out(self, now: ReadCounts, before: ReadCounts, counts: bool) -> None:
+        """Adds what was left out since, if it `counts`."""
+        for name in ("skipped_empty", "skipped_short", "dropped", "begun", "truncated"):
+            setattr(self, name, getattr(self, name) + counts * (getattr(now, name) - getattr(before, name)))
 
     def left_out(self) -> dict[str, int]:
         """For the manifest: what is in no document. Runs that leave nothing out say so as early releases did."""
@@ -59,11 +65,35 @@ class Tokenizer:
         return self.encoded(dataset, Encoder.of(dataset, self.tokenize))
 
     def encoded(self, dataset: Dataset, encoder: Encoder) -> Iterator[Document]:
+        """The same, by an encoder that is there.
+
+        Raises:
+            CheckpointError: at once, if there is no separator for texts that are packed.
+        """
         # A dataset of a user's own may not have these keys.
+        if (longest := getattr(dataset, "pack_to", None)) is not None:
+            separator = encoder.separator(getattr(dataset, "pack_separator", "eos"))
+            return self._packed(dataset, encoder, longest, separator)
+        return (self._counted(document) for document in self._read(dataset, encoder))
+
+    def _packed(self, dataset: Dataset, encoder: Encoder, longest: int, separator: int | None) -> Iterator[Document]:
+        whole, shard = dealt(dataset)
+        reading = Tokenizer(self.tokenize, min(longest, self.max_tokens or longest))
+        known, mine = replace(reading.counts), shard.index == 0
+        for number, texts in enumerate(packs(reading._read(whole, encoder), longest, separator)):
+            # What was left out on the way to a document is counted by the shard that has it.
+            self.counts.leave_out(reading.counts, known, mine)
+            known, mine = replace(reading.counts), number % shard.count == shard.index
+            if mine:
+                yield self._counted(packed(texts, separator))
+        self.counts.leave_out(reading.counts, known, mine)
+
+    def _read(self, dataset: Dataset, encoder: Encoder) -> Iterator[Document]:
+        """Texts or their windows, each a document."""
         window, stride = getattr(dataset, "window", None), getattr(dataset, "stride", None)
         least = getattr(dataset, "min_tokens", None) or 0
         for example_id, source_id, content in dataset.texts():
-            token_ids = encoder.ids(content, source_id)
+            token_ids, sections = encoder.encoded(content, source_id)
             self.counts.begun = encoder.begun
             if not len(token_ids):
                 self.counts.skipped_empty += 1
@@ -72,12 +102,13 @@ class Tokenizer:
             kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
             self.counts.truncated += truncated
             self.counts.dropped += len(token_ids) - len(kept)
-            whole = Document(example_id, source_id, kept, truncated)
+            cut = None if sections is None else sections.cut(0, len(kept))
+            whole = Document(example_id, source_id, kept, truncated, sections=cut)
             for document in [whole] if window is None else windows(whole, window, stride or window):
                 if document.n_tokens < least:
                     self.counts.skipped_short += 1
                 else:
-                    yield self._counted(document)
+                    yield document
 
     def _counted(self, document: Document) -> Document:
         if document.n_tokens > TOKENS:
@@ -114,7 +145,8 @@ def windows(text: Document, window: int, stride: int) -> Iterator[Document]:
         source_id = text.source_id if start == 0 else f"{text.source_id}@{start}"
         tokens: Int32[np.ndarray, " tokens"] = text.token_ids[start:end]
         cut = text.truncated and end == text.n_tokens
-        yield Document(example_id, source_id, tokens, cut, source=text.source_id, offset=start)
+        sections = None if text.sections is None else text.sections.cut(start, end)
+        yield Document(example_id, source_id, tokens, cut, source=text.source_id, offset=start, sections=sections)
 
 
 def window_id(example_id: int, offset: int) -> int:

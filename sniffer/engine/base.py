@@ -19,7 +19,7 @@ class Plan:
 
     `attention` is what is kept of what queries do with their keys, if anything; then no document is longer than
     `longest` tokens. `lengths` says which documents may share a batch. Workers write what they hold after
-    `checkpoint_every` documents in all, and beyond `memory_limit` bytes each.
+    `checkpoint_every` documents in all, and beyond `memory_limit` bytes each. `sections`: whether documents have any.
     """
 
     geometry: dict[int, LayerGeometry]
@@ -34,6 +34,7 @@ class Plan:
     memory_limit: float
     attention: AttentionLayout | None = None
     longest: int = 0
+    sections: bool = False
 
 
 def describe_device(model: ModelFacts) -> dict[str, str]:

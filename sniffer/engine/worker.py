@@ -162,7 +162,8 @@ class Worker:
             ways = prove(self.backbone, plan.selection.layers)
             attention = AttentionPlan(layout, ways, plan.picker.side("k").buckets_until(plan.longest))
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention)
-        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, plan.compression, layout)
+        how = plan.compression, layout, plan.sections
+        self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, *how)
 
     def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
         """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import KIND, WIDE, Checkpoint, LayerGeometry, WorkingMemory, codec
+from sniffer.types import KIND, WIDE, Checkpoint, LayerGeometry, Sections, WorkingMemory, codec
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +57,7 @@ def estimate(
     itemsize: int,
     batch_tokens: int,
     stored: float,
+    sections: Sequence[Sections | None] = (),
 ) -> Estimate:
     """Expects picks from the sampler's law.
 
@@ -66,9 +67,10 @@ def estimate(
         itemsize: bytes of one value in the model's dtype.
         batch_tokens: of a batch of several documents, at most.
         stored: bytes of one value on disk, as `stored_bytes` has it.
+        sections: of these documents, where they have some.
     """
     scale = n_documents / max(1, len(lengths))
-    picks = {draw: picker.side(draw).expected(lengths) * scale for _, draw in selection.draws}
+    picks = {draw: picker.side(draw).expected(lengths, sections) * scale for _, draw in selection.draws}
     rows = dict.fromkeys(selection.kinds, 0.0)
     ram = file = 0.0
     for (layer, kind), heads in selection.heads.items():
@@ -82,12 +84,18 @@ def estimate(
     ram += 20 * sum(picks[draw] for _, draw in selection.draws)
     # A batch is one document, or several of about one length; of sides that keep more or less, the one that keeps more.
     share = max(
-        picker.side(draw).expected([n]) * max(1, min(batch_tokens // n, n_documents)) / max(1e-9, picks[draw])
+        _expected(picker.side(draw), n, sections) * max(1, min(batch_tokens // n, n_documents)) / max(1e-9, picks[draw])
         for n in {max(lengths), min(lengths)}
         for draw in picks
     )
     batch = ram * share
     return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
+
+
+def _expected(picker: Picker, length: int, sections: Sequence[Sections | None]) -> float:
+    """The most picks of one draw that are expected of a document of this length."""
+    alike: list[Sections | None] = [found for found in sections if found is not None and len(found) == length]
+    return max(picker.expected([length], [found]) for found in alike or [None])
 
 
 def stored_bytes(compression: str, dtype: str) -> float:

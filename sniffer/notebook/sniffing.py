@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from sniffer.errors import RunError
+from sniffer.errors import ConfigError, RunError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.selection import CaptureConfig, HeadSampling, Selection, select
 from sniffer.notebook.example_ids import ExampleIds
@@ -69,6 +69,8 @@ def sniff(
         CaptureError: the model is being sniffed already; or, raised by a call: it has no input_ids, says what this
             model does not heed, has more rows than `example_ids`, or does not run all layers.
     """
+    if sampler is not None and sampler.keep_sections:
+        raise ConfigError(f"keep_sections={list(sampler.keep_sections)}: documents of calls have no sections")
     request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
     ids, picker = ExampleIds(example_ids), picker_of(sampler or LogUniform(), seed)
     module, _, name = attach.rpartition(".")

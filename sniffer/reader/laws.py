@@ -14,6 +14,7 @@ from sniffer.errors import RunError
 from sniffer.reader.vectors import probabilities
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.types import SECTION, Names
 
 APART = 1 << 32
 """Between the buckets of two laws, which are 32-bit numbers."""
@@ -38,13 +39,18 @@ def inclusion_probability(folder: Path, manifest: Manifest, kinds: Iterable[str]
         bucket = bucket + APART * first
     whole = {one + APART * place: value for place, law in enumerate(laws) for one, value in law.items()}
     keys = pl.Series(list(whole), dtype=pl.Int64)
-    return bucket.replace_strict(keys, list(whole.values()), return_dtype=pl.Float64)
+    found = bucket.replace_strict(keys, list(whole.values()), return_dtype=pl.Float64)
+    for kind in sorted(set(kinds)):
+        if kept := manifest.kept_sections(kind):
+            certain = (pl.col("kind").cast(pl.String) == kind) & pl.col(SECTION).is_in(kept)
+            found = pl.when(certain).then(1.0).otherwise(found)
+    return found
 
 
 def of_buckets(
-    folder: Path, manifest: Manifest, kind: str, buckets: Int32[np.ndarray, " n"]
+    folder: Path, manifest: Manifest, kind: str, buckets: Int32[np.ndarray, " n"], section: Names | None
 ) -> Float64[np.ndarray, " n"]:
-    """With which rows of a kind were kept, by their buckets.
+    """With which rows of a kind were kept, by their buckets, and sections where there are some.
 
     Raises:
         RunError: the manifest does not know one.
@@ -55,7 +61,7 @@ def of_buckets(
             f"{folder} has rows of buckets {ranges(unknown)}, which its manifest does not know: "
             f"`python -m sniffer.runs verify {folder}` tells more"
         )
-    return probabilities(law, buckets)
+    return probabilities(law, buckets, section, manifest.kept_sections(kind))
 
 
 def law_of(folder: Path, manifest: Manifest, kind: str) -> Mapping[int, float]:

@@ -8,15 +8,17 @@ the model is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int32
 
-from sniffer.errors import RunError, unbroken
+from sniffer.errors import RunError
+from sniffer.reader.documents import chosen_sections, documents_of, sections_of
 from sniffer.reader.held import Held
 from sniffer.reader.laws import inclusion_probability as inclusion_probability_of
 from sniffer.reader.laws import of_buckets
@@ -24,25 +26,38 @@ from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan
 from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
 from sniffer.reader.vectors import Pairs, Vectors
-from sniffer.storage.examples import examples_table
 from sniffer.storage.law import joint
+from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Part
-from sniffer.types import ATTENTION, KIND, Column, Rows
+from sniffer.types import ATTENTION, KIND, SECTION, Column, Rows
 
 
 class Run(Held):
-    """A run folder, opened for reading."""
+    """A run folder, opened for reading; where it is opened `only` for some sections, other rows are not there."""
+
+    def __init__(self, folder: Path, manifest: Manifest, only: tuple[str, ...] | None = None) -> None:
+        super().__init__(folder, manifest)
+        self._only = only
+
+    @cached_property
+    def sections(self) -> tuple[str, ...]:
+        """The sections that its documents have; none in a run without sections."""
+        return sections_of(self.folder, self.manifest)
+
+    def only(self, sections: Iterable[str]) -> Run:
+        """The same run, of which all that reads rows gives those of some sections, such as ["answer"].
+
+        Raises:
+            RunError: the run has no sections, or none of that name.
+        """
+        return Run(self.folder, self.manifest, chosen_sections(self.folder, self.manifest, sections, self.sections))
 
     def examples(self) -> pl.DataFrame:
-        """The captured documents: example_id, source_id, n_tokens, truncated; of windows also source and offset."""
-        if self.manifest.examples is None:
-            raise RunError(f"{self.folder} has no examples yet: the run was stopped before its first commit")
-        path = self.folder / self.manifest.examples.path
-        try:
-            return cast(pl.DataFrame, pl.from_arrow(examples_table(path, self.manifest.examples)))
-        except (OSError, ValueError) as error:
-            reason = unbroken(error)
-            raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
+        """The captured documents: example_id, source_id, n_tokens, truncated; of windows also source and offset.
+
+        In a run with sections also those: of each document a list of {start, end, label} in tokens.
+        """
+        return cast(pl.DataFrame, pl.from_arrow(documents_of(self.folder, self.manifest)))
 
     def tokens(self, example_id: int) -> Int32[np.ndarray, " n_tokens"]:
         """The token ids of a document, as the model read them, special tokens included.
@@ -95,9 +110,10 @@ class Run(Held):
                 to spell it with (see `texts`).
 
         Returns:
-            A frame with columns layer, kind, head, bucket, position, token_id, example_id, vector. The
-            vector is an Array of float32, or a List where vectors of different lengths meet. Statistics of attention
-            have a column each in place of the vector.
+            A frame with columns layer, kind, head, bucket, position, token_id, example_id, vector, and section
+            before it in runs with sections (an empty text where a token belongs to none). The vector is an Array of
+            float32, or a List where vectors of different lengths meet. Statistics of attention have a column each in
+            place of the vector.
 
         Raises:
             RunError: a layer or kind was not captured, vectors and statistics are asked for at once, or the tokenizer
@@ -114,7 +130,7 @@ class Run(Held):
         for part in self.manifest.parts:
             if (part.layer, part.kind) in pairs:
                 by_columns[self.manifest.columns(part.layer, part.kind)].append(part)
-        frame = join([scan_parts(self.folder, parts, columns) for columns, parts in by_columns.items()])
+        frame = join([self._scan(parts, columns) for columns, parts in by_columns.items()])
         if inclusion_probability:
             column = inclusion_probability_of(self.folder, self.manifest, {kind for _, kind in pairs})
             frame = frame.with_columns(column.alias("inclusion_probability"))
@@ -148,14 +164,15 @@ class Run(Held):
         parts, dim = self.manifest.parts_of(layer, kind), self._dim(layer, kind)
         n_rows = sum(part.rows for part in parts) // len(self.heads(layer, kind))
         require_room(f"layer {layer}, kind {kind}, head {head}", n_rows, dim)
-        rows, vectors = read_rows(self.folder, parts, head, dim, kept, max_position)
-        return Vectors(vectors, rows, of_buckets(self.folder, self.manifest, kind, rows.bucket))
+        sections = self.manifest.has_sections, self._only
+        rows, vectors = read_rows(self.folder, parts, head, dim, kept, max_position, *sections)
+        return Vectors(vectors, rows, of_buckets(self.folder, self.manifest, kind, rows.bucket, rows.section))
 
     def attention(self, *, layer: int, q_head: int) -> pl.DataFrame:
         """What the sampled queries of one head do with their keys, ordered by (bucket, example_id, position).
 
         Returns:
-            A frame with columns example_id, position, bucket, token_id, and those of the captured statistics
+            A frame with columns example_id, position, bucket, token_id (section), and those of the captured statistics
             (sniffer.types.STATISTICS): numbers, or Arrays of them where a statistic has several.
 
         Raises:
@@ -163,6 +180,7 @@ class Run(Held):
         """
         rows = self._head(layer, ATTENTION, q_head).sort("bucket", "example_id", "position")
         values = [column.name for column in self.manifest.columns(layer, ATTENTION)]
+        values = [*([SECTION] if self.manifest.has_sections else []), *values]
         return rows.select("example_id", "position", "bucket", "token_id", *values).collect()
 
     def scores(self, *, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
@@ -199,8 +217,8 @@ class Run(Held):
         keys = self._head(layer, key_kind, k_head).select("example_id", "position", k="vector", k_bucket="bucket")
         table = queries.join(keys, on=["example_id", "position"]).sort("bucket", "example_id", "position").collect()
         rows = Rows.from_columns(table)
-        of_query = of_buckets(self.folder, self.manifest, query_kind, rows.bucket)
-        of_key = of_buckets(self.folder, self.manifest, key_kind, table["k_bucket"].to_numpy())
+        of_query = of_buckets(self.folder, self.manifest, query_kind, rows.bucket, rows.section)
+        of_key = of_buckets(self.folder, self.manifest, key_kind, table["k_bucket"].to_numpy(), rows.section)
         probability = joint(self.manifest.sampler, of_query, of_key)
         return Pairs(table["q"].to_numpy(), table["k"].to_numpy(), q_head, k_head, rows, probability)
 
@@ -218,4 +236,8 @@ class Run(Held):
     def _head(self, layer: int, kind: str, head: int) -> pl.LazyFrame:
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")
         parts = self.manifest.parts_of(layer, kind)
-        return scan_parts(self.folder, parts, self.manifest.columns(layer, kind)).filter(pl.col("head") == head)
+        return self._scan(parts, self.manifest.columns(layer, kind)).filter(pl.col("head") == head)
+
+    def _scan(self, parts: Sequence[Part], columns: Sequence[Column]) -> pl.LazyFrame:
+        frame = scan_parts(self.folder, parts, columns, self.manifest.has_sections)
+        return frame if self._only is None else frame.filter(pl.col(SECTION).is_in(self._only))

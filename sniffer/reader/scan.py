@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,11 +25,13 @@ from sniffer.process.memory import available_memory
 from sniffer.storage.schema import Part
 from sniffer.storage.schema import row_schema as arrow_schema
 from sniffer.storage.sort import MAX_SPAN_BYTES
-from sniffer.types import ALL_KINDS, ROW_DTYPES, Column, Rows
+from sniffer.types import ALL_KINDS, NONE, ROW_DTYPES, SECTION, Column, Rows
 from sniffer.words import size
 
 LIMITED = ("head", "bucket", "position")
-"""Columns whose statistics say which row groups a query needs."""
+"""Columns whose statistics say which row groups a query needs; with SECTION, where there are sections."""
+
+ANY_TEXT = ("", "\U0010ffff")
 
 PARTITION = pl.Schema({"layer": pl.Int16(), "kind": pl.Enum(ALL_KINDS)})
 
@@ -37,10 +40,11 @@ IN_FILE = pl.Schema({"head": pl.Int16}) | {
 }
 
 
-def row_schema(columns: Sequence[Column] | None) -> pl.Schema:
+def row_schema(columns: Sequence[Column] | None, sections: bool = False) -> pl.Schema:
     """The columns of a scan; None where vectors have no fixed length, and are Lists."""
     values = {"vector": pl.List(pl.Float32)} if columns is None else {one.name: _type(one) for one in columns}
-    return pl.Schema({**PARTITION, **IN_FILE, **values})
+    names = pl.Schema({SECTION: pl.String()} if sections else {})
+    return pl.Schema({**PARTITION, **IN_FILE, **names, **values})
 
 
 def _type(column: Column) -> pl.DataType:
@@ -48,9 +52,9 @@ def _type(column: Column) -> pl.DataType:
     return one if column.width is None else pl.Array(one, column.width)
 
 
-def scan_parts(folder: Path, parts: Sequence[Part], columns: Sequence[Column]) -> pl.LazyFrame:
-    """The rows of parts whose values have the same columns, with layer and kind."""
-    schema = row_schema(columns)
+def scan_parts(folder: Path, parts: Sequence[Part], columns: Sequence[Column], sections: bool = False) -> pl.LazyFrame:
+    """The rows of parts whose values have the same columns, with layer and kind; `sections`: whether they have some."""
+    schema = row_schema(columns, sections)
     if not parts:
         return pl.LazyFrame(schema=schema)
     if any("=" in name for name in folder.parts):
@@ -68,6 +72,8 @@ def read_rows(
     dim: int,
     buckets: Collection[int] | None = None,
     max_position: int | None = None,
+    has_sections: bool = False,
+    sections: Collection[str] | None = None,
 ) -> tuple[Rows, Float32[np.ndarray, "rows dim"]]:
     """The vectors of one head of parts and where they are from, in the order (bucket, example_id, position).
 
@@ -77,27 +83,33 @@ def read_rows(
         dim: of the vectors.
         buckets: those to keep; None keeps all.
         max_position: the last position to keep; None keeps all.
+        has_sections: whether the run has sections.
+        sections: those to keep; None keeps all.
 
     Raises:
         RunError: a file is missing or damaged.
     """
-    wanted, limits = pc.field("head") == head, {"head": (head, head)}
+    wanted, limits = pc.field("head") == head, dict[str, Span](head=(head, head))
     if buckets is not None:
         wanted &= pc.field("bucket").isin(list(buckets))
         limits["bucket"] = (min(buckets, default=0), max(buckets, default=-1))
     if max_position is not None:
         wanted &= pc.field("position") <= max_position
         limits["position"] = (0, max_position)
+    if sections is not None:
+        wanted &= pc.field(SECTION).isin(list(sections))
+        limits[SECTION] = (min(sections, default=ANY_TEXT[1]), max(sections, default=ANY_TEXT[0]))
     try:
-        tables = [_read_part(folder / part.path, dim, limits, wanted) for part in parts]
-        table = pa.concat_tables([arrow_schema([Column("vector", dim)]).empty_table().drop_columns("head"), *tables])
+        tables = [_read_part(folder / part.path, dim, limits, wanted, has_sections) for part in parts]
+        nothing = as_read(arrow_schema([Column("vector", dim)], has_sections)).empty_table().drop_columns("head")
+        table = pa.concat_tables([nothing, *tables])
     except (OSError, pa.ArrowException) as error:
         raise RunError(
             f"could not read {folder}: {first_line(error)}; python -m sniffer.runs verify {folder} tells more"
         ) from error
     rows = Rows.from_columns(table)
     vectors = table["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-    if len(parts) > 1:
+    if len(parts) > 1 or has_sections:
         order = rows.order
         rows, vectors = rows[order], vectors[order]
     return rows, vectors
@@ -153,7 +165,21 @@ def require_part(contents: Contents, n_bytes: int, dim: int, rows: int | None = 
         raise pa.ArrowInvalid(f"it has a row group of {largest:,} rows, larger than any of ours")
 
 
-def _read_part(path: Path, dim: int, limits: Mapping[str, tuple[int, int]], wanted: pc.Expression) -> pa.Table:
+def as_read(schema: pa.Schema) -> pa.Schema:
+    """A part's schema with its sections as a dictionary: each name is in memory once, however many rows have it."""
+    place = schema.get_field_index(SECTION)
+    words = pa.dictionary(pa.int32(), pa.string())
+    return schema if place < 0 else schema.set(place, schema.field(place).with_type(words))
+
+
+def part_file(path: Path, sections: bool, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """A part, opened so that it is read as `as_read` says; KeyError where it lacks the column."""
+    words = [SECTION] if sections else None
+    # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
+    return pq.ParquetFile(path, metadata=metadata, read_dictionary=words, pre_buffer=False)
+
+
+def _read_part(path: Path, dim: int, limits: Mapping[str, Span], wanted: pc.Expression, has_sections: bool) -> pa.Table:
     """The wanted rows of one part, from the row groups whose statistics do not rule them out.
 
     Args:
@@ -165,15 +191,22 @@ def _read_part(path: Path, dim: int, limits: Mapping[str, tuple[int, int]], want
     require_part(contents, seen.st_size, dim)
     chosen, whole = [], limits.keys() == {"head"}
     for number, spans in enumerate(contents.spans):
-        if all(first <= spans[name][1] and spans[name][0] <= last for name, (first, last) in limits.items()):
+        if all(_meet(spans[name], limit) for name, limit in limits.items()):
             chosen.append(number)
             whole &= spans["head"] == limits["head"]
     require_room(str(path), sum(contents.rows[number] for number in chosen), dim)
-    columns = [*ROW_DTYPES, "vector"]
-    # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
-    with pq.ParquetFile(path, metadata=contents.metadata, pre_buffer=False) as file:
+    columns = [*ROW_DTYPES, *([SECTION] if has_sections else []), "vector"]
+    with part_file(path, has_sections, contents.metadata) as file:
         table = file.read_row_groups(chosen, columns=columns if whole else ["head", *columns])
     return table if whole else table.filter(wanted).select(columns)
+
+
+Span = tuple[Any, Any]
+"""The smallest and the largest value."""
+
+
+def _meet(one: Span, other: Span) -> bool:
+    return bool(one[0] <= other[1] and other[0] <= one[1])
 
 
 @dataclass(frozen=True)
@@ -181,7 +214,7 @@ class Contents:
     """A part's footer, and for each row group its rows, and the smallest and largest value of what is asked for."""
 
     metadata: pq.FileMetaData
-    spans: tuple[dict[str, tuple[float, float]], ...]
+    spans: tuple[dict[str, Span], ...]
     rows: tuple[int, ...]
 
 
@@ -202,25 +235,35 @@ def contents_of(file: pq.ParquetFile) -> Contents:
     if missing := [name for name in LIMITED if name not in names]:
         raise pa.ArrowInvalid(f"it is not a part: it has the columns {names}, but no {missing[0]}")
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    spans = ({name: _span(group.column(names.index(name))) for name in LIMITED} for group in groups)
+    limited = [*LIMITED, *([SECTION] if SECTION in names else [])]
+    spans = ({name: _span(group.column(names.index(name)), name) for name in limited} for group in groups)
     return Contents(metadata, tuple(spans), tuple(group.num_rows for group in groups))
 
 
-def _span(column: pq.ColumnChunkMetaData) -> tuple[float, float]:
+def _span(column: pq.ColumnChunkMetaData, name: str) -> Span:
     """The smallest and largest value of a column in a row group, as far as the file says."""
     known = column.statistics is not None and column.statistics.has_min_max
-    return (column.statistics.min, column.statistics.max) if known else (-np.inf, np.inf)
+    unknown = ANY_TEXT if name == SECTION else (-np.inf, np.inf)
+    return (column.statistics.min, column.statistics.max) if known else unknown
 
 
 def join(frames: Sequence[pl.LazyFrame]) -> pl.LazyFrame:
-    """Scans below one another; vectors become Lists where their lengths differ."""
+    """Scans below one another; vectors become Lists where lengths differ, and rows without sections belong to none."""
     if not frames:
         return pl.LazyFrame(schema=row_schema(None))
+    if any(SECTION in frame.collect_schema() for frame in frames):
+        frames = [frame if SECTION in frame.collect_schema() else _in_none(frame) for frame in frames]
     schemas = [frame.collect_schema() for frame in frames]
     uneven = [name for name, dtype in schemas[0].items() if any(schema[name] != dtype for schema in schemas)]
     if uneven:
         frames = [frame.with_columns(pl.col(uneven).cast(pl.List(pl.Float32))) for frame in frames]
     return pl.concat(frames)
+
+
+def _in_none(frame: pl.LazyFrame) -> pl.LazyFrame:
+    names = frame.collect_schema().names()
+    place = 1 + names.index("example_id")
+    return frame.with_columns(pl.lit(NONE).alias(SECTION)).select(*names[:place], SECTION, *names[place:])
 
 
 def _scan_alone(folder: Path, part: Part) -> pl.LazyFrame:

@@ -54,6 +54,7 @@ def _body(manifest: Manifest, repo: str, licence: str) -> str:
     first = next((config_name(part.layer, part.kind) for part in manifest.parts), "l00q")
     counts = manifest.counts
     kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())
+    section = "section, " if manifest.has_sections else ""
     return f"""# Vectors of attention: {printable(manifest.model.get("checkpoint"))}
 
 {manifest.rows:,} vectors ({kinds}) of {len(manifest.selection)} layers over {counts.get("examples", 0):,} documents
@@ -86,7 +87,7 @@ rows = load_dataset("{repo}", "{first}", split="train")
 ```
 
 There is one configuration per layer and kind, named like `{first}`.
-Columns: head, bucket, position, token_id, example_id, vector. `examples.parquet` says which text each
+Columns: head, bucket, position, token_id, example_id, {section}vector. `examples.parquet` says which text each
 example_id stands for. With qk-sniffer, layers, heads and the
 grouped-query map are at hand:
 
@@ -111,7 +112,9 @@ def _laws(manifest: Manifest) -> str:
 def _law(sampler: Mapping[str, Any], seed: int) -> str:
     target = str(sampler.get("_target_"))
     law = FORMULAS.get(target, f"that of {target}")
-    return f"{target.rpartition('.')[2]} ({_described(_numbers(sampler))}, seed {seed}): {law}."
+    names = ", ".join(map(printable, sampler.get("keep_sections", ())))
+    kept = f" Positions of these sections are all kept: {names}." if names else ""
+    return f"{target.rpartition('.')[2]} ({_described(_numbers(sampler))}, seed {seed}): {law}.{kept}"
 
 
 def _seeds(manifest: Manifest) -> str:

@@ -1,8 +1,8 @@
 """`runs export RUN --layout heads`: one file per layer, head and kind, for tools that expect such folders.
 
 l07h03q/data.parquet holds the rows of layer 7, head 3, kind q, with the columns bucket, example_id, position,
-vector (list<float32>) and sliding_window (null where a layer attends to everything). Heads of k, v and k_pre
-are key heads. The folder appears when it is complete.
+vector (list<float32>), sliding_window (null where a layer attends to everything), and section in runs that have some.
+Heads of k, v and k_pre are key heads. The folder appears when it is complete.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from sniffer.storage.durable import temporary_for
 from sniffer.storage.integrity import damage
 from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
+from sniffer.types import SECTION
 
 LAYOUTS = ("heads",)
 COLUMNS = ("bucket", "example_id", "position", "vector", "sliding_window")
@@ -66,7 +67,8 @@ def _write(run: Run, layer: int, kind: str, place: Path) -> int:
         file = place / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
         file.parent.mkdir()
         content = io.BytesIO()
-        rows.filter(pl.col("head") == head).select(COLUMNS).write_parquet(content)
+        columns = [*COLUMNS, *([SECTION] if run.manifest.has_sections else [])]
+        rows.filter(pl.col("head") == head).select(columns).write_parquet(content)
         # Of a full disk the system has plainer words than polars.
         file.write_bytes(content.getvalue())
     return len(heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid, facts_table
+from sniffer.terminal.sections import section_table
 from sniffer.terminal.summary import bucket_title, kinds_by_law, not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry, by_number
 from sniffer.words import size
 
 
 def tables(folder: Path) -> Iterator[RenderableType]:
-    """The facts, the layers, and the vectors by bucket.
+    """The facts, the layers, and the vectors by bucket and by section.
 
     Raises:
         RunError: not a run folder, or one that cannot be read.
@@ -29,6 +31,9 @@ def tables(folder: Path) -> Iterator[RenderableType]:
     yield facts_table(str(folder), _values(folder, manifest), fold=True)
     yield _layers(manifest)
     yield from (_buckets(manifest, kinds) for kinds in kinds_by_law(manifest))
+    with suppress(OSError, ValueError):  # a damaged file of documents is what verify tells of
+        if (sections := section_table(folder, manifest)) is not None:
+            yield sections
 
 
 def _values(folder: Path, manifest: Manifest) -> dict[str, str]:

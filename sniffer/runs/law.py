@@ -9,7 +9,7 @@ import polars as pl
 
 from sniffer.sampler import Picker
 from sniffer.storage.schema import Example
-from sniffer.types import KIND, Document, Rows
+from sniffer.types import KIND, Document, Names, Rows
 
 
 def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind: str, found: Rows) -> Iterator[str]:
@@ -37,6 +37,8 @@ def check_law(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
         yield f"{where}: some positions are there twice: resume leaves the second ones out"
     if len(found) and (side.buckets[found.position] != found.bucket).any():
         yield f"{where}: some rows do not have the bucket of their position"
+    if found.section is not None and not unknown and not _names(examples, found).same(found.section):
+        yield f"{where}: some rows do not have the section of their token"
 
 
 MANY = 1 << 27
@@ -48,7 +50,7 @@ def _far_from(picker: Picker, examples: Mapping[int, Example], found: int) -> fl
     lengths = [example.n_tokens for example in examples.values()]
     if sum(lengths) < MANY:
         return None
-    about = picker.expected(lengths)
+    about = picker.expected(lengths, [example.sections for example in examples.values()])
     return about if abs(found - about) > 10 * (1 + about**0.5) else None
 
 
@@ -58,10 +60,24 @@ def _expected(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
     for example in examples.values():
         # Only its length and its id matter to a draw.
         tokens = np.broadcast_to(np.int32(0), example.n_tokens)
-        document = Document(example.example_id, example.source_id, tokens, example.truncated)
+        known = example.example_id, example.source_id, tokens, example.truncated
+        document = Document(*known, sections=example.sections)
         positions.append(picker.positions(document, layer, KIND[kind].draw))
         ids.append(np.full(len(positions[-1]), example.example_id, dtype=np.int64))
     return _sorted(np.concatenate(ids), np.concatenate(positions))
+
+
+def _names(examples: Mapping[int, Example], found: Rows) -> Names:
+    """The sections at some positions, as examples.parquet has them."""
+    order = np.argsort(found.example_id, kind="stable")
+    ids, starts = np.unique(found.example_id[order], return_index=True)
+    pieces = []
+    for number, rows in zip(ids.tolist(), np.split(order, starts[1:]), strict=True) if len(ids) else ():
+        sections = examples[number].sections
+        pieces.append(Names.none(len(rows)) if sections is None else sections.at(found.position[rows]))
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return Names.joined(pieces)[back]
 
 
 def _sorted(ids: np.ndarray, positions: np.ndarray) -> np.ndarray:

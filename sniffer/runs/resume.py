@@ -27,6 +27,7 @@ from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
 from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
 from sniffer.storage.store import save
 from sniffer.storage.writer import Listing
+from sniffer.types import described
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _run(
     config = build(plain, trust, folder / RunFolder.CONFIG)
     if earlier.manifest is not None:
         # What can be told before the model loads; the rest is compared when it has.
-        now = {"seed": config.seed, "model": config.model.describe(), "dataset": config.dataset.describe()}
+        now = {"seed": config.seed, "model": config.model.describe(), "dataset": described(config.dataset)}
         _refuse(differences(earlier.manifest.as_json(), as_plain(now)), earlier.forced)
 
     from sniffer.capture import run

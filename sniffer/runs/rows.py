@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sniffer.errors import first_line
-from sniffer.reader.scan import contents_of, require_part
+from sniffer.reader.scan import contents_of, part_file, require_part
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Footer, Part, from_arrow, row_schema
+from sniffer.storage.writer import rows_per_section
 from sniffer.types import Column, Rows
 
 
@@ -29,11 +30,12 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list
     try:
         file = pq.ParquetFile(folder / part.path)
         columns = manifest.columns(part.layer, part.kind)
-        if not file.schema_arrow.remove_metadata().equals(row_schema(columns)):
+        if not file.schema_arrow.remove_metadata().equals(row_schema(columns, manifest.has_sections)):
             return Rows.joined([]), [f"{part.path}: does not have the columns of a part"]
         require_part(contents_of(file), part.bytes, dim, part.rows)
         problems += _footer(file.schema_arrow, manifest, part, dim)
-        heads, digest, not_finite = _heads(file, part, columns)
+        with part_file(folder / part.path, manifest.has_sections, file.metadata) as read:
+            heads, digest, not_finite = _heads(read, part, columns)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         return Rows.joined([]), [f"{part.path}: cannot be read ({first_line(error)})"]
     wanted = manifest.selection[part.layer][part.kind]
@@ -42,13 +44,17 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list
         problems.append(f"{part.path}: has heads {list(heads)}, not {list(wanted)}")
     if not all(rows.same(first) for rows in heads.values()):
         problems.append(f"{part.path}: its heads do not have the same positions")
-    if not first.in_order:
+    if not first.in_part_order:
         problems.append(f"{part.path}: its rows are not in order, or some are there twice")
     if sum(map(len, heads.values())) != part.rows:
         problems.append(f"{part.path}: has {sum(map(len, heads.values())):,} rows, the manifest says {part.rows:,}")
     buckets = dict(zip(*(column.tolist() for column in np.unique(first.bucket, return_counts=True)), strict=True))
     if {bucket: rows * len(heads) for bucket, rows in buckets.items()} != dict(part.buckets):
         problems.append(f"{part.path}: its rows per bucket are not those of the manifest")
+    # Of no rows nothing tells whether they have sections.
+    sections = rows_per_section(first, len(heads)) if len(first) or not manifest.has_sections else {}
+    if sections != part.sections:
+        problems.append(f"{part.path}: its rows per section are not those of the manifest")
     if str(digest) != part.digest:
         problems.append(f"{part.path}: its rows have the digest {digest}, the manifest says {part.digest}")
     if part.not_finite is not None and part.not_finite != not_finite:

@@ -23,12 +23,14 @@ class Sampler(ABC):
     """What every sampler shares.
 
     `formula` says the law, for whoever reads a published run. `seed_by`: the parts that seed a draw beside `seed`.
-    Without "kind", q and k keep the same positions; without "layer", all layers do.
+    Without "kind", q and k keep the same positions; without "layer", all layers do. `keep_sections`: of documents with
+    sections, every position of these is kept, whatever the law says of it; the others are as they would be without.
     """
 
     formula: ClassVar[str] = ""
 
     seed_by: list[str] = field(default_factory=lambda: list(SEED_PARTS))
+    keep_sections: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         unknown = [part for part in self.seed_by if part not in SEED_PARTS]
@@ -36,6 +38,8 @@ class Sampler(ABC):
             raise ConfigError(
                 f"sampler.seed_by={list(self.seed_by)} is not a selection of {list(SEED_PARTS)}, each at most once"
             )
+        if len({*self.keep_sections}) != len(self.keep_sections) or not all(self.keep_sections):
+            raise ConfigError(f"sampler.keep_sections={list(self.keep_sections)} must be names of sections, each once")
 
     def side(self, draw: str) -> Sampler:
         """What draws queries ("q"), or keys and values ("k"): this one, but where each has its own."""
@@ -68,7 +72,9 @@ def describe(sampler: Sampler) -> dict[str, object]:
     """The sampler as plain values: its class and its fields."""
     home = type(sampler).__dict__.get("home", type(sampler).__module__)
     name = f"{home}.{type(sampler).__qualname__}"
-    values = {f.name: getattr(sampler, f.name) for f in fields(sampler)}
+    # A sampler that keeps no sections is described as it was before there were any.
+    names = (f.name for f in fields(sampler) if f.name != "keep_sections" or sampler.keep_sections)
+    values = {name: getattr(sampler, name) for name in names}
     plain = {key: describe(value) if isinstance(value, Sampler) else value for key, value in values.items()}
     return {"_target_": name, **plain}
 

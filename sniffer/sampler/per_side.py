@@ -16,7 +16,7 @@ from jaxtyping import Int32
 from sniffer.errors import ConfigError
 from sniffer.sampler.base import MADE, SEED_PARTS, Sampler
 from sniffer.sampler.picker import Picker
-from sniffer.types import Document, Picks, TokenBatch
+from sniffer.types import Document, Picks, Sections, TokenBatch
 
 SIDES = ("q", "k")
 """What draws are for (sniffer.types.KINDS): k's are v's too."""
@@ -30,6 +30,8 @@ class PerSide(Sampler):
     home: ClassVar[str] = "sniffer.sampler"
     seed_by: ClassVar[list[str]] = list(SEED_PARTS)  # type: ignore[misc] # each side has its own
 
+    keep_sections: ClassVar[Any] = property(lambda self: self._kept_by_a_side)  # type: ignore[misc] # of either
+
     q: Any = field(default=None, metadata=MADE)
     k: Any = field(default=None, metadata=MADE)
 
@@ -37,6 +39,10 @@ class PerSide(Sampler):
         for name in SIDES:
             if not isinstance(getattr(self, name), Sampler) or isinstance(getattr(self, name), PerSide):
                 raise ConfigError(f"sampler.{name} is no sampler for one side: choose with sampler@sampler.{name}=all")
+
+    @property
+    def _kept_by_a_side(self) -> list[str]:
+        return list(dict.fromkeys(name for side in SIDES for name in self.side(side).keep_sections))
 
     def side(self, draw: str) -> Sampler:
         found: Sampler = self.q if draw == "q" else self.k
@@ -72,7 +78,7 @@ class PerSidePicker(Picker):
     def key(self, document: Document, layer: int, draw: str) -> int:
         return self._sides[draw].key(document, layer, draw)
 
-    def expected(self, n_tokens: Sequence[int]) -> NoReturn:
+    def expected(self, n_tokens: Sequence[int], sections: Sequence[Sections | None] = ()) -> NoReturn:
         raise TypeError("a sampler per side expects something else of each: ask side(draw)")
 
     def probability_by_bucket(self, n_positions: int) -> NoReturn:

@@ -8,12 +8,13 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, UInt64
+from jaxtyping import Bool, Float64, Int32, Int64, UInt64
 
+from sniffer.errors import ConfigError
 from sniffer.hashing import GOLDEN, begun, key_after, mix64, spelled
 from sniffer.sampler.base import SEED_PARTS, Sampler, check_sampler
 from sniffer.sampler.law import NO_LAW, law_of
-from sniffer.types import Document, Picks, TokenBatch
+from sniffer.types import Document, Picks, Sections, TokenBatch
 
 REMEMBERED = 1 << 12
 """Documents whose seeds are begun; a batch has fewer."""
@@ -72,6 +73,8 @@ class Picker:
         begins = np.array([document.first_position for document in documents])[:, None]
         ends = np.array([document.first_position + document.n_tokens for document in documents])[:, None]
         keep = self._keep(keys, n)
+        for row, document in enumerate(documents if self.sampler.keep_sections else ()):
+            keep[row, self.certain(document)] = True
         if (begins > 0).any() or (ends < n).any():
             numbers = np.arange(n)
             keep &= (begins <= numbers) & (numbers < ends)
@@ -85,8 +88,23 @@ class Picker:
         if self.certain_until >= end:
             return np.arange(first, end, dtype=np.int32)
         key = np.array([self.key(document, layer, draw)], dtype=np.uint64)
-        kept = np.flatnonzero(self._keep(key, end)).astype(np.int32)
+        keep = self._keep(key, end)
+        keep[0, self.certain(document)] = True
+        kept = np.flatnonzero(keep).astype(np.int32)
         return kept[kept >= first] if first else kept
+
+    def certain(self, document: Document) -> Int64[np.ndarray, " positions"]:
+        """The positions that are kept for certain, since they are of `keep_sections`.
+
+        Raises:
+            ConfigError: the document has no sections.
+        """
+        wanted = self.sampler.keep_sections
+        if not wanted:
+            return np.empty(0, dtype=np.int64)
+        if document.sections is None:
+            raise ConfigError(f"sampler.keep_sections={list(wanted)}: these documents have no sections")
+        return document.first_position + np.flatnonzero(document.sections.names.among(wanted))
 
     def key(self, document: Document, layer: int, draw: str) -> int:
         """The 64-bit seed of one draw: `key_of` of the seed, and of name and value of each of `seed_by`."""
@@ -109,11 +127,16 @@ class Picker:
             self._rests[layer, draw] = spelled(*chain.from_iterable(named))
         return self._rests[layer, draw]
 
-    def expected(self, n_tokens: Sequence[int]) -> float:
-        """The expected number of picks of one draw over documents of these lengths."""
+    def expected(self, n_tokens: Sequence[int], sections: Sequence[Sections | None] = ()) -> float:
+        """The expected number of picks of one draw over documents of these lengths, and with these sections."""
         self._tabulate(max(n_tokens, default=0))
         running = np.concatenate(([0.0], np.cumsum(self.probabilities)))
-        return float(running[np.asarray(n_tokens, dtype=np.int64)].sum())
+        by_law = float(running[np.asarray(n_tokens, dtype=np.int64)].sum())
+        kept = self.sampler.keep_sections
+        for found in sections if kept else ():
+            if found is not None:
+                by_law += float((1 - self.probabilities[: len(found)][found.names.among(kept)]).sum())
+        return by_law
 
     def probability_by_bucket(self, n_positions: int) -> dict[int, float]:
         """The keep probability of each bucket that the first `n_positions` positions fall in."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
 from sniffer.sampler import SIDES
-from sniffer.storage.law import laws, side_of
+from sniffer.storage.law import kept_whole, laws, side_of
+from sniffer.storage.schema import MOST_SECTIONS
 from sniffer.storage.well_formed import misfits
 from sniffer.types import ALL_KINDS, ATTENTION, STATISTICS, LayerGeometry, by_number
 
@@ -49,6 +50,9 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
                 yield f"{name} of {part.path}", count, 0, part.rows
         yield from ((f"a bucket of {part.path}", bucket, 0, BUCKET) for bucket in part.buckets)
         yield from ((f"rows of a bucket of {part.path}", rows, 0, LARGEST) for rows in part.buckets.values())
+        sections = part.sections or {}
+        yield f"sections of {part.path}", len(sections), 0, MOST_SECTIONS
+        yield from ((f"rows of a section of {part.path}", rows, 0, LARGEST) for rows in sections.values())
     yield from ((f"counts.{name}", count, 0, LARGEST) for name, count in manifest.counts.items())
     yield from ((f"timings.{name}", value, -LARGEST, LARGEST) for name, value in manifest.timings.items())
     for _, law in laws(manifest.sampler):
@@ -89,6 +93,10 @@ def require_sense(manifest: Manifest) -> None:
         *((f"sampler.{side}.probability_by_bucket", law, Mapping[int, float]) for side, law in laws(manifest.sampler)),
         *((f"sampler.{side}.seed_by", side_of(manifest.sampler, side).get("seed_by", []), list) for side in SIDES),
         ("sampler.seed_by", manifest.sampler.get("seed_by", []), list),
+        *(
+            (f"sampler.{side}.keep_sections", tuple(kept_whole(manifest.sampler, side)), tuple[str, ...])
+            for side in SIDES
+        ),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
         *((f"scores.{n}.{name}", one.get(name), hint) for n, one in manifest.scores.items() for name, hint in FACTS),
         *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),

@@ -1,14 +1,17 @@
-"""What follows from the parts that a manifest names: rows by kind and bucket, digests, numbers that are not finite."""
+"""What follows from the parts that a manifest names: rows by kind, bucket and section, digests, what is not finite."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
+from typing import Any
 
 from sniffer.sampler import SIDES
 from sniffer.storage.digest import combine
 from sniffer.storage.finite import NotFinite
-from sniffer.storage.schema import Part
+from sniffer.storage.law import has_sides
+from sniffer.storage.schema import SECTIONS, Part
 from sniffer.types import KIND
 
 
@@ -17,6 +20,8 @@ class Counted:
 
     parts: tuple[Part, ...]
     selection: Mapping[int, Mapping[str, tuple[int, ...]]]
+    dataset: Mapping[str, Any]
+    sampler: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
@@ -51,6 +56,23 @@ class Counted:
         return dict(sorted(rows.items()))
 
     @property
+    def has_sections(self) -> bool:
+        """Whether documents have sections, and so rows the column."""
+        return bool(self.dataset.get(SECTIONS.name))
+
+    @property
+    def rows_by_section(self) -> dict[str, dict[str, int]] | None:
+        """Rows by section, then kind, those of no section too; None where there are too many sections to list."""
+        rows: dict[str, dict[str, int]] = {}
+        for part in self.parts:
+            if part.sections is None:
+                return None if self.has_sections else {}
+            for name, count in part.sections.items():
+                of_kind = rows.setdefault(name, dict.fromkeys(self.rows_by_kind, 0))
+                of_kind[part.kind] += count
+        return dict(sorted(rows.items()))
+
+    @property
     def not_finite(self) -> dict[int, dict[str, NotFinite]]:
         """Rows with a NaN or an infinity, of each layer and kind that has any, as far as its parts say."""
         found: dict[int, dict[str, NotFinite]] = {}
@@ -77,3 +99,14 @@ class Counted:
         for part in self.parts:
             found[part.layer, part.kind].append(part.digest)
         return {layer: {kind: combine(found[layer, kind]) for kind in kinds} for layer, kinds in self.selection.items()}
+
+    def row_counts(self) -> dict[str, Any]:
+        """All of them as plain values, for the person who opens the file."""
+        finite = {layer: {kind: asdict(one) for kind, one in kinds.items()} for layer, kinds in self.not_finite.items()}
+        return {
+            "total": self.rows,
+            "by_kind": self.rows_by_kind,
+            "by_bucket": self.rows_by_bucket_of_sides if has_sides(self.sampler) else self.rows_by_bucket,
+            **({"by_section": self.rows_by_section} if self.has_sections else {}),
+            "not_finite": finite if self.counts_not_finite else None,
+        }

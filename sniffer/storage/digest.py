@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, UInt64
 
 from sniffer.hashing import GOLDEN, MASK64, key_of, mix64, mix64_int
-from sniffer.types import Rows
+from sniffer.types import NONE, Rows
 
 BLOCK = 1 << 12
 """Rows hashed at a time, so that the widened words stay small."""
@@ -56,11 +56,17 @@ def combine(digests: Iterable[str]) -> str:
 
 
 def sum_rows(rows: Rows) -> UInt64[np.ndarray, " rows"]:
-    """What the columns that all heads share add to each row's number, for `digest_rows`."""
+    """What the columns that all heads share add to each row's number, for `digest_rows`.
+
+    A row of no section counts as it does in a run without sections.
+    """
     words = (rows.bucket, rows.position, rows.token_id, rows.example_id & 0xFFFFFFFF, rows.example_id >> 32)
     sums = np.zeros(len(rows), dtype=np.uint64)
     for column, weight in zip(words, _weights(N_WORDS), strict=True):
         sums += column.astype(np.uint64) * weight
+    if rows.section is not None:
+        numbers = [0 if name == NONE else key_of("section", name) for name in rows.section.known]
+        sums += np.array(numbers, dtype=np.uint64)[rows.section.codes]
     return sums
 
 

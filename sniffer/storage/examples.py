@@ -14,21 +14,31 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sniffer.limits import TOKENS
-from sniffer.storage.schema import EXAMPLES_SCHEMA, WINDOWS_SCHEMA, Example, FileRecord
+from sniffer.storage.example_sections import LABEL, require_honest, sections_of
+from sniffer.storage.schema import EXAMPLES_SCHEMA, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
 
 GROWTH = 256
 """Bytes that one byte of the file may stand for; in ours it is some ten, for ids that hardly differ thirty."""
 
-TEXTS = ("source_id", "source")
+TEXTS = ("source_id", "source", LABEL)
 
 
 def as_read(schema: pa.Schema) -> pa.Schema:
     """A schema with its texts as a dictionary: each is in memory once, however many rows have it."""
     words = pa.dictionary(pa.int32(), pa.string())
-    return pa.schema([field.with_type(words) if field.name in TEXTS else field for field in schema])
+    return pa.schema([_with_words(field, words) for field in schema])
 
 
-AS_READ = {as_read(schema): schema for schema in (EXAMPLES_SCHEMA, WINDOWS_SCHEMA)}
+def _with_words(field: pa.Field, words: pa.DataType) -> pa.Field:
+    if field.name != SECTIONS.name:
+        return field.with_type(words) if field.name in TEXTS else field
+    element = field.type.value_field
+    inner = [part.with_type(words) if pa.types.is_string(part.type) else part for part in element.type]
+    return field.with_type(pa.list_(element.with_type(pa.struct(inner))))
+
+
+PLAIN = (EXAMPLES_SCHEMA, WINDOWS_SCHEMA)
+AS_READ = {as_read(schema): schema for schema in (*PLAIN, *(schema.append(SECTIONS) for schema in PLAIN))}
 """What the file may have, and what it then means."""
 
 
@@ -38,8 +48,11 @@ def read_examples(path: Path, record: FileRecord | None = None) -> dict[int, Exa
     Raises:
         ValueError, OSError: as `examples_table`.
     """
-    rows = (Example(**row) for row in examples_table(path, record).to_pylist())
-    return {example.example_id: example for example in rows}
+    table = examples_table(path, record)
+    documents = sections_of(table)
+    rows = table.drop_columns(SECTIONS.name) if SECTIONS.name in table.schema.names else table
+    found = (Example(**row, sections=known) for row, known in zip(rows.to_pylist(), documents, strict=True))
+    return {example.example_id: example for example in found}
 
 
 def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
@@ -57,6 +70,7 @@ def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
         _check_footer(file.metadata, path.stat().st_size, record)
         if (schema := AS_READ.get(file.schema_arrow.remove_metadata())) is None:
             raise ValueError(NOT_OURS)
+        require_honest(file.metadata, path.stat().st_size)
         table = file.read().unify_dictionaries()
     for name in ("example_id", "source_id"):
         if len(pc.unique(table[name])) != len(table):
@@ -73,7 +87,7 @@ NOT_OURS = f"does not have the columns {', '.join(EXAMPLES_SCHEMA.names)}"
 
 def _opened(path: Path) -> pq.ParquetFile:
     """The file, its texts to be read as dictionaries."""
-    for texts in (TEXTS, TEXTS[:1]):
+    for texts in (TEXTS, ("source_id", LABEL), ("source_id", "source"), ("source_id",)):
         with suppress(KeyError):  # it has no such column
             return pq.ParquetFile(path, read_dictionary=texts)
     raise ValueError(NOT_OURS)

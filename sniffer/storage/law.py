@@ -45,6 +45,11 @@ def law_of_kind(sampler: Mapping[str, Any], kind: str) -> Law:
     return law
 
 
+def kept_whole(sampler: Mapping[str, Any], draw: str) -> list[str]:
+    """Sections of which a draw's side keeps every position."""
+    return list(side_of(sampler, draw).get("keep_sections", ()))
+
+
 def has_sides(sampler: Mapping[str, Any]) -> bool:
     """Whether queries have a sampler of their own."""
     return any(isinstance(sampler.get(name), Mapping) for name in SIDES)

@@ -22,8 +22,7 @@ from sniffer.process.environment import commit, now, versions
 from sniffer.storage.bounds import require_sense
 from sniffer.storage.counted import Counted
 from sniffer.storage.durable import durable_file
-from sniffer.storage.finite import NotFinite
-from sniffer.storage.law import fields_of, from_json, has_sides, law_of_kind
+from sniffer.storage.law import fields_of, from_json, kept_whole, law_of_kind
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest_file import (
     CHECKSUM,
@@ -38,7 +37,7 @@ from sniffer.storage.manifest_file import (
 )
 from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
-from sniffer.types import AttentionLayout, Column, LayerGeometry, by_number, columns_of
+from sniffer.types import KIND, AttentionLayout, Column, LayerGeometry, by_number, columns_of
 
 STATUSES = ("running", "complete", "interrupted")
 
@@ -110,6 +109,10 @@ class Manifest(Counted):
     def probability_by_bucket(self, kind: str) -> Mapping[int, float]:
         """With which the sampler kept a position of a kind, by bucket; empty where an early release did not say."""
         return law_of_kind(self.sampler, kind)
+
+    def kept_sections(self, kind: str) -> list[str]:
+        """Sections of which the sampler kept every position of a kind."""
+        return kept_whole(self.sampler, KIND[kind].draw)
 
     @property
     def sampler_fields(self) -> dict[str, Any]:
@@ -209,12 +212,7 @@ class Manifest(Counted):
         """As plain values of the kinds that JSON has."""
         values = asdict(self)
         files = {name: values.pop(name) for name in ("examples", "tokens", "pending", "parts")}
-        values["rows"] = {
-            "total": self.rows,
-            "by_kind": self.rows_by_kind,
-            "by_bucket": self.rows_by_bucket_of_sides if has_sides(self.sampler) else self.rows_by_bucket,
-            "not_finite": _plain(self.not_finite) if self.counts_not_finite else None,
-        }
+        values["rows"] = self.row_counts()
         values["digest"] = self.digest
         values["digests"] = self.digests
         ordered = {
@@ -222,13 +220,12 @@ class Manifest(Counted):
             **values,
             **files,
         }
+        for part in (*files["pending"], *files["parts"]):
+            if part["sections"] is None:
+                del part["sections"]
         # A value that JSON does not know is written as text: better than to lose a night's rows over it.
         plain: dict[str, Any] = json.loads(json.dumps(ordered, ensure_ascii=False, default=str))
         return plain
-
-
-def _plain(not_finite: Mapping[int, Mapping[str, NotFinite]]) -> dict[int, dict[str, dict[str, int]]]:
-    return {layer: {kind: asdict(found) for kind, found in kinds.items()} for layer, kinds in not_finite.items()}
 
 
 def _from_json(values: Mapping[str, Any]) -> Manifest:

@@ -78,10 +78,13 @@ class OnDisk:
 
     def _check(self, document: Document) -> None:
         then = self.committed.get(document.example_id)
-        if then is not None and then != Example.of(document):
+        if then is not None and then != (now := Example.of(document)):
+            what = f"{then.n_tokens} tokens when it was captured, {now.n_tokens} now"
+            if replace(then, sections=now.sections) == now:
+                what = "its sections are others than when it was captured"
             raise RunError(
-                f"document {document.source_id!r} has changed: {then.n_tokens} tokens when it was captured, "
-                f"{document.n_tokens} now; put the text back, or capture again into a new folder"
+                f"document {document.source_id!r} has changed: {what}; put the text back, or capture again into a new "
+                "folder"
             )
 
 

@@ -32,7 +32,7 @@ class PartWriter:
     """Writes the parts of one run.
 
     `source_dtype` is the model's dtype before widening to float32; `compression` one of sniffer.types.COMPRESSIONS;
-    `layout` says which columns statistics of attention have.
+    `layout` says which columns statistics of attention have, `sections` whether documents have any.
     """
 
     folder: Path
@@ -41,6 +41,7 @@ class PartWriter:
     source_dtype: str
     compression: str = "auto"
     layout: AttentionLayout | None = None
+    sections: bool = False
 
     def write(self, accumulator: Accumulator, pair: tuple[int, str], number: int) -> Part:
         """One part with the rows of one (layer, kind), which stay in the accumulator.
@@ -64,7 +65,7 @@ class PartWriter:
         )
         path = RunFolder.part(layer, kind, number, 1 + max(self.geometry))
         values = columns_of(geometry, kind, self.layout)
-        return write_part(self.folder, path, columns, footer, self.compression, values)
+        return write_part(self.folder, path, columns, footer, self.compression, values, self.sections)
 
     def write_all(
         self,

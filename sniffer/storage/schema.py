@@ -18,11 +18,12 @@ from jaxtyping import Float32
 
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.layout import RunFolder
-from sniffer.types import ROW_DTYPES, Column, Document
+from sniffer.types import ROW_DTYPES, SECTION, Column, Document, Sections
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"sniffer"
 METADATA_COLUMNS = ("head", *ROW_DTYPES)
+"""Of every part; those of runs with sections also have SECTION."""
 
 EXAMPLES_SCHEMA = pa.schema(
     [
@@ -37,6 +38,16 @@ WINDOWS_SCHEMA = pa.schema(
     [*EXAMPLES_SCHEMA, pa.field("source", pa.string(), nullable=False), pa.field("offset", pa.int64(), nullable=False)]
 )
 """Where documents are windows of longer texts: which text, and from which of its tokens on."""
+
+SPAN = {"start": pa.int32(), "end": pa.int32(), "label": pa.string()}
+"""A stretch of a document: from which token to before which other, and the name of its section."""
+
+SECTIONS = pa.field(
+    "sections",
+    pa.list_(pa.field("element", pa.struct([pa.field(*one, nullable=False) for one in SPAN.items()]), nullable=False)),
+    nullable=False,
+)
+"""Where documents have sections: all stretches that belong to some, in order."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +98,12 @@ class Example:
     truncated: bool
     source: str | None = None
     offset: int | None = None
+    sections: Sections | None = None
 
     @classmethod
     def of(cls, document: Document) -> Example:
         known = document.example_id, document.source_id, document.n_tokens, document.truncated
-        return cls(*known, document.source, document.offset)
+        return cls(*known, document.source, document.offset, document.sections)
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,8 @@ class Part(FileRecord):
     """A written part. `digest` stands for its set of rows (see digest.py); `buckets` are rows per bucket.
 
     Parts of one `commit`, counted from 0, hold the same documents. How many rows hold a number that is not finite
-    (see finite.py) is None where an early release wrote the part and did not count.
+    (see finite.py) is None where an early release wrote the part and did not count. `sections` are rows per section, if
+    the run has sections and these are no more than MOST_SECTIONS.
     """
 
     layer: int
@@ -119,6 +132,7 @@ class Part(FileRecord):
     commit: int = 0
     rows_with_nan: int | None = None
     rows_with_infinity: int | None = None
+    sections: Mapping[str, int] | None = None
 
     @property
     def not_finite(self) -> NotFinite | None:
@@ -133,12 +147,17 @@ class Part(FileRecord):
         return RunFolder.part_number(self.path)
 
 
-def row_schema(columns: Sequence[Column]) -> pa.Schema:
+MOST_SECTIONS = 256
+"""That a part is counted by; documents packed together have one for each text."""
+
+
+def row_schema(columns: Sequence[Column], sections: bool = False) -> pa.Schema:
     """The Arrow schema of a part whose values are in these columns; none may hold a null."""
     return pa.schema(
         [
             pa.field("head", pa.int16(), nullable=False),
             *(pa.field(name, pa.from_numpy_dtype(dtype), nullable=False) for name, dtype in ROW_DTYPES.items()),
+            *([pa.field(SECTION, pa.string(), nullable=False)] if sections else []),
             *(pa.field(column.name, arrow_type(column), nullable=False) for column in columns),
         ]
     )

@@ -1,9 +1,9 @@
 """The order rows take on disk, worked out before any of them moves.
 
 Captured rows lie in chunks, in the order in which documents went through the model, heads side by side.
-On disk they are sorted by (head, bucket, example_id, position). All heads of a (layer, kind) share one
-sorting, so it is worked out once, as a few *spans*: pieces small enough to pick out and widen at a time,
-each made of whole row groups.
+On disk they are sorted by (head, bucket, example_id, position), and by section before bucket in runs that have some,
+so that who asks for one finds it in few row groups. All heads of a (layer, kind) share one sorting, so it is worked
+out once, as a few *spans*: pieces small enough to pick out and widen at a time, each made of whole row groups.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from sniffer.forward.columns import Columns
+from sniffer.types import Rows
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def _widened(vectors: np.ndarray) -> Float32[np.ndarray, "rows dim"]:
 def spans(columns: Columns, order: Int64[np.ndarray, " rows"]) -> list[Span]:
     """Cuts the sorted rows into spans of whole row groups."""
     row_bytes = 4 * columns.dim
-    groups = row_groups(columns.rows.bucket[order], row_bytes)
+    groups = row_groups(_numbered(columns.rows[order]), row_bytes)
     ends = np.cumsum([len(chunk) for chunk in columns.vectors])
     return [_span(joined, order, ends) for joined in _join(groups, max(1, MAX_SPAN_BYTES // row_bytes))]
 
@@ -97,6 +98,14 @@ def row_groups(sorted_buckets: Int32[np.ndarray, " rows"], row_bytes: int) -> li
             cuts.append(int(begin))
     pieces = zip(cuts, [*cuts[1:], n_rows], strict=True)
     return [group for begin, end in pieces for group in _evenly(begin, end, at_most)]
+
+
+def _numbered(ordered: Rows) -> Int32[np.ndarray, " rows"]:
+    """The bucket of each row; where there are sections, numbers that are others where a bucket or a section begins."""
+    if ordered.section is None or not len(ordered):
+        return ordered.bucket
+    changes = (np.diff(ordered.bucket) != 0) | (np.diff(ordered.section.codes) != 0)
+    return np.concatenate([[0], np.cumsum(changes)]).astype(np.int32)
 
 
 def _evenly(begin: int, end: int, at_most: int) -> list[slice]:

@@ -61,8 +61,8 @@ class Store:
         self.folder = folder
         self.manifest = manifest
         self.picker = picker
-        geometry, layout = by_number(manifest.geometry), manifest.layout
-        self.writer = PartWriter(folder, geometry, picker, source_dtype, compression, layout)
+        geometry, how = by_number(manifest.geometry), (compression, manifest.layout, manifest.has_sections)
+        self.writer = PartWriter(folder, geometry, picker, source_dtype, *how)
         self.selection = Selection(
             {(layer, kind): heads for layer, kinds in manifest.selection.items() for kind, heads in kinds.items()}
         )

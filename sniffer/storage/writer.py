@@ -15,7 +15,7 @@ tenth of the time and save a hundredth of the size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,13 @@ from jaxtyping import Float32
 from sniffer.forward.columns import Columns
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.durable import durable_file
+from sniffer.storage.example_sections import with_sections
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import (
     EXAMPLES_SCHEMA,
     METADATA_COLUMNS,
+    MOST_SECTIONS,
     WINDOWS_SCHEMA,
     Example,
     FileRecord,
@@ -43,7 +45,7 @@ from sniffer.storage.schema import (
     to_arrow,
 )
 from sniffer.storage.sort import spans
-from sniffer.types import Column, Rows, codec
+from sniffer.types import SECTION, Column, Names, Rows, codec
 
 DELTA_COLUMNS = ("position",)
 """Ascending within an example and bucket, so that differences are small."""
@@ -55,18 +57,18 @@ WRITE_BYTES = 1024 * 1024
 """Handed to the file at a time: pyarrow itself writes page by page, and each of those calls goes through Python."""
 
 
-def parquet_options(values: Sequence[Column], vector_codec: str) -> dict[str, Any]:
-    """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it."""
-    leaves = [leaf(column) for column in values]
+def parquet_options(values: Sequence[Column], vector_codec: str, sections: bool = False) -> dict[str, Any]:
+    """How pyarrow is to write a part; `vector_codec` as `sniffer.types.codec` gives it; whether it has `sections`."""
+    leaves, metadata = [leaf(column) for column in values], [*METADATA_COLUMNS, *([SECTION] if sections else [])]
     if vector_codec == "zstd":
         encoding, of_pages = "BYTE_STREAM_SPLIT", dict[str, Any](compression_level=dict.fromkeys(leaves, 1))
     else:
         encoding, of_pages = "PLAIN", dict[str, Any](data_page_size=UNCOMPRESSED_PAGE_BYTES)
     return {
-        "compression": {**dict.fromkeys(METADATA_COLUMNS, "none"), **dict.fromkeys(leaves, vector_codec)},
-        "use_dictionary": [column for column in METADATA_COLUMNS if column not in DELTA_COLUMNS],
+        "compression": {**dict.fromkeys(metadata, "none"), **dict.fromkeys(leaves, vector_codec)},
+        "use_dictionary": [column for column in metadata if column not in DELTA_COLUMNS],
         "column_encoding": {**dict.fromkeys(leaves, encoding), **dict.fromkeys(DELTA_COLUMNS, "DELTA_BINARY_PACKED")},
-        "write_statistics": list(METADATA_COLUMNS),
+        "write_statistics": metadata,
         **of_pages,
     }
 
@@ -78,6 +80,7 @@ def write_part(
     footer: Footer,
     compression: str = "auto",
     values: Sequence[Column] | None = None,
+    sections: bool = False,
 ) -> Part:
     """Writes one part, durably: it appears under its name only when complete.
 
@@ -88,6 +91,7 @@ def write_part(
         footer: what the file says of itself.
         compression: of the vectors, one of sniffer.types.COMPRESSIONS.
         values: the columns that a row's numbers become; None for a vector.
+        sections: whether the run has sections; where the rows have none, they belong to none.
 
     Returns:
         What the manifest remembers of the part.
@@ -95,11 +99,13 @@ def write_part(
     Raises:
         CaptureError: the disk is full or cannot be written to. Nothing is left behind.
     """
-    order = columns.rows.order
+    if sections and columns.rows.section is None:
+        columns = replace(columns, rows=replace(columns.rows, section=Names.none(len(columns))))
+    order = columns.rows.part_order
     ordered, pieces = columns.rows[order], spans(columns, order)
     values = (Column("vector", columns.dim),) if values is None else values
-    schema = row_schema(values).with_metadata(footer.encode())
-    options = parquet_options(values, codec(compression, footer.source_dtype))
+    schema = row_schema(values, sections).with_metadata(footer.encode())
+    options = parquet_options(values, codec(compression, footer.source_dtype), sections)
     sums = sum_rows(ordered)
     digest, not_finite = Digest(), NotFinite()
     with (
@@ -126,6 +132,7 @@ def write_part(
         buckets=_rows_per_bucket(columns),
         rows_with_nan=not_finite.nan,
         rows_with_infinity=not_finite.infinity,
+        sections=rows_per_section(columns.rows, len(columns.heads)),
     )
 
 
@@ -141,9 +148,12 @@ class Listing:
         """Which text each example_id stands for, ordered by example_id."""
         ordered = sorted(examples, key=lambda example: example.example_id)
         schema = WINDOWS_SCHEMA if any(example.source is not None for example in ordered) else EXAMPLES_SCHEMA
-        table = pa.Table.from_pylist([asdict(example) for example in ordered], schema=schema)
+        columns = {name: [getattr(example, name) for example in ordered] for name in schema.names}
+        table, options = pa.Table.from_pydict(columns, schema=schema), dict[str, Any](compression="zstd")
+        if any(example.sections is not None for example in ordered):
+            table, options = with_sections(table, [example.sections for example in ordered])
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
+        pq.write_table(table, sink, **options)
         content = sink.getvalue().to_pybytes()
         return cls(content, FileRecord(RunFolder.EXAMPLES, len(ordered), len(content), sha256(content).hexdigest()))
 
@@ -169,7 +179,17 @@ def _table(
     for column in values:
         columns[column.name] = to_arrow(column, vectors[:, first : first + column.values])
         first += column.values
+    if rows.section is not None:
+        known = list(rows.section.known)
+        columns[SECTION] = pa.DictionaryArray.from_arrays(rows.section.codes, known).cast(pa.string())
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def rows_per_section(rows: Rows, heads: int) -> dict[str, int] | None:
+    """Of a part, all heads together; None without sections, and where there are too many to list."""
+    if rows.section is None or len(found := rows.section.counts()) > MOST_SECTIONS:
+        return None
+    return {name: count * heads for name, count in found.items()}
 
 
 def _rows_per_bucket(columns: Columns) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from sniffer.storage.finite import NotFinite
 from sniffer.storage.law import side_of
 from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
 from sniffer.terminal.printing import Grid, facts_table, say
-from sniffer.types import ATTENTION, KIND
+from sniffer.terminal.sections import section_table
+from sniffer.types import ATTENTION, KIND, ModelLimits
 from sniffer.words import size
 
 
@@ -43,15 +45,29 @@ def resume_line(folder: Path, manifest: Manifest) -> str:
     return f"{documents} documents are kept; to go on: {shlex.join(command)}"
 
 
-def remarks(counts: Mapping[str, int], longest: int | None, *, windows: bool) -> Iterator[str]:
+def to_extend(limits: ModelLimits, tokens: int) -> str:
+    """How a model may come to take that many tokens."""
+    key, rows = limits.position_key, tokens + limits.rows_before
+    override = f"'model.config_overrides={{{key}: {rows}}}'"
+    if limits.reach is not None and limits.max_positions is not None:
+        factor = math.ceil(tokens / limits.max_positions)
+        return f"or extend its RoPE scaling with 'model.config_overrides={{rope_parameters: {{factor: {factor}.0}}}}'"
+    if limits.rope:
+        return f"or extend the model with {override} and a RoPE scaling"
+    return f"or, unless its positions are learned, extend the model with {override}"
+
+
+def remarks(counts: Mapping[str, int], longest: int | None, fixed: str | None = None) -> Iterator[str]:
     """What a user should know of texts that are not in a run as they are.
 
     Args:
         longest: the tokens that each could have.
-        windows: whether they come in windows.
+        fixed: the key that says how long documents are, `window` or `pack_to`, if one does.
     """
     if dropped := counts.get("dropped"):
-        way = "dataset.max_tokens=null" + ("" if windows else f" dataset.window={longest}")
+        way = "dataset.max_tokens=null" + ("" if fixed == "window" else f" dataset.window={longest}")
+        if fixed == "pack_to":
+            way = f"{way} in place of dataset.pack_to, or a larger one"
         yield f"{dropped:,} tokens beyond the first {longest:,} of their texts were cut off: to keep them, {way}"
     if begun := counts.get("begun"):
         yield (
@@ -64,14 +80,15 @@ MAX_BUCKET_LINES = 24
 
 
 def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
-    """Prints what a run captured, by kind and bucket, and the folder, which stands alone on the last line."""
+    """Prints what a run captured, by kind, bucket and section, and the folder, which stands alone on the last line."""
     console = rich.get_console()
     with console.capture() as whole:
         console.print(facts_table("captured", _facts(manifest)))
         for kinds in kinds_by_law(manifest):
             console.print(_bucket_table(manifest, kinds, picker.side(KIND[kinds[0]].draw)))
-        if (table := attention_table(folder, manifest)) is not None:
-            console.print(table)
+        for table in (attention_table(folder, manifest), section_table(folder, manifest)):
+            if table is not None:
+                console.print(table)
         if manifest.not_finite:
             say(f"warning: {not_finite_line(manifest)}", style="yellow")
         say(folder, style="bold")

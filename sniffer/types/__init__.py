@@ -2,12 +2,24 @@
 
 A *position* is a token's place in its document, from 0. A *kind* names which vector of attention is
 meant. A *draw* is one set of kept positions; kinds that describe the same token side share it. A
-*bucket* is a range of positions that is sampled at one rate.
+*bucket* is a range of positions that is sampled at one rate. A *section* is a part of a document that has a name.
 
 This package needs numpy only, so that reading a run never imports torch.
 """
 
-from sniffer.types.documents import Chat, Content, Dataset, Document, LengthClasses, Picks, TokenBatch
+from sniffer.types.documents import (
+    Chat,
+    Content,
+    Dataset,
+    Document,
+    LengthClasses,
+    Picks,
+    SectionedText,
+    SectionedTokens,
+    TokenBatch,
+    described,
+    has_sections,
+)
 from sniffer.types.kinds import ALL_KINDS, ATTENTION, KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
@@ -23,7 +35,8 @@ from sniffer.types.models import (
     first_key,
     key_head,
 )
-from sniffer.types.rows import ROW_DTYPES, Rows
+from sniffer.types.rows import ROW_DTYPES, SECTION, Rows
+from sniffer.types.sections import NONE, Names, Sections
 from sniffer.types.statistics import ALL_STATISTICS, STATISTICS, AttentionLayout, Column, ScoreFacts, columns_of
 from sniffer.types.values import COMPRESSIONS, WIDE, codec
 
@@ -35,7 +48,9 @@ __all__ = [
     "KIND",
     "KINDS",
     "MAIN_KINDS",
+    "NONE",
     "ROW_DTYPES",
+    "SECTION",
     "STATISTICS",
     "WIDE",
     "AttentionLayout",
@@ -52,17 +67,23 @@ __all__ = [
     "LengthClasses",
     "ModelFacts",
     "ModelLimits",
+    "Names",
     "Outline",
     "Picks",
     "Rows",
     "ScoreFacts",
+    "SectionedText",
+    "SectionedTokens",
+    "Sections",
     "TokenBatch",
     "Tokenize",
     "WorkingMemory",
     "by_number",
     "codec",
     "columns_of",
+    "described",
     "draw_of",
     "first_key",
+    "has_sections",
     "key_head",
 ]

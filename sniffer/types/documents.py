@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from sniffer.types.sections import Names, Sections
+
 
 @dataclass(frozen=True)
 class Document:
@@ -18,7 +20,8 @@ class Document:
     `source_id` is the exact id in the data; `example_id` the 63-bit integer that stands for it in
     every table and seeds its draws. `truncated`: tokens were cut off to respect a limit. `first_position` is that of
     the first token, 0 but where a call in a notebook begins in the middle of a text. A window of a longer text has that
-    text's id as its `source`, and begins at its token `offset`; None where texts are taken whole.
+    text's id as its `source`, and begins at its token `offset`; None where texts are taken whole. `sections` where its
+    tokens have some.
     """
 
     example_id: int
@@ -28,6 +31,10 @@ class Document:
     first_position: int = 0
     source: str | None = None
     offset: int | None = None
+    sections: Sections | None = None
+
+    def __post_init__(self) -> None:
+        assert self.sections is None or len(self.sections) == len(self.token_ids), "sections of other tokens"
 
     @property
     def n_tokens(self) -> int:
@@ -74,6 +81,18 @@ class TokenBatch:
         starts = np.cumsum([0] + [document.n_tokens for document in self.documents[:-1]])
         tokens = np.concatenate([document.token_ids for document in self.documents])
         return tokens[starts[picks.rows] + picks.positions].astype(np.int32)
+
+    def sections(self, picks: Picks) -> Names | None:
+        """The sections at picks; None where no document has any."""
+        if all(document.sections is None for document in self.documents):
+            return None
+        # Picks are ordered by row.
+        ends = np.searchsorted(picks.rows, np.arange(len(self.documents) + 1))
+        pieces = []
+        for document, first, last in zip(self.documents, ends, ends[1:], strict=False):
+            positions, sections = picks.positions[first:last], document.sections
+            pieces.append(Names.none(len(positions)) if sections is None else sections.at(positions))
+        return Names.joined(pieces)
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,8 @@ class Chat:
     """A conversation, yet to be rendered: by the tokenizer's own template, or by one that is given or named.
 
     `thinking` is what templates with such a switch are told, if anything; `continue_final` leaves the last message
-    open.
+    open. `spans`: of each message those of its content that have sections of their own, in order, as a
+    `SectionedText` has them; else all of it is its role's.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -130,10 +150,28 @@ class Chat:
     template: str | None = None
     thinking: bool | None = None
     continue_final: bool = False
+    spans: tuple[tuple[tuple[int, int, str], ...], ...] | None = None
 
 
-Content: TypeAlias = str | Int32[np.ndarray, " n_tokens"] | Chat
-"""What a dataset has of a document: a text, its token ids, or a chat."""
+@dataclass(frozen=True)
+class SectionedText:
+    """A text with sections: (first character, the one after the last, name), in order, without overlaps."""
+
+    text: str
+    spans: tuple[tuple[int, int, str], ...]
+
+
+@dataclass(frozen=True)
+class SectionedTokens:
+    """Token ids with sections."""
+
+    token_ids: Int32[np.ndarray, " n_tokens"]
+    sections: Sections
+
+
+Content: TypeAlias = str | Int32[np.ndarray, " n_tokens"] | Chat | SectionedText | SectionedTokens
+"""What a dataset has of a document: a text, its token ids, or a chat; with sections, where it says that it has some
+(an attribute `has_sections`)."""
 
 
 class Dataset(Protocol):
@@ -152,3 +190,13 @@ class Dataset(Protocol):
         """Yields (example_id, source_id, content) in order; empty texts included."""
 
     def describe(self) -> dict[str, Any]: ...
+
+
+def has_sections(dataset: Dataset) -> bool:
+    """Whether documents of a dataset have sections; one of a user's own may not say."""
+    return bool(getattr(dataset, "has_sections", False))
+
+
+def described(dataset: Dataset) -> dict[str, Any]:
+    """What the manifest records of a dataset: what it says of itself, and whether its documents have sections."""
+    return {**dataset.describe(), **({"sections": True} if has_sections(dataset) else {})}

@@ -136,14 +136,31 @@ class FullTokenize(Tokenize, Protocol):
     def beginning(self) -> int | None:
         """The token that texts begin with, where it has one; whether it adds it is another matter."""
 
+    @property
+    def ending(self) -> int | None:
+        """The token that ends a text, where it has one."""
+
     def without_special(self, text: str) -> Int[np.ndarray, " n_tokens"]:
         """Text to token ids, nothing added."""
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether it says which characters tokens stand for."""
+
+    def offsets(self, text: str, special: bool) -> Int[np.ndarray, "3 n_tokens"]:
+        """Token ids, the first character that each stands for, and the one after the last; equal where it is for none.
+
+        `special`: whether special tokens are added.
+        """
 
     def template(self, wanted: str | None) -> str:
         """The chat template that is meant by its name, its text, or by nothing; raises ValueError."""
 
     def chat(self, chat: Chat) -> Int[np.ndarray, " n_tokens"]:
         """A chat to token ids, as its template has them; raises what the template raises."""
+
+    def rendered(self, chat: Chat) -> str:
+        """A chat as its template has it, before that is turned into token ids; raises what the template raises."""
 
     def describe(self) -> dict[str, str]:
         """What the manifest records of it."""

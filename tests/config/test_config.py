@@ -371,8 +371,8 @@ def test_sizes_are_read_with_their_units(value: object, size: int) -> None:
 
 
 def test_one_value_is_wanted_where_a_list_is_given():
-    cfg = composed("dataset=jsonl", "dataset.path=a", "dataset.text_column=[a,b]")
-    with pytest.raises(ConfigError, match=r"dataset.text_column: wanted one value, not the list \['a', 'b'\]"):
+    cfg = composed("dataset=jsonl", "dataset.path=a", "dataset.id_column=[a,b]")
+    with pytest.raises(ConfigError, match=r"dataset.id_column: wanted one value, not the list \['a', 'b'\]"):
         resolve(cfg)
 
 

@@ -198,7 +198,7 @@ def runs(place: Path, honest: Any) -> Runs:
     return Runs(save_checkpoint(place / "model"), place / "texts.jsonl", place)
 
 
-CHAT = ("dataset.messages_column=messages",)
+CHAT = ("dataset.messages_column=messages", "dataset.chat.sections=false")
 
 
 def test_the_same_tokens_give_the_same_rows_however_they_came(runs: Runs):

@@ -19,7 +19,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, Footer
 from sniffer.storage.writer import write_part
-from sniffer.types import KIND, Document, LayerGeometry, Rows, TokenBatch
+from sniffer.types import KIND, Document, LayerGeometry, Rows, Sections, TokenBatch
 from tests.helpers_storage import write_examples
 
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
@@ -68,18 +68,30 @@ def planted_run(
     lengths: Sequence[int] = (300, 200, 256),
     sampler: Sampler | None = None,
     heads: Mapping[str, int] = HEADS,
+    sections: Callable[[int], Sections] | None = None,
 ) -> Run:
-    """A complete run whose vectors follow the formula; q and k share positions by default."""
+    """A complete run whose vectors follow the formula; q and k share positions by default.
+
+    `sections`: of a document of so many tokens.
+    """
     sampler = sampler or Uniform(base_rate=32.0, bucket_size=64, seed_by=["example", "layer"])
     picker = Picker(sampler, seed=7)
     folder.mkdir(parents=True)
     documents = tuple(
-        Document(100 + row, f"text-{row}", np.zeros(n, dtype=np.int32), False) for row, n in enumerate(lengths)
+        Document(
+            100 + row,
+            f"text-{row}",
+            np.zeros(n, dtype=np.int32),
+            False,
+            sections=None if sections is None else sections(n),
+        )
+        for row, n in enumerate(lengths)
     )
+    batch = TokenBatch(documents, pad_id=0)
     parts = []
     for layer in layers:
         for number, kind in enumerate(kinds):
-            picks = picker.pick(TokenBatch(documents, pad_id=0), layer, KIND[kind].draw)
+            picks = picker.pick(batch, layer, KIND[kind].draw)
             vectors = formula(layer, kind, picks.positions, np.random.default_rng([layer, number]))
             flat = torch.from_numpy(vectors.astype(np.float32).reshape(len(picks), -1))
             columns = Columns(
@@ -90,17 +102,19 @@ def planted_run(
                     picks.positions,
                     np.zeros(len(picks), dtype=np.int32),
                     np.array([documents[row].example_id for row in picks.rows], dtype=np.int64),
+                    batch.sections(picks),
                 ),
                 dim=DIM,
             )
             footer = Footer(layer, kind, DIM, "float32", None, 0.5, describe(sampler), 7, tuple(sampler.seed_by))
-            parts.append(write_part(folder, RunFolder.part(layer, kind, 0, n_layers=max(layers) + 1), columns, footer))
+            path, named = RunFolder.part(layer, kind, 0, n_layers=max(layers) + 1), sections is not None
+            parts.append(write_part(folder, path, columns, footer, sections=named))
     dims = dict.fromkeys(heads, DIM)
     manifest = Manifest(
         status="complete",
         seed=7,
         model={"checkpoint": "planted"},
-        dataset={"path": "texts"},
+        dataset={"path": "texts", **({} if sections is None else {"sections": True})},
         sampler={**describe(sampler), "probability_by_bucket": picker.probability_by_bucket(max(lengths))},
         geometry=tuple(LayerGeometry(layer, f"layers.{layer}", heads, dims, 0.5, None) for layer in layers),
         selection={layer: {kind: tuple(range(heads[kind])) for kind in kinds} for layer in layers},
