@@ -7,11 +7,17 @@ the compute stream; the copies back run on a side stream into pinned buffers; an
 Pinned buffers are not kept here: PyTorch's own allocator of pinned memory hands one out again as soon as it is
 let go of and its stream has done what it had to do by then. Batches take turns with two side streams, so that the
 copies of the next batch are not among that, and the buffers of two batches serve a whole run.
+
+Rows are held until they are written, which may be at the end of the run, and pinned memory is no place for that: the
+system can neither move nor swap it, each block is rounded up to a power of two, and making a new one costs about what
+copying as much does and may hold up the device. So rows are copied once, out of pinned memory, and each buffer is let
+go of before the next one is copied: of a batch's rows, one (layer, kind) at most is there twice.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -35,7 +41,10 @@ class Transfer(Protocol):
         """Marks the end of a batch's downloads."""
 
     def settle(self, vectors: Vectors) -> Vectors:
-        """The downloads of the oldest ended batch, whole and in ordinary memory, waiting if need be."""
+        """The downloads of the oldest ended batch, whole and in ordinary memory, waiting if need be.
+
+        Takes `vectors` over: where they are copied, each is let go of before the next one is.
+        """
 
 
 class HostTransfer:
@@ -81,8 +90,7 @@ class CudaTransfer:
     def settle(self, vectors: Vectors) -> Vectors:
         for event in self.ended.popleft():
             event.synchronize()
-        # Pinned memory is scarce: copying out lets the next batches use the same buffers again.
-        return {pair: chunk.clone() for pair, chunk in vectors.items()}
+        return _one_by_one(vectors, lambda chunk: chunk.clone())
 
     def _stream(self, device: torch.device) -> torch.cuda.Stream:
         streams = self.streams[0]
@@ -106,7 +114,12 @@ class BlockingTransfer:
     def end_batch(self) -> None: ...
 
     def settle(self, vectors: Vectors) -> Vectors:
-        return {pair: chunk.cpu() for pair, chunk in vectors.items()}
+        return _one_by_one(vectors, lambda chunk: chunk.cpu())
+
+
+def _one_by_one(vectors: Vectors, copy: Callable[[Tensor], Tensor]) -> Vectors:
+    """Copies of all, each made once its predecessor's original is let go of."""
+    return {pair: copy(vectors.pop(pair)) for pair in list(vectors)}
 
 
 def transfer_for(device: torch.device) -> Transfer:

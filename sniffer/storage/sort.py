@@ -48,14 +48,14 @@ class Span:
         n_heads, dim = len(columns.heads), columns.dim
         taken: list[np.ndarray] = []
         for chunk, rows in self.sources:
-            by_head = _as_array(columns.vectors[chunk]).reshape(-1, dim)
+            by_head = as_array(columns.vectors[chunk]).reshape(-1, dim)
             taken.append(by_head.take(rows * n_heads + place, axis=0))
         if len(taken) > 1:
             taken = [np.concatenate(taken).take(self.order, axis=0)]
         return _widened(taken[0])
 
 
-def _as_array(chunk: torch.Tensor) -> np.ndarray:
+def as_array(chunk: torch.Tensor) -> np.ndarray:
     """A chunk without a copy; bfloat16, which NumPy does not have, as its bits.
 
     In NumPy, since several parts are written at a time, and each of PyTorch's calls would wake all cores for

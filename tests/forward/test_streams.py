@@ -44,6 +44,8 @@ class Machine:
         self.current = "compute"
         self.device: list[Block] = []
         self.pinned: list[Block] = []
+        self.held_at_copy: list[int] = []
+        """Pinned blocks in use each time that the host copies out of one."""
 
     def enqueue(self, action: Callable[[], None] | Event, stream: str | None = None) -> None:
         self.queues.setdefault(stream or self.current, []).append(action)
@@ -133,6 +135,7 @@ class Memory:
 
     def clone(self) -> float:
         """The host reads at once what lies there now."""
+        self.machine.held_at_copy.append(sum(not block.free for block in self.machine.pinned))
         self.machine.some()
         return self.block.value
 
@@ -224,6 +227,17 @@ def test_pinned_memory_is_that_of_two_batches(monkeypatch: pytest.MonkeyPatch):
         assert all_arrive(CudaTransfer(), machine)
         most = max(most, len(machine.pinned))
     assert most <= 3 * 3  # of five batches of three: two under way, and one that is let go of as the next begins
+
+
+def test_no_batch_is_there_twice(monkeypatch: pytest.MonkeyPatch):
+    """As rows are copied out, what was copied is let go of: of three buffers, three, two, one are in use."""
+    machine = Machine(0)
+    monkeypatch.setattr(module, "torch", fake_torch(machine))
+    transfer = CudaTransfer()
+    vectors = {(layer, "q"): transfer.download(gathered(machine, float(layer))) for layer in range(3)}
+    transfer.end_batch()
+    assert transfer.settle(vectors) == {(layer, "q"): float(layer) for layer in range(3)}
+    assert machine.held_at_copy == [3, 2, 1] and not vectors
 
 
 def no_record(transfer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

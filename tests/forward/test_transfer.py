@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.gather import gather
 from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
-from sniffer.forward.transfer import BlockingTransfer, CudaTransfer, HostTransfer, transfer_for
+from sniffer.forward.transfer import BlockingTransfer, CudaTransfer, HostTransfer, Transfer, transfer_for
 from sniffer.sampler import LogUniform, Picker
+from sniffer.storage.sort import as_array
 from sniffer.tap import TAP, tap
 from sniffer.types import Document, LayerGeometry, TokenBatch
 
@@ -57,6 +59,20 @@ def test_a_run_settles_each_batch_before_it_keeps_it(run: Callable, monkeypatch:
 def test_each_kind_of_device_has_its_way():
     assert isinstance(transfer_for(torch.device("cpu")), HostTransfer)
     assert isinstance(transfer_for(torch.device("meta")), BlockingTransfer)
+
+
+def test_what_was_gathered_is_what_is_written():
+    """On a processor a row is copied once, out of the layer's states: then the same memory goes the whole way."""
+    device, batch = torch.device("cpu"), batch_of(40, 30)
+    for dtype in (torch.float32, torch.bfloat16):
+        observer = watched_on(device, batch, HostTransfer(), dtype=dtype)
+        gathered = {pair: chunk.data_ptr() for pair, chunk in observer.vectors.items()}
+        heads = {pair: tuple(range(chunk.shape[1] // 8)) for pair, chunk in observer.vectors.items()}
+        accumulator = Accumulator(Selection(heads))
+        accumulator.add(batch, observer.picks, HostTransfer().settle(observer.vectors))
+        for pair, place in gathered.items():
+            [chunk] = accumulator.columns(*pair, 8).vectors
+            assert len(chunk) and chunk.data_ptr() == place == as_array(chunk).ctypes.data
 
 
 def test_a_device_without_streams_is_waited_for_once_a_batch():
@@ -116,7 +132,9 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer, rate: float = 16) -> Observer:
+def watched_on(
+    device: torch.device, batch: TokenBatch, transfer: Transfer, rate: float = 16, dtype: torch.dtype = torch.float32
+) -> Observer:
     """A forward of four layers by hand: all heads and some heads, in either layout."""
     every = (0, 1, 2, 3)
     selection = Selection({(0, "q"): every, (0, "k"): (0, 1), (1, "q"): (1, 3), (2, "q"): every, (3, "q"): (1, 3)})
@@ -124,11 +142,13 @@ def watched_on(device: torch.device, batch: TokenBatch, transfer: CudaTransfer, 
     modules = [torch.nn.Identity() for _ in range(4)]
     geometry = {n: LayerGeometry(n, f"layers.{n}", heads, dims, None, None) for n in range(4)}
     plan = Wanted(selection, geometry, {module: n for n, module in enumerate(modules)}, transfer, device)
-    observer = Observer(batch, draw(Picker(LogUniform(base_rate=rate), 0), selection, batch), plan)
+    observer = Observer(batch, draw(Picker(LogUniform(base_rate=float(rate)), 0), selection, batch), plan)
     shape = (len(batch.documents), batch.seq_len)
     with tap(observer):
         for layer, module in enumerate(modules):
-            states = {kind: torch.randn(*shape, n, 8, device=device).transpose(1, 2) for kind, n in heads.items()}
+            states = {
+                kind: torch.randn(*shape, n, 8, device=device, dtype=dtype).transpose(1, 2) for kind, n in heads.items()
+            }
             laid_out = {kind: one.contiguous() if layer >= 2 else one for kind, one in states.items()}
             TAP.observe(module, **laid_out)
     transfer.end_batch()
