@@ -60,11 +60,12 @@ FIRST = replace(
 
 @dataclass
 class Outputs:
-    """How a run writes; `commit_after` stands in for shift.COMMIT_AFTER."""
+    """How a run writes; `commit_after` stands in for shift.COMMIT_AFTER. On a `gpu` it does so beside the model."""
 
     checkpoint_every: int | None = None
     memory_limit: float = float("inf")
     commit_after: float = 4
+    gpu: bool = False
 
 
 OUTPUTS = {
@@ -72,6 +73,8 @@ OUTPUTS = {
     "checkpoints": Outputs(checkpoint_every=2),
     "spills": Outputs(memory_limit=900, commit_after=4),
     "pending to the end": Outputs(memory_limit=1, commit_after=1e9),
+    "checkpoints beside a GPU": Outputs(checkpoint_every=2, gpu=True),
+    "spills beside a GPU": Outputs(memory_limit=900, commit_after=4, gpu=True),
 }
 
 
@@ -83,6 +86,7 @@ class Engine:
     stop_after: int | None = None
     by: type[BaseException] = RuntimeError
     seen: list[int] = field(default_factory=list)
+    device: str = "cpu"
 
     def batches(self, *_: Any) -> Iterator[TokenBatch]:
         for number, document in enumerate(self.documents):
@@ -104,7 +108,7 @@ class Numbers(Worker):
         self.engine = engine
 
     def open(self) -> Any:
-        return SimpleNamespace(versions=versions(), device=torch.device("cpu"), process=os.getpid())
+        return SimpleNamespace(versions=versions(), device=torch.device(self.engine.device), process=os.getpid())
 
     def begin(self, plan: Plan) -> None:
         self.accumulator = Accumulator(plan.selection)
@@ -116,7 +120,7 @@ class Numbers(Worker):
         self.engine.seen.append(document.example_id)
         self.accumulator.add(batch, picks, vectors(document, picks), done)
         self.examples.append(Example.of(document))
-        return Report(self.rows, self.accumulator.nbytes, {})
+        return self.report()
 
     def _keep(self, leave: int = 0) -> None: ...
 
@@ -142,6 +146,7 @@ def run(
     """A session: fresh, or with what an earlier one has `on_disk` and its manifest as keyword."""
     manifest = earlier.get("manifest", FIRST)
     engine = engine or Engine()
+    engine.device = "cuda" if outputs.gpu else "cpu"
     begun = replace(manifest, status="running", reason=None)
     made = Store(folder, begun, PICKER, "float32", on_disk=on_disk or OnDisk(), tokens=True)
     with committing_after(outputs.commit_after):

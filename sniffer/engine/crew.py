@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sniffer.engine.base import Plan
-from sniffer.engine.pool import Member, Pool, WorkerLost, name_of
+from sniffer.engine.pool import WRITE, Member, Pool, WorkerLost, name_of
 from sniffer.engine.worker import Facts, Flushed, Report
 from sniffer.errors import CaptureError
 from sniffer.process.environment import versions
@@ -144,7 +144,7 @@ class Crew:
                 self._welcome(member, answer)
             if method == "run" and batch is not None:
                 yield Captured(member, batch, answer)
-            if method == "flush":
+            if method in WRITE:
                 yield Written(member, answer)
         self._require_someone()
 

@@ -1,8 +1,12 @@
-"""The model in this process: what `engine=local` is. One worker, which does what it is called for at once."""
+"""The model in this process: what `engine=local` is. One worker, which does what it is called for at once.
+
+Only what it spills, it writes while it does other things: threads are at it, and the call has ended when they have.
+"""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +16,7 @@ from sniffer.config.schema import Config
 from sniffer.engine.engine import Engine
 from sniffer.engine.model_cache import Load
 from sniffer.engine.worker import Worker
+from sniffer.storage.part_writer import Writing
 from sniffer.terminal.progress import write_progress
 
 
@@ -37,6 +42,14 @@ class Answered:
     error: Exception | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Spilling:
+    """A call that threads are at."""
+
+    worker: Worker
+    writing: Writing
+
+
 class LocalPool:
     """Workers in this process; `sniffer.engine.pool.Pool`. A signal that stops a call at once goes through."""
 
@@ -48,19 +61,31 @@ class LocalPool:
     def hire(self) -> Worker:
         return self._make()
 
-    def call(self, worker: Any, method: str, *arguments: Any) -> Answered:
+    def call(self, worker: Any, method: str, *arguments: Any) -> Answered | Spilling:
         try:
+            if method == "spill":
+                return Spilling(worker, worker.begin_flush(*arguments))
             return Answered(getattr(worker, method)(*arguments))
         except Exception as error:
             return Answered(error=error)
 
     def wait(self, tickets: Sequence[Any], seconds: float) -> Sequence[Any]:
-        return tickets
+        until = time.monotonic() + seconds
+        while True:
+            ended = [ticket for ticket in tickets if not isinstance(ticket, Spilling) or ticket.writing.done]
+            left = until - time.monotonic()
+            if ended or not tickets or left <= 0:
+                return ended
+            tickets[0].writing.wait(left)
 
     def result(self, ticket: Any) -> Any:
+        if isinstance(ticket, Spilling):
+            return ticket.worker.end_flush()
         if ticket.error is not None:
             raise ticket.error
         return ticket.answer
 
     def dismiss(self, worker: Any) -> None:
-        """Nothing to end: the worker and its model go with the last who holds them."""
+        """The worker and its model go with the last who holds them; parts that are not begun are not written."""
+        if worker.leaving is not None:
+            worker.leaving.writing.stop()

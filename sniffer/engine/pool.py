@@ -13,6 +13,9 @@ from sniffer.types import TokenBatch
 BYTES_PER_TOKEN = 4
 """Of the texts that are held until their rows are named."""
 
+WRITE = ("flush", "spill")
+"""Calls that have a worker write; while it spills, it may run batches."""
+
 Ticket = Hashable
 """Of a call that a worker was asked to do."""
 
@@ -51,7 +54,8 @@ class Member:
 
     `calls` are what it was asked and has not answered: the method, and for `run` the batch. `held` are batches
     whose rows it holds in memory, `documents` and `tokens` what these have, `rows` and `nbytes` what was captured of
-    them. `facts` it tells once it has its model.
+    them; of these documents `leaving_documents` are being written, and beside these bytes `leaving`. `facts` it tells
+    once it has its model.
     """
 
     worker: Any
@@ -62,6 +66,8 @@ class Member:
     tokens: int = 0
     rows: int = 0
     nbytes: int = 0
+    leaving: int = 0
+    leaving_documents: int = 0
 
     @property
     def running(self) -> list[TokenBatch]:
@@ -69,11 +75,11 @@ class Member:
 
     @property
     def flushing(self) -> bool:
-        return any(method == "flush" for method, _ in self.calls.values())
+        return any(method in WRITE for method, _ in self.calls.values())
 
     @property
     def memory(self) -> int:
-        """Bytes: what was captured, and the texts that it is of."""
+        """Bytes: what was captured, and the texts that it is of; but what is being written."""
         return self.nbytes + BYTES_PER_TOKEN * self.tokens
 
     def hold(self, batch: TokenBatch) -> None:

@@ -12,6 +12,12 @@ Beyond its memory limit a worker flushes all it holds. One in this process, whic
 heads get few, large parts. These stay pending, for their documents have rows of other pairs in memory still. An
 example, with a limit of 100 MB, q of 32 heads and k of 8: at 100 MB q has 80 of them; q leaves, 20 MB of k stay, and k
 leaves when it has outgrown q. Once pending parts outweigh the limit COMMIT_AFTER times, all is flushed, and counts.
+
+Where a GPU runs the model of this process, it goes on meanwhile: what is written is set aside, threads are at it, and
+batches are captured beside them. What is set aside counts as memory, so it begins at three quarters of the limit and
+leaves a quarter: half of the limit is written, as above, and a quarter is there to capture into. Beyond the limit, and
+where the next is to be written before the last one is, the threads are waited for. Which rows lie in which part does
+not depend on how fast they are. On a processor they would take the cores of the model, and it waits for them at once.
 """
 
 from __future__ import annotations
@@ -28,6 +34,9 @@ from sniffer.process.clock import Clock
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import CaptureProgress
 from sniffer.types import TokenBatch
+
+BEGIN, LEAVE = 0.75, 0.25
+"""Shares of the memory limit: beyond the first, rows are written beside the model until the second is left."""
 
 AHEAD = {"cpu": 1}
 """Batches that a worker has in hand at a time, by device; a GPU is to find the next one waiting."""
@@ -60,6 +69,7 @@ class Shift:
         self.progress = progress
         self.check = check
         self._ahead = AHEAD.get(crew.model.device.type, 2)
+        self._beside = not crew.pool.may_lose and crew.model.device.type != "cpu"
         self._todo: deque[TokenBatch] = deque()
         self._named_rows = 0
         crew.begin(plan)
@@ -96,7 +106,7 @@ class Shift:
     def drain(self) -> None:
         """Waits until every batch is through the model; raises as `capture`."""
         self._hand_out()
-        while self._todo or any(member.calls for member in self.crew.ready):
+        while self._todo or any(member.running for member in self.crew.ready):
             self._go_on()
 
     def finish(self) -> None:
@@ -117,10 +127,12 @@ class Shift:
         What stopped the run is told already; others may still have rows.
         """
         self._todo.clear()
-        self._flush(self.crew.members)
-        while any(member.calls for member in self.crew.members if member.held or member.flushing):
-            with suppress(Exception):
-                self._listen(replace=False)
+        # Who is at it already may hold newer rows, for which it is asked once it has ended.
+        for _ in range(1 + any(member.flushing for member in self.crew.members)):
+            self._flush(self.crew.members)
+            while any(member.calls for member in self.crew.members if member.held or member.flushing):
+                with suppress(Exception):
+                    self._listen(replace=False)
 
     def _go_on(self) -> None:
         """Waits for news, and does what follows from them."""
@@ -140,11 +152,41 @@ class Shift:
 
     def _relieve(self) -> bool:
         """Asks workers to write; whether any was asked."""
-        every, limit = self.plan.checkpoint_every, self.plan.memory_limit
-        if every is not None and sum(member.documents for member in self.crew.members) >= every:
-            return self._flush(self.crew.members)
-        large = [member for member in self.crew.members if member.memory > limit]
+        every, limit, members = self.plan.checkpoint_every, self.plan.memory_limit, self.crew.members
+        if self._beside:
+            (member,) = members
+            return self._relieve_beside(member)
+        if every is not None and sum(member.documents for member in members) >= every:
+            return self._flush(members)
+        large = [member for member in members if member.memory > limit]
         return self._flush(large, leave=limit / 2 if large and self._may_spill(large[0]) else 0.0)
+
+    def _relieve_beside(self, member: Member) -> bool:
+        """Has the worker of this process write while it goes on; waits where the last writing has to end first."""
+        asked = False
+        if self._due(member):
+            # Whether it still is, with what was written out of the way, is the same however long that takes.
+            self._wait_for_writers(member)
+            if asked := self._due(member):
+                spill = not self._checkpoint_due(member) and self._may_spill(member)
+                member.leaving_documents = 0 if spill else member.documents
+                leave = LEAVE * self.plan.memory_limit if spill else 0.0
+                self.crew.call(member, "spill", self.store.next_number(), leave)
+        if member.memory + member.leaving > self.plan.memory_limit:
+            self._wait_for_writers(member)
+        return asked
+
+    def _due(self, member: Member) -> bool:
+        return self._checkpoint_due(member) or member.memory > BEGIN * self.plan.memory_limit
+
+    def _checkpoint_due(self, member: Member) -> bool:
+        every = self.plan.checkpoint_every
+        return every is not None and member.documents - member.leaving_documents >= every
+
+    def _wait_for_writers(self, member: Member) -> None:
+        while member.flushing:
+            self._listen()
+            self.check()
 
     def _may_spill(self, member: Member) -> bool:
         pending = sum(part.bytes for part in self.store.manifest.pending)
@@ -169,12 +211,12 @@ class Shift:
                 # Asked to write while it ran this batch, the worker may have told of that first: the rows are named.
                 if not self.store.names(batch):
                     member.hold(batch)
-                    member.rows, member.nbytes = report.rows, report.nbytes
+                    member.rows, member.nbytes, member.leaving = report.rows, report.nbytes, report.leaving
                 self.clock.add_all(report.seconds)
                 self._advance(batch)
             case Written(member, flushed):
                 # Seconds of writing are the driver's while it waits for them, and nobody's while it does not.
-                self.clock.add_all({stage: s for stage, s in flushed.seconds.items() if stage != "commit"})
+                self.clock.add_all(flushed.seconds)
                 self._adopt(member, flushed)
             case Lost(member):
                 again = [batch for batch in (*member.held, *member.running) if not self.store.names(batch)]
@@ -185,7 +227,7 @@ class Shift:
 
     def _adopt(self, member: Member, flushed: Flushed) -> None:
         """Has the store name what a worker has written; raises what kept it from writing the rest."""
-        member.nbytes = flushed.nbytes
+        member.nbytes, member.leaving, member.leaving_documents = flushed.nbytes, 0, 0
         if flushed.whole:
             # The rows have left the worker, whatever becomes of the store.
             member.let_go({example.example_id for example in flushed.examples})

@@ -7,7 +7,8 @@ in the manifest what a worker has written. Everything that goes in and out is pl
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sniffer.process.clock import Clock
 from sniffer.process.environment import versions
 from sniffer.process.memory import available_memory, free_memory, keep_freed_memory
 from sniffer.storage.layout import RunFolder
-from sniffer.storage.part_writer import PartWriter, Progress, unseen
+from sniffer.storage.part_writer import PartWriter, Writing
 from sniffer.storage.schema import Example, Part
 from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, ScoreFacts, TokenBatch
 
@@ -65,11 +66,15 @@ class Facts:
 
 @dataclass(frozen=True)
 class Report:
-    """After a batch: rows and bytes held since the last flush, and seconds by stage since the last report."""
+    """After a batch: rows and bytes held since the last flush, and seconds by stage since the last report.
+
+    `leaving` are bytes that are in memory beside those, since they are being written.
+    """
 
     rows: int
     nbytes: int
     seconds: Mapping[str, float]
+    leaving: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,29 @@ class Flushed:
     seconds: Mapping[str, float]
     whole: bool = True
     failure: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Rows that are being written, of which nothing is held elsewhere any more, and the documents that they are of.
+
+    `whole` if these documents have no other rows in memory; then `rows` counts theirs by kind. `failure` says why rows
+    are missing.
+    """
+
+    writing: Writing
+    examples: tuple[Example, ...]
+    rows: Mapping[str, int]
+    whole: bool
+    failure: Exception | None
+
+
+Progress = Callable[[int], AbstractContextManager[Callable[[], object]]]
+"""Given how many parts there are to write: a context, which yields what is called after each."""
+
+
+def unseen(_: int) -> AbstractContextManager[Callable[[], object]]:
+    return nullcontext(lambda: None)
 
 
 class Worker:
@@ -115,6 +143,7 @@ class Worker:
         self.progress = progress
         self.clock = Clock()
         self.examples: list[Example] = []
+        self.leaving: Leaving | None = None
 
     def open(self) -> Facts:
         """Loads the model.
@@ -171,7 +200,11 @@ class Worker:
             picks = draw(self.plan.picker, self.plan.selection, batch)
         self.passes.run(batch, picks, done)
         self._keep(leave=1)
-        return Report(self.rows, self.accumulator.nbytes, self._seconds())
+        return self.report()
+
+    def report(self) -> Report:
+        leaving = 0 if self.leaving is None else self.leaving.writing.rows.nbytes
+        return Report(self.rows, self.accumulator.nbytes, self._seconds(), leaving)
 
     def flush(self, number: int, leave: float = 0.0) -> Flushed:
         """Writes rows that are held, as parts of this number, and lets go of them: the largest (layer, kind) pairs.
@@ -181,39 +214,52 @@ class Worker:
         Args:
             leave: bytes that may stay in memory; with 0 all is written.
         """
+        writing = self.begin_flush(number, leave)
+        with self.progress(len(writing)) as done:
+            return self.end_flush(done)
+
+    def begin_flush(self, number: int, leave: float = 0.0) -> Writing:
+        """Begins what `flush` does, and returns while threads are at it; batches may be run until it is ended."""
+        assert self.leaving is None, "one after the other"
         failure: Exception | None = None
         try:
             self._keep()
         except Exception as error:  # what is in memory already is worth keeping all the same
             failure = error
-        written: list[Part] = []
-        try:
-            with self.clock.stage("commit"):
-                self._write(dict.fromkeys(largest(self.accumulator, leave), number), written)
-        except Exception as error:
-            failure = failure or error
-        examples, rows, whole = tuple(self.examples), self.rows, not self.accumulator.nbytes
+        aside = self.accumulator.set_aside(largest(self.accumulator, leave))
+        examples, rows, whole = tuple(self.examples), dict(self.accumulator.rows), not self.accumulator.nbytes
         if whole:
             self.examples = []
-            self.accumulator.rows = dict.fromkeys(self.accumulator.rows, 0)
-        return Flushed(tuple(written), examples, rows, self.accumulator.nbytes, self._seconds(), whole, failure)
+            self.accumulator.rows = dict.fromkeys(rows, 0)
+        self.leaving = Leaving(self.writer.begin(aside, number), examples, rows, whole, failure)
+        return self.leaving.writing
 
-    def _write(self, numbers: Mapping[tuple[int, str], int], written: list[Part]) -> None:
-        """Adds to `written` each part as soon as it is on disk, and lets go of its rows."""
-        with self.progress(len(numbers)) as done:
+    def end_flush(self, done: Callable[[], object] = lambda: None) -> Flushed:
+        """Waits for what `begin_flush` has begun, and takes back what could not be written.
 
-            def told(part: Part | None) -> None:
-                if part is not None:
-                    written.append(part)
-                    self.accumulator.release(part.layer, part.kind)
-                done()
-
-            self.writer.write_all(self.accumulator, numbers, told)
+        Args:
+            done: called after each part.
+        """
+        leaving = self.leaving
+        assert leaving is not None
+        parts, failure = leaving.writing.end(done)
+        self.leaving, whole = None, leaving.whole and failure is None
+        if failure is not None:
+            self.accumulator.take_back(leaving.writing.rows)
+        if leaving.whole and not whole:
+            self.examples[:0] = leaving.examples
+            for kind, rows in leaving.rows.items():
+                self.accumulator.rows[kind] += rows
+        captured, failure = sum(leaving.rows.values()), leaving.failure or failure
+        return Flushed(
+            tuple(parts), leaving.examples, captured, self.accumulator.nbytes, self._seconds(), whole, failure
+        )
 
     @property
     def rows(self) -> int:
-        """Captured since the last flush that was whole."""
-        return sum(self.accumulator.rows.values())
+        """Captured since the last flush that was whole and has ended."""
+        leaving = self.leaving.rows if self.leaving is not None and self.leaving.whole else {}
+        return sum(self.accumulator.rows.values()) + sum(leaving.values())
 
     def _keep(self, leave: int = 0) -> None:
         for batch in self.passes.settle(leave):

@@ -84,6 +84,21 @@ class Accumulator:
         self._chunks.pop((layer, kind), None)
         self._nbytes[layer, kind] = 0
 
+    def set_aside(self, pairs: Collection[tuple[int, str]]) -> Accumulator:
+        """The rows of some (layer, kind), which leave this one: to be written while rows are added here."""
+        aside = Accumulator(self.selection)
+        for pair in pairs:
+            aside._chunks[pair], aside._nbytes[pair] = self._chunks[pair], self._nbytes[pair]
+            self.release(*pair)
+        return aside
+
+    def take_back(self, aside: Accumulator) -> None:
+        """Rows that were set aside, and are there still."""
+        for pair in aside.by_size():
+            self._chunks[pair] = aside._chunks[pair] + self._chunks[pair]
+            self._nbytes[pair] += aside._nbytes[pair]
+            aside.release(*pair)
+
 
 def _without(done: Collection[int], rows: Rows, chunk: Tensor) -> tuple[Rows, Tensor]:
     """Leaves out the rows of some documents."""

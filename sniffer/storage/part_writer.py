@@ -1,30 +1,27 @@
-"""From accumulated rows to parts: what a part's name and footer say follows from the run."""
+"""From accumulated rows to parts: what a part's name and footer say follows from the run.
+
+Parts share nothing, so each is sorted and written by a thread of its own, as many at a time as there are cores. NumPy,
+pyarrow, hashing and the system let go of the interpreter meanwhile: it is free to launch the next forward.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 
 from sniffer.forward.accumulator import Accumulator
+from sniffer.process.threads import usable_cores
 from sniffer.sampler import Picker, describe
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import Footer, Part
 from sniffer.storage.writer import write_part
 from sniffer.types import KIND, AttentionLayout, LayerGeometry, columns_of
 
-WRITERS = min(4, os.cpu_count() or 1)
+WRITERS = min(16, usable_cores())
 """Parts written at a time; each holds one span of one head beside the captured rows."""
-
-Progress = Callable[[int], AbstractContextManager[Callable[[], object]]]
-"""Given how many parts there are to write: a context, which yields what is called after each."""
-
-
-def unseen(_: int) -> AbstractContextManager[Callable[[], object]]:
-    return nullcontext(lambda: None)
 
 
 @dataclass(frozen=True)
@@ -67,32 +64,58 @@ class PartWriter:
         values = columns_of(geometry, kind, self.layout)
         return write_part(self.folder, path, columns, footer, self.compression, values, self.sections)
 
-    def write_all(
-        self,
-        accumulator: Accumulator,
-        numbers: Mapping[tuple[int, str], int],
-        told: Callable[[Part | None], None],
-    ) -> None:
-        """One part for each (layer, kind) of `numbers`, several at a time.
+    def begin(self, accumulator: Accumulator, number: int) -> Writing:
+        """Begins one part for each (layer, kind) that holds something, several at a time, the largest first.
+
+        Nobody may add rows meanwhile; those of a part are let go of as soon as it is on disk.
+        """
+        return Writing(self, accumulator, number)
+
+
+class Writing:
+    """Parts that are being written. Rows that are still in the accumulator in the end could not be written."""
+
+    def __init__(self, writer: PartWriter, accumulator: Accumulator, number: int) -> None:
+        self.rows = accumulator
+        self._pool = ThreadPoolExecutor(WRITERS, "writer")
+        self._parts: list[Future[Part]] = [
+            self._pool.submit(self._write, writer, pair, number) for pair in accumulator.by_size()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def done(self) -> bool:
+        return all(part.done() for part in self._parts)
+
+    def wait(self, seconds: float) -> None:
+        """For the next part, at most so long."""
+        wait_for([part for part in self._parts if not part.done()], seconds, FIRST_COMPLETED)
+
+    def end(self, told: Callable[[], object] = lambda: None) -> tuple[Sequence[Part], Exception | None]:
+        """Waits for all of them: those that were written, and why the first of the others was not.
 
         Args:
-            told: called here with each part once it is written, or with None if it could not be.
-
-        Raises:
-            CaptureError: as `write`, after all others were tried.
+            told: called after each.
         """
-        failure: Exception | None = None
-        pool = ThreadPoolExecutor(WRITERS, "writer")
+        written, failure = [], None
         try:
-            parts = [pool.submit(self.write, accumulator, pair, number) for pair, number in numbers.items()]
-            for writing in parts:
+            for part in self._parts:
                 try:
-                    told(writing.result())
+                    written.append(part.result())
                 except Exception as error:
                     failure = failure or error
-                    told(None)
+                told()
         finally:
-            # Waits for the parts in progress only, so that a second Ctrl-C is answered soon.
-            pool.shutdown(cancel_futures=True)
-        if failure is not None:
-            raise failure
+            self.stop()
+        return written, failure
+
+    def stop(self) -> None:
+        """Waits for the parts in progress only, so that a second Ctrl-C is answered soon."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _write(self, writer: PartWriter, pair: tuple[int, str], number: int) -> Part:
+        part = writer.write(self.rows, pair, number)
+        self.rows.release(*pair)
+        return part

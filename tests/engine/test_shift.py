@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from sniffer.engine.crew import Crew
 from sniffer.engine.local import LocalPool
 from sniffer.engine.pool import BYTES_PER_TOKEN
 from sniffer.engine.shift import Shift
+from sniffer.engine.worker import Report
+from sniffer.errors import CaptureError
 from sniffer.process.clock import Clock
 from sniffer.runs.verify import verify
+from sniffer.storage import part_writer
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.part_writer import PartWriter
+from sniffer.storage.schema import Part
 from sniffer.storage.store import Store
 from sniffer.types import Document, TokenBatch
-from tests.helpers_store import FIRST, OUTPUTS, PICKER, Engine, Numbers, Outputs, committing_after, plan
+from tests.helpers_store import (
+    DIM,
+    DOCUMENTS,
+    FIRST,
+    OUTPUTS,
+    PICKER,
+    SELECTION,
+    Engine,
+    Numbers,
+    Outputs,
+    committing_after,
+    plan,
+    run,
+    vectors,
+)
 
 LIMIT = Outputs(memory_limit=1100)
 
@@ -29,13 +54,14 @@ class LosingPool(LocalPool):
 class Noting(Numbers):
     """Remembers how much each flush was to leave."""
 
-    def flush(self, number: int, leave: float = 0.0):
+    def begin_flush(self, number: int, leave: float = 0.0):
         self.engine.left.append(leave)
-        return super().flush(number, leave)
+        return super().begin_flush(number, leave)
 
 
 def at_work(folder: Path, outputs: Outputs, pool: type[LocalPool] = LocalPool, engine: Engine | None = None) -> Shift:
     engine = engine or Engine()
+    engine.device = "cuda" if outputs.gpu else "cpu"
     engine.left = []  # type: ignore[attr-defined]
     crew = Crew(pool(lambda: Noting(folder, engine)), 1, math.inf)
     crew.open()
@@ -115,3 +141,116 @@ def test_a_batch_that_the_store_names_in_part_is_not_named(tmp_path: Path):
     one, other = (batch.documents[0] for batch in list(Engine().batches())[:2])
     store.add_examples([one])
     assert store.names(TokenBatch((one,), 0)) and not store.names(TokenBatch((one, other), 0))
+
+
+BESIDE = Outputs(memory_limit=1100, commit_after=1e9, gpu=True)
+
+
+class Slow:
+    """Parts take until they are let go on."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.go_on, write = Event(), PartWriter.write
+
+        def slow(writer: PartWriter, *arguments: Any) -> Part:
+            assert self.go_on.wait(60)
+            return write(writer, *arguments)
+
+        monkeypatch.setattr(PartWriter, "write", slow)
+
+
+def test_a_gpu_goes_on_while_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All documents go through the model before one part is written; what is set aside counts as memory."""
+    slow, outputs = Slow(monkeypatch), replace(BESIDE, memory_limit=2800)
+    shift = at_work(tmp_path, outputs)
+    (member,) = shift.crew.members
+    assert left(shift) == [700.0] and member.flushing and member.leaving > 0
+    report = member.worker.report()
+    assert (member.nbytes, member.leaving) == (report.nbytes, report.leaving)
+    held = 4 * DIM * report.rows  # float32
+    assert member.nbytes + member.leaving == held and member.worker.accumulator.nbytes < held
+    assert not shift.store.manifest.pending
+    slow.go_on.set()
+    shift.finish()
+    assert (member.held, member.rows, member.nbytes, member.leaving) == ([], 0, 0, 0)
+    shift.store.complete(last=True)
+    shift.store.close({"skipped_empty": 0}, {})
+    manifest, problems = verify(tmp_path)
+    assert problems == [] and manifest.counts["examples"] == 6 and not manifest.pending
+
+
+@pytest.mark.parametrize("outputs", [BESIDE, Outputs(checkpoint_every=2, gpu=True)], ids=["spills", "checkpoints"])
+def test_no_more_is_in_memory_than_may_be_and_parts_do_not_depend_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: Outputs
+):
+    """However slow it is: a run waits for its writers then, and the same rows lie in the same parts."""
+    most, files = [0], []
+    honest, largest = Numbers.run, max(sum(c.nbytes for c in captured.values()) for captured in every_batch())
+
+    def watched(self: Numbers, *arguments: Any) -> Report:
+        report = honest(self, *arguments)
+        most[0] = max(most[0], report.nbytes + report.leaving)
+        return report
+
+    monkeypatch.setattr(Numbers, "run", watched)
+    write = PartWriter.write
+    for seconds in (0.0, 0.02):
+
+        def late(writer: PartWriter, *arguments: Any, seconds: float = seconds) -> Part:
+            time.sleep(seconds)
+            return write(writer, *arguments)
+
+        monkeypatch.setattr(PartWriter, "write", late)
+        folder = tmp_path / str(seconds)
+        folder.mkdir()
+        run(folder, outputs)
+        files.append({part.path: (part.rows, part.digest) for part in Manifest.load(folder).parts})
+    assert files[0] == files[1] and len(files[0]) > 2 * len(SELECTION.heads)
+    assert most[0] <= outputs.memory_limit + largest
+
+
+def test_what_is_captured_while_a_writer_fails_is_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The disk refuses what was set aside; meanwhile more was captured. Both are written in the end."""
+    slow, refused, honest = Slow(monkeypatch), [], PartWriter.write
+
+    def refuse_once(writer: PartWriter, *arguments: Any) -> Part:
+        part = honest(writer, *arguments)
+        if not refused:
+            refused.append(part)
+            (tmp_path / part.path).unlink()
+            raise CaptureError("no space")
+        return part
+
+    monkeypatch.setattr(PartWriter, "write", refuse_once)
+    shift = at_work(tmp_path, replace(BESIDE, memory_limit=2800))
+    slow.go_on.set()
+    with pytest.raises(CaptureError, match="no space"):
+        shift.finish()
+    (member,) = shift.crew.members
+    assert refused and member.held and member.worker.accumulator.nbytes
+    shift.rescue()
+    assert not member.worker.accumulator.nbytes and not member.held
+    shift.store.complete(last=True)
+    shift.store.close({"skipped_empty": 0}, {})
+    manifest, problems = verify(tmp_path)
+    assert problems == [] and manifest.counts["examples"] == 6
+
+
+def test_a_second_interrupt_waits_for_no_part_that_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(part_writer, "WRITERS", 1)
+    slow = Slow(monkeypatch)
+    shift = at_work(tmp_path, replace(BESIDE, memory_limit=2800))
+    (member,) = shift.crew.members
+    writing = member.worker.leaving.writing
+    assert len(writing) > 1
+    Timer(0.05, slow.go_on.set).start()
+    shift.crew.close()
+    assert len(list(tmp_path.glob("captures/*/*/*.parquet"))) == 1 and writing.done
+
+
+def every_batch() -> list[dict[tuple[int, str], torch.Tensor]]:
+    """What the model shows of each document."""
+    return [
+        vectors(document, {pair: PICKER.pick(TokenBatch((document,), 0), *pair) for pair in SELECTION.draws})
+        for document in DOCUMENTS
+    ]

@@ -76,7 +76,7 @@ def test_parts_and_commits_change_no_row(tmp_path: Path, whole: str, outputs):
 
 
 # All calls of all kinds of runs take minutes: tests/faults has them.
-@pytest.mark.parametrize("name", ["checkpoints", "spills"])
+@pytest.mark.parametrize("name", ["checkpoints", "spills", "spills beside a GPU"])
 def test_a_call_that_fails_once_costs_no_row_and_gives_none_twice(tmp_path: Path, whole: str, name: str):
     folder, only, session = tmp_path / "run", ("replace",), partial(resume, outputs=OUTPUTS[name])
     for at in range(1, 1 + n_calls(folder, session, only), 4):
