@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
+from sniffer.config.choosing import with_batch_tokens
 from sniffer.config.saving import saved_config
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
@@ -82,7 +84,11 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
                 room = engine.room(model, config.output.memory_limit)
-                plan = make_plan(config, model, feed, room, longest_document(config, limits))
+                planned = partial(make_plan, model=model, feed=feed, room=room, longest=longest_document(config, limits))
+                if earlier.manifest is None and model.device_free is not None:
+                    free = model.device_free, room.available
+                    config = with_batch_tokens(config, folder, feed, *free, lambda it: planned(it).expected.batch_bytes)
+                plan = planned(config)
                 log.info("%s", estimate_line(plan.expected))
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)

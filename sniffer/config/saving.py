@@ -72,6 +72,14 @@ def saved_config(folder: Path) -> dict[str, Any]:
 RESTORE = "restore the file, or let `python -m sniffer.runs resume RUN --restore` write it again"
 
 
+def as_chosen(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, with what a run has chosen itself where nothing was said."""
+    batch, chosen = dict(asked.get("batch") or {}), saved.get("batch") or {}
+    if batch.get("max_tokens") is None and "max_tokens" in batch:
+        batch["max_tokens"] = chosen.get("max_tokens")
+    return {**asked, **({"batch": batch} if batch else {})}
+
+
 ONCE = ("trusted_targets", "plan")
 """Keys of one command line, which a run does not save: it may come from someone else, and trust is given by typing."""
 

@@ -31,7 +31,7 @@ else:
 class BatchConfig:
     """How documents share a forward pass; results do not depend on it.
 
-    `max_tokens` is null for what suits the device (dataset/batching.py).
+    `max_tokens` is null for what suits the device (dataset/batching.py, forward/budget.py).
     """
 
     max_tokens: int | None = None

@@ -17,7 +17,7 @@ from pathlib import Path
 import polars as pl
 from rich.table import Table
 
-from sniffer.config.saving import saved_config
+from sniffer.config.saving import as_chosen, saved_config
 from sniffer.config.schema import Config
 from sniffer.config.trust import Trust
 from sniffer.engine.model_cache import LastModel
@@ -66,7 +66,8 @@ def go_on(config: Config, folder: Path) -> None:
     """
     remote_code = bool(config.saved["model"].get("trust_remote_code"))
     trust = Trust(config.trusted_targets, remote_code, config.engine.address)
-    if found := differences({"config": saved_config(folder)}, {"config": config.saved}):
+    saved = saved_config(folder)
+    if found := differences({"config": saved}, {"config": as_chosen(config.saved, saved)}):
         raise RunError(
             f"{folder} holds results of another configuration ({'; '.join(found[:3])}): "
             "choose another hydra.sweep.dir, or remove the folder"
