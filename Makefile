@@ -14,7 +14,7 @@ MODELS_TESTS := tests/models tests/notebook
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap attention
 
-.PHONY: help demo demo-report browser-test cluster-test install-test test lint check bench bench-peers gpu-check format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report browser-test cluster-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -24,6 +24,7 @@ help:
 	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes)"
 	@echo "make bench   the measurements that performance claims rest on"
 	@echo "make gpu-check              what only a GPU can tell, in 8 minutes at most; smaller on a processor"
+	@echo "make gpu-wheels             what a machine with a GPU may lack for that, as wheels to bring along"
 	@echo "make bench-peers            the same for transformer-lens and nnsight, each in an environment of its own"
 	@echo "make browser-test           the report in a real browser (chromium)"
 	@echo "make install-test           the wheel, in a project with folders named as ours"
@@ -82,9 +83,13 @@ $(VENV)/.cluster: $(INSTALLED)
 bench: embedded
 	$(RUN) -m benchmarks
 
-# On a machine that has torch and transformers of its own, and reaches no registry: make gpu-check GPU_PYTHON=python3
+# On a machine that has torch and transformers of its own, and reaches no registry: make gpu-check GPU_PYTHON=python3,
+# with outputs/gpu-wheels beside the checkout, which `make gpu-wheels` has fetched elsewhere.
 gpu-check: $(if $(GPU_PYTHON),,$(INSTALLED))
 	$(or $(GPU_PYTHON),$(RUN)) -m benchmarks.gpu_check
+
+gpu-wheels: $(INSTALLED)
+	$(RUN) -m benchmarks.gpu_check.wheels
 
 bench-peers: embedded
 	$(RUN) -m benchmarks peers
