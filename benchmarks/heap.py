@@ -1,4 +1,8 @@
-"""The same forwards with freed memory kept for the next, and without it, each in its own process."""
+"""The same forwards with freed memory kept for the next, and without it, each in its own process.
+
+And whole runs that keep few rows, over documents of mixed lengths, whose blocks are of nearly all different sizes: what
+is kept must fit again, or the peak grows.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,18 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
-from benchmarks.measure import ROOT, Figure, Timed, both, figure, timed
+from benchmarks.measure import ROOT, Figure, Timed, both, figure, timed, whole_run
 
 FORWARDS = 3
+DOCUMENTS, MOST_TOKENS = 40, 2048
+PEAK_LIMIT = 1.15
+GIVEN_BACK = {"GLIBC_TUNABLES": "glibc.malloc.check=0"}
+"""Changes nothing, but that the environment says how malloc is to do: then a run leaves it alone."""
 
 
 def measure(repeats: int) -> list[Figure]:
@@ -33,7 +43,30 @@ def measure(repeats: int) -> list[Figure]:
         found += both(f"freed memory kept / given back, a forward at 1 x {length}", spent)
         found.append(figure(f"peak memory, freed memory kept / given back, 1 x {length}", peaks))
         found.append(figure(f"a forward with memory given back, 1 x {length}", faults, unit="page faults"))
-    return found
+    return [*found, *_sparse(-(-repeats // 3))]
+
+
+def _sparse(repeats: int) -> list[Figure]:
+    spent, peaks, highest = [], [], []
+    with TemporaryDirectory() as scratch:
+        texts = Path(scratch, "ids.jsonl")
+        chance = np.random.default_rng(0)
+        lengths = chance.lognormal(6.3, 0.8, DOCUMENTS).clip(50, MOST_TOKENS).astype(int)
+        rows = (json.dumps({"ids": chance.integers(5, 40_000, n).tolist()}) for n in lengths)
+        texts.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        typed = ("dataset=jsonl", f"dataset.path={texts}", "dataset.tokens_column=ids", "sampler=log_uniform")
+        for repeat in range(repeats):
+            kept = whole_run(Path(scratch, f"kept-{repeat}"), *typed)
+            left = whole_run(Path(scratch, f"left-{repeat}"), *typed, environment=GIVEN_BACK)
+            spent.append(kept.child.spent / left.child.spent)
+            peaks.append(kept.child.peak / left.child.peak)
+            highest.append(kept.child.peak / 1e9)
+    name = "freed memory kept / given back, a sparse run over mixed lengths"
+    return [
+        *both(name, spent),
+        figure(f"peak memory, {name}", peaks, limit=PEAK_LIMIT),
+        figure("peak memory, a sparse run over mixed lengths", highest, unit="GB"),
+    ]
 
 
 def _child(how: str, length: int) -> dict[str, float]:

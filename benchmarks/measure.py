@@ -9,12 +9,13 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -96,17 +97,17 @@ class Child:
         return statistics.median(self.resident[len(self.resident) // 2 :])
 
 
-def child(*command: str) -> Child:
-    """Runs a Python command to its end.
+def child(*command: str, environment: Mapping[str, str] = MappingProxyType({})) -> Child:
+    """Runs a Python command to its end, with more in its environment.
 
     Raises:
         SystemExit: it failed.
     """
     resident: list[int] = []
     started = time.perf_counter()
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    whole = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     with subprocess.Popen(
-        [sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command], env=whole, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
         watched = psutil.Process(process.pid)
@@ -143,13 +144,13 @@ class WholeRun:
         return sum(4 * part["rows"] * dims[part["layer"]][part["kind"]] for part in self.manifest["parts"])
 
 
-def whole_run(folder: Path, *overrides: str) -> WholeRun:
-    """Captures into `folder`, by the command line.
+def whole_run(folder: Path, *overrides: str, environment: Mapping[str, str] = MappingProxyType({})) -> WholeRun:
+    """Captures into `folder`, by the command line; `environment` as in `child`.
 
     Raises:
         SystemExit: the run failed.
     """
-    ended = child("-m", "sniffer", *overrides, f"hydra.run.dir={folder}")
+    ended = child("-m", "sniffer", *overrides, f"hydra.run.dir={folder}", environment=environment)
     return WholeRun(ended, json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
 
 

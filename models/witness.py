@@ -57,7 +57,8 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 def _interfaces() -> list[AttentionInterface]:
     """The shared registry, and the own ones that some families keep."""
-    own = [getattr(module, "ALL_ATTENTION_FUNCTIONS", None) for module in _modelling_modules()]
+    # Not getattr: a release has modules that answer it by importing another, which may lack what it needs.
+    own = [vars(module).get("ALL_ATTENTION_FUNCTIONS") for module in _modelling_modules()]
     found = {id(i): i for i in [ALL_ATTENTION_FUNCTIONS, *own] if isinstance(i, AttentionInterface)}
     return list(found.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -183,3 +184,15 @@ def test_code_that_no_rule_knows_is_named_with_its_file_and_line():
     )
     with pytest.raises(UnsupportedModelError, match=complaint):
         load("prophetnet")
+
+
+def test_modules_that_answer_by_importing_another_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    """transformers 5.17 has such aliases; what they import may need a package that is not there."""
+
+    def answer(name: str) -> Any:
+        raise ModuleNotFoundError("No module named 'torchvision'")
+
+    alias = ModuleType("transformers.models.llama.image_processing_llama_fast")
+    alias.__getattr__ = answer  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, alias.__name__, alias)
+    assert load("llama").geometry
