@@ -28,7 +28,7 @@ def witnessed(witness: Witness | None = None) -> Iterator[list[Received]]:
             for name in list(interface.keys()):
                 undo.append(_swap_entry(interface, name, _told(name, interface[name], witness)))
         for module in _modelling_modules():
-            eager = getattr(module, "eager_attention_forward", None)
+            eager = vars(module).get("eager_attention_forward")
             if eager is not None:
                 undo.append(swap_attribute(module, "eager_attention_forward", _told("eager", eager, witness)))
         yield witness.calls
@@ -57,13 +57,13 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 
 def _interfaces() -> list[AttentionInterface]:
     """The shared registry, and the own ones that some families keep."""
-    # Not getattr: a release has modules that answer it by importing another, which may lack what it needs.
     own = [vars(module).get("ALL_ATTENTION_FUNCTIONS") for module in _modelling_modules()]
     found = {id(i): i for i in [ALL_ATTENTION_FUNCTIONS, *own] if isinstance(i, AttentionInterface)}
     return list(found.values())
 
 
 def _modelling_modules() -> list[Any]:
+    """To be looked at through `vars`: 5.17 has aliases that answer getattr by an import, which may fail."""
     homes = ("transformers.models.", "transformers_modules.")
     return [module for name, module in sys.modules.copy().items() if name.startswith(homes) and module]
 
