@@ -84,10 +84,12 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 log.info("%s", device_line(model.described, model.backbone, model.threads))
                 feed.fit(model.vocabulary)
                 room = engine.room(model, config.output.memory_limit)
-                planned = partial(make_plan, model=model, feed=feed, room=room, longest=longest_document(config, limits))
+                planned = partial(
+                    make_plan, model=model, feed=feed, room=room, longest=longest_document(config, limits)
+                )
                 if earlier.manifest is None and model.device_free is not None:
-                    free = model.device_free, room.available
-                    config = with_batch_tokens(config, folder, feed, *free, lambda it: planned(it).expected.batch_bytes)
+                    known = [document.n_tokens for document in feed.first.documents], model.device_free, room.available
+                    config = with_batch_tokens(config, folder, *known, lambda it: planned(it).expected.batch_bytes)
                 plan = planned(config)
                 log.info("%s", estimate_line(plan.expected))
                 warn_of_device(config, model, plan, feed)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sniffer.config.saving import save_plain, saved_config
 from sniffer.config.schema import Config
-from sniffer.dataset.feed import Feed
 from sniffer.forward.budget import fitting
 from sniffer.words import size
 
@@ -19,27 +18,29 @@ log = logging.getLogger(__name__)
 def with_batch_tokens(
     config: Config,
     folder: Path,
-    feed: Feed,
+    lengths: Sequence[int],
     device_free: int,
     available: float,
     rows_bytes: Callable[[Config], float],
 ) -> Config:
-    """With batch.max_tokens as the free memory of a GPU has it, where it is null.
+    """With batch.max_tokens as the free memory of a GPU has it, where it is null and that can be told.
 
     Args:
+        lengths: tokens of the documents read so far.
         device_free: bytes of the GPU; `available` those of the host.
         rows_bytes: captured rows of the largest batch under a configuration.
     """
     if config.batch.max_tokens is not None:
         return config
-    lengths = [document.n_tokens for document in feed.first.documents] or [1]
     # A checkpoint class of a user's own may not say.
     needs = getattr(config.model, "working_memory", lambda rows, tokens: None)
 
     def choice(tokens: int) -> Config:
         return replace(config, batch=replace(config.batch, max_tokens=tokens))
 
-    tokens = fitting(lengths, needs, lambda budget: rows_bytes(choice(budget)), device_free, available)
+    tokens = fitting(lengths or [1], needs, lambda budget: rows_bytes(choice(budget)), device_free, available)
+    if tokens is None:
+        return config
     saved = saved_config(folder)
     save_plain(folder, {**saved, "batch": {**saved["batch"], "max_tokens": tokens}})
     log.info("batch.max_tokens=%d, by the %s that are free on the device", tokens, size(device_free))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sniffer.dataset.batching import ELSEWHERE
 from sniffer.forward.estimate import PINNED_BATCHES, largest_batch
 from sniffer.types import WorkingMemory
 
@@ -29,8 +28,8 @@ def fitting(
     rows_bytes: Callable[[int], float],
     device_free: int,
     available: float,
-) -> int:
-    """The largest budget whose batches fit; the smallest where none does.
+) -> int | None:
+    """The largest budget whose batches fit, the smallest where none does; None where nobody knows.
 
     Args:
         lengths: tokens of the documents read so far.
@@ -43,7 +42,7 @@ def fitting(
         shape = largest_batch(lengths, budget)
         needed = known[shape] if shape in known else known.setdefault(shape, needs(*shape))
         if needed is None:
-            return ELSEWHERE
+            return None
         # 1 x 17,000 tokens of 32,768 are the batch with the longest document; 2 x 16,000 is one with more tokens.
         fuller = max(1.0, min(budget, sum(lengths)) / (shape[0] * shape[1]))
         on_device = fuller * needed.peak + rows_bytes(budget)
