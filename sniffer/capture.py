@@ -193,7 +193,7 @@ def check(config: Config) -> ModelLimits:
     """Meets everything that can be known to be wrong before the model loads."""
     if config.capture.attention and getattr(config.model, "compile", False):
         raise ConfigError(
-            "capture.attention is not possible with model.compile=true, which hides calls of attention: leave one out"
+            "capture.attention is not possible with model.compile=true, which hides its calls: leave one out"
         )
     check_kept(config.sampler.keep_sections, config.dataset)
     config.dataset.check()
@@ -221,8 +221,9 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
 
 def longest_document(config: Config, limits: ModelLimits) -> int | None:
     """Tokens that no document has more than; None where nothing says so."""
-    known = [n for n in (token_limit(config, limits), window_of(config)) if n is not None]
-    return min(known, default=None)
+    pack = pack_of(config)
+    known = (token_limit(config, limits), window_of(config)) if pack is None else (pack,)
+    return min((n for n in known if n is not None), default=None)
 
 
 def window_of(config: Config) -> int | None:
@@ -231,7 +232,7 @@ def window_of(config: Config) -> int | None:
 
 
 def pack_of(config: Config) -> int | None:
-    """The tokens of a document that texts are packed into."""
+    """The tokens that texts are packed into."""
     return getattr(config.dataset, "pack_to", None)
 
 

@@ -149,6 +149,17 @@ def test_unknown_statistics_are_named(run: Callable, value: str, said: str):
         run(f"capture.attention={value}")
 
 
+def test_packed_texts_have_columns_for_all_of_their_tokens(run: Callable):
+    """Of each text 20 tokens, of a document all of them: weights by bucket and distance are whole."""
+    captured: Run = run(
+        "sampler=all", "dataset.max_tokens=20", "dataset.pack_to=200", "capture.attention=[mass,distance]"
+    )
+    rows = captured.scan(kind="attention").collect()
+    assert rows["position"].max() > 40
+    assert np.allclose(rows["mass"].to_numpy().sum(1), 1, atol=1e-5)
+    assert np.allclose(rows["distance"].to_numpy().sum(1), 1, atol=1e-5)
+
+
 def test_other_bad_requests(run: Callable):
     with pytest.raises(ConfigError, match="not possible with model.compile=true"):
         run("capture.attention=all", "model.compile=true")

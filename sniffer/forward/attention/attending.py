@@ -116,6 +116,11 @@ class Attending:
         self._keeper.keep_statistics(layer, columns)
 
     def _computed(self, layer: int, scores: Scores) -> Float32[Tensor, "picks heads width"]:
+        if self.batch.seq_len > len(self.plan.buckets):
+            raise CaptureError(
+                f"a document has {self.batch.seq_len:,} tokens, and rows of attention have columns for "
+                f"{len(self.plan.buckets):,}: set dataset.max_tokens"
+            )
         rows, heads, tokens = scores.q.shape[:3]
         if (rows, tokens) != (self.batch.n_rows, self.batch.seq_len):
             raise CaptureError(
