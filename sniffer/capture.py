@@ -183,10 +183,9 @@ def explained(error: BaseException) -> BaseException:
         told.__cause__ = error
         return told
     trouble = device_trouble(error, "in a forward, or as rows were written", IN_A_FORWARD)
-    if trouble is None:
-        return error
-    let_go(error)  # of what the forward had made, so that there is room to write what was captured
-    return trouble
+    if trouble is not None:
+        let_go(error)  # of what the forward had made, so that there is room to write what was captured
+    return trouble or error
 
 
 def check(config: Config) -> ModelLimits:
@@ -221,8 +220,7 @@ def token_limit(config: Config, limits: ModelLimits) -> int | None:
 
 def longest_document(config: Config, limits: ModelLimits) -> int | None:
     """Tokens that no document has more than; None where nothing says so."""
-    pack = pack_of(config)
-    known = (token_limit(config, limits), window_of(config)) if pack is None else (pack,)
+    known = (pack_of(config),) if pack_of(config) else (token_limit(config, limits), window_of(config))
     return min((n for n in known if n is not None), default=None)
 
 

@@ -152,7 +152,11 @@ def test_unknown_statistics_are_named(run: Callable, value: str, said: str):
 def test_packed_texts_have_columns_for_all_of_their_tokens(run: Callable):
     """Of each text 20 tokens, of a document all of them: weights by bucket and distance are whole."""
     captured: Run = run(
-        "sampler=all", "dataset.max_tokens=20", "dataset.pack_to=200", "capture.attention=[mass,distance]"
+        "sampler=all",
+        "dataset.max_tokens=20",
+        "dataset.pack_to=200",
+        "dataset.pack_separator=none",
+        "capture.attention=[mass,distance]",
     )
     rows = captured.scan(kind="attention").collect()
     assert rows["position"].max() > 40
