@@ -30,7 +30,7 @@ from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
 from sniffer.engine.worker import Facts
 from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError, device_trouble
-from sniffer.forward.attention.layout import layout_of
+from sniffer.forward.attention.layout import check_attention, layout_of
 from sniffer.forward.estimate import (
     Room,
     device_warning,
@@ -190,11 +190,8 @@ def explained(error: BaseException) -> BaseException:
 
 def check(config: Config) -> ModelLimits:
     """Meets everything that can be known to be wrong before the model loads."""
-    if config.capture.attention and getattr(config.model, "compile", False):
-        raise ConfigError(
-            "capture.attention is not possible with model.compile=true, which hides its calls: leave one out"
-        )
     check_kept(config.sampler.keep_sections, config.dataset)
+    check_attention(config.capture, config.model, config.dataset)
     config.dataset.check()
     limits = config.model.limits()
     check_request(config.capture, limits)

@@ -13,7 +13,7 @@ from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.forward.transfer import HostTransfer
 from sniffer.sampler import All, Picker, Sampler
-from sniffer.types import ATTENTION, STATISTICS, AttentionLayout, Document, TokenBatch
+from sniffer.types import ALL_STATISTICS, ATTENTION, AttentionLayout, Document, TokenBatch
 
 TOP = 4
 
@@ -29,7 +29,7 @@ def captured(
     backbone: Any,
     batch: TokenBatch,
     sampler: Sampler | None = None,
-    statistics: tuple[str, ...] = tuple(STATISTICS),
+    statistics: tuple[str, ...] = (*ALL_STATISTICS, "out"),
     layers: list[int] | None = None,
     outputs: list[Any] | None = None,
 ) -> dict[int, dict[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,35 @@ def test_packed_texts_have_columns_for_all_of_their_tokens(run: Callable):
     assert np.allclose(rows["distance"].to_numpy().sum(1), 1, atol=1e-5)
 
 
+def test_weights_by_section(run: Callable, tmp_path: Path):
+    """Every position is a bucket: the weights of a section's keys are sums of those."""
+    lines = [
+        {"id": "a", "text": "one two three four five", "spans": [{"start": 4, "end": 13, "label": "middle"}]},
+        {"id": "b", "text": "and another text", "spans": [{"start": 0, "end": 3, "label": "head"}]},
+    ]
+    path = tmp_path / "spans.jsonl"
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    captured: Run = run(
+        f"dataset.path={path}",
+        "dataset.spans_column=spans",
+        "sampler=all",
+        "sampler.bucket_size=1",
+        "capture.attention=all",
+        "capture.attention_sections=[head,middle,nowhere]",
+    )
+    names = dict(captured.examples().select("example_id", "source_id").iter_rows())
+    for layer in range(2):
+        rows = captured.attention(layer=layer, q_head=3)
+        for example, mass, found in rows.select("example_id", "mass", "section_mass").iter_rows():
+            inside = {"a": (0, sum(mass[4:13]), 0), "b": (sum(mass[:3]), 0, 0)}[names[example]]
+            assert np.allclose(found, inside, atol=1e-6)
+    assert verify(captured.folder)[1] == []
+    with pytest.raises(ConfigError, match="capture.attention_sections=\\['head'\\]: documents of this dataset have no"):
+        run("capture.attention=all", "capture.attention_sections=[head]")
+    with pytest.raises(ConfigError, match="say which in capture.attention_sections"):
+        run("capture.attention=section")
+
+
 def test_other_bad_requests(run: Callable):
     with pytest.raises(ConfigError, match="not possible with model.compile=true"):
         run("capture.attention=all", "model.compile=true")
@@ -186,7 +216,7 @@ def test_a_manifest_that_does_not_say_which_columns_is_broken(run: Callable):
         with pytest.raises(ValueError, match=said):
             require_sense(replace(manifest, attention=wrong))
     assert open_run(captured.folder).manifest == manifest
-    assert set(STATISTICS) - set(ALL_STATISTICS) == {"out"}
+    assert set(STATISTICS) - set(ALL_STATISTICS) == {"out", "section"}
 
 
 def test_scores_are_the_logits_of_captured_pairs(run: Callable, checkpoint: Path):

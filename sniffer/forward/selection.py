@@ -52,7 +52,7 @@ class CaptureConfig:
     `kinds` are a list, or one. `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7"
     (both ends included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is
     null, one or several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order.
-    `attention_top` is how many of the largest weights `top` keeps.
+    `attention_top` is how many of the largest weights `top` keeps, `attention_sections` those that `section` weighs.
     """
 
     kinds: Kinds = field(default_factory=lambda: ["q", "k"])
@@ -62,10 +62,12 @@ class CaptureConfig:
     full_attention_only: bool = False
     attention: Any = None
     attention_top: int = 8
+    attention_sections: Any = None
 
     def __post_init__(self) -> None:
         self.kinds = listed(self.kinds)
-        self.attention = statistics("capture.attention", self.attention)
+        self.attention_sections = section_names("capture.attention_sections", self.attention_sections)
+        self.attention = statistics("capture.attention", self.attention, self.attention_sections or ())
         if not 1 <= self.attention_top <= MOST_TOP:
             raise ConfigError(f"capture.attention_top={self.attention_top} must be from 1 to {MOST_TOP}")
         unknown = [kind for kind in self.kinds if kind not in KINDS]
@@ -78,8 +80,25 @@ class CaptureConfig:
 MOST_TOP = 1 << 16
 
 
-def statistics(key: str, value: Any) -> tuple[str, ...] | None:
+def section_names(key: str, value: Any) -> tuple[str, ...] | None:
+    """Names of sections, in the order given; None stays None.
+
+    Raises:
+        ConfigError: no name, or one twice.
+    """
+    if value is None:
+        return None
+    names = (value,) if isinstance(value, str) else tuple(value)
+    if not names or len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{key}={value} must name sections, each once")
+    return names
+
+
+def statistics(key: str, value: Any, sections: Sequence[str] = ()) -> tuple[str, ...] | None:
     """Names of statistics of attention, in the order of columns; None stays None.
+
+    Args:
+        sections: those whose weight may be asked for.
 
     Raises:
         ConfigError: a name that is none of them.
@@ -87,9 +106,12 @@ def statistics(key: str, value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
     named = [value] if isinstance(value, str) else list(value)
-    wanted = {name for item in named for name in (ALL_STATISTICS if item == "all" else (item,))}
+    every = (*ALL_STATISTICS, *(("section",) if sections else ()))
+    wanted = {name for item in named for name in (every if item == "all" else (item,))}
     if unknown := [name for name in wanted if name not in STATISTICS]:
         raise ConfigError(f"{key} names {unknown}: take some of {list(STATISTICS)}, or all (which is all but out)")
+    if "section" in wanted and not sections:
+        raise ConfigError(f"{key} names section: say which in capture.attention_sections")
     return tuple(name for name in STATISTICS if name in wanted)
 
 

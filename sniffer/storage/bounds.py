@@ -134,6 +134,8 @@ def _require_layout(manifest: Manifest) -> None:
     for name, hint in named.items():
         for wrong in misfits(manifest.attention.get(name), hint, f"attention.{name}"):
             raise ValueError(wrong)
+    for wrong in misfits(manifest.attention.get("sections", []), list, "attention.sections"):
+        raise ValueError(wrong)
     if unknown := [name for name in manifest.attention["statistics"] if name not in STATISTICS]:
         raise ValueError(f"attention.statistics names {unknown}, which this release does not know")
     layout, geometry = manifest.layout, by_number(manifest.geometry)

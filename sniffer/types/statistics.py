@@ -25,14 +25,15 @@ STATISTICS = {
     "sink": "weight of the sinks that a layer has learned; 0 where it has none",
     "mass": "weight of the keys in each of the sampler's buckets",
     "distance": "weight of the keys by floor(log2(1 + distance)), 0 being the query's own position",
+    "section": "weight of the keys in each of the sections that capture.attention_sections names, in its order",
     "top": "the largest weights, in descending order; top_position is where. Fewer keys leave 0 at position -1",
     "out_norm": "Euclidean norm of the head's output, the sum of weights times values",
     "out": "the head's output",
 }
 """What may be asked for, in the order of columns."""
 
-ALL_STATISTICS = tuple(name for name in STATISTICS if name != "out")
-"""What `all` stands for."""
+ALL_STATISTICS = tuple(name for name in STATISTICS if name not in ("out", "section"))
+"""What `all` stands for; with it goes `section` where sections are named."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class AttentionLayout:
     """What a run keeps of attention.
 
     `statistics` are names of STATISTICS, in its order. `buckets` and `distances` count those of the longest document
-    that there may be, `top` the weights of a row.
+    that there may be, `top` the weights of a row. `sections` are the names of those whose weight is kept.
     """
 
     statistics: tuple[str, ...]
     buckets: int
     distances: int
     top: int
+    sections: tuple[str, ...] = ()
 
     def columns(self, value_dim: int) -> tuple[Column, ...]:
         """Of a layer whose values have so many numbers."""
@@ -90,6 +92,8 @@ class AttentionLayout:
                 return (Column(name, self.buckets),)
             case "distance":
                 return (Column(name, self.distances),)
+            case "section":
+                return (Column("section_mass", len(self.sections)),)
             case "top":
                 return Column(name, self.top), Column("top_position", self.top, whole=True)
             case "out":
@@ -102,11 +106,13 @@ class AttentionLayout:
         return replace(layer, heads=heads, dims={**layer.dims, ATTENTION: self.width(layer.dims["v"])})
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "statistics": list(self.statistics)}
+        told = {**asdict(self), "statistics": list(self.statistics), "sections": list(self.sections)}
+        return told if self.sections else {name: value for name, value in told.items() if name != "sections"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AttentionLayout:
-        return cls(tuple(values["statistics"]), values["buckets"], values["distances"], values["top"])
+        numbers = values["buckets"], values["distances"], values["top"]
+        return cls(tuple(values["statistics"]), *numbers, tuple(values.get("sections", ())))
 
 
 @dataclass(frozen=True)

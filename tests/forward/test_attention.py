@@ -22,11 +22,13 @@ from sniffer.forward.attention.scores import Slice
 from sniffer.forward.attention.softmax import Softmax, Watch
 from sniffer.forward.attention.statistics import BucketRuns, statistics
 from sniffer.sampler import LogUniform
-from sniffer.types import STATISTICS, AttentionLayout
+from sniffer.types import STATISTICS, AttentionLayout, Sections
 from tests.helpers_attention import TOP, batch_of, captured, differences, from_weights
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 
 finder.install()
+
+CPU = torch.device("cpu")
 
 
 def backbone_of(family: str, attention: str = "sdpa", **changes: Any) -> LoadedBackbone:
@@ -42,9 +44,10 @@ def test_all_statistics_of_a_slice_by_definition():
         logits[:, place, position + 1 : 7] = -math.inf
     values = torch.randn(1, 7, 5, generator=generator)
     buckets = np.array([0, 0, 1, 1, 0, 2, 2, 2], dtype=np.int32)
-    layout = AttentionLayout(tuple(STATISTICS), 3, 3, TOP)
+    layout = AttentionLayout(tuple(STATISTICS), 3, 3, TOP, ("end", "none of it"))
+    named = BucketRuns.of_sections(Sections.spread([(1, 3, "end"), (5, 6, "end")], 7), layout.sections, CPU)
     one = Slice(slice(0, 3), slice(0, 2), logits, values, keys=7)
-    rows = statistics(one, positions, layout, BucketRuns.of(buckets, torch.device("cpu"))).numpy()
+    rows = statistics(one, positions, layout, BucketRuns.of(buckets, CPU), named).numpy()
 
     exact, first = logits.double().numpy(), 0
     for column in layout.columns(5):
@@ -71,6 +74,7 @@ def test_all_statistics_of_a_slice_by_definition():
                         sum(weights[k] for k in range(position + 1) if int(math.log2(1 + position - k)) == number)
                         for number in range(3)
                     ],
+                    "section_mass": [weights[[1, 2, 5]].sum(), 0],
                     "top": [*weights[order], *missing],
                     "top_position": [*order, *(-1 for _ in missing)],
                     "out_norm": [np.sqrt((out**2).sum())],

@@ -80,6 +80,7 @@ class Attending:
         self.seconds = 0.0
         self.mode = Watch()
         self._keeper = keeper
+        self._sections: dict[tuple[int, torch.device], BucketRuns] = {}
         self._proves = batch.seq_len > plan.proven
         self._longest = max(range(batch.n_rows), key=lambda row: batch.documents[row].n_tokens)
 
@@ -141,9 +142,18 @@ class Attending:
         return torch.cat(texts) if texts else nothing
 
     def _of_text(self, scores: Scores, queries: Queries) -> Float32[Tensor, "picks heads width"]:
-        runs = self.plan.runs(queries.index.device)
+        device = queries.index.device
+        runs, sections = self.plan.runs(device), self._sections_of(queries.row, device)
         by_head: dict[int, list[Tensor]] = {}
         for one in scores.slices(queries):
-            columns = statistics(one, queries.index[one.picks], self.plan.layout, runs)
+            columns = statistics(one, queries.index[one.picks], self.plan.layout, runs, sections)
             by_head.setdefault(one.heads.start, []).append(columns)
         return torch.cat([torch.cat(pieces, 1) for pieces in by_head.values()]).transpose(0, 1)
+
+    def _sections_of(self, row: int, device: torch.device) -> BucketRuns | None:
+        """Where the named sections of a text lie; None where none are asked for."""
+        names = self.plan.layout.sections
+        if names and (row, device) not in self._sections:
+            sections = self.batch.documents[row].sections
+            self._sections[row, device] = BucketRuns.of_sections(sections, names, device)
+        return self._sections.get((row, device))

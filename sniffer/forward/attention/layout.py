@@ -5,7 +5,24 @@ from __future__ import annotations
 from sniffer.errors import ConfigError
 from sniffer.forward.selection import CaptureConfig
 from sniffer.sampler import Picker
-from sniffer.types import AttentionLayout
+from sniffer.types import AttentionLayout, Checkpoint, Dataset, has_sections
+
+
+def check_attention(capture: CaptureConfig, model: Checkpoint, dataset: Dataset) -> None:
+    """Meets what can be known to be wrong before the model loads.
+
+    Raises:
+        ConfigError: the model is compiled, or documents have no sections to weigh.
+    """
+    if capture.attention and getattr(model, "compile", False):
+        raise ConfigError(
+            "capture.attention is not possible with model.compile=true, which hides calls of attention: leave one out"
+        )
+    if capture.attention_sections and not has_sections(dataset):
+        raise ConfigError(
+            f"capture.attention_sections={list(capture.attention_sections)}: documents of this dataset have no sections "
+            "(docs/text.md says which have)"
+        )
 
 
 def layout_of(capture: CaptureConfig, picker: Picker, longest: int | None) -> AttentionLayout | None:
@@ -19,4 +36,5 @@ def layout_of(capture: CaptureConfig, picker: Picker, longest: int | None) -> At
     if longest is None:
         raise ConfigError("capture.attention needs to know how long documents may be: set dataset.max_tokens")
     buckets = 1 + int(picker.side("k").buckets_until(longest).max())
-    return AttentionLayout(capture.attention, buckets, longest.bit_length(), capture.attention_top)
+    sections = (capture.attention_sections or ()) if "section" in capture.attention else ()
+    return AttentionLayout(capture.attention, buckets, longest.bit_length(), capture.attention_top, sections)

@@ -6,7 +6,7 @@ ranges nor their sizes cost anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sniffer.forward.attention.scores import Slice
-from sniffer.types import AttentionLayout
+from sniffer.types import AttentionLayout, Sections
 
 
 class Weights:
@@ -98,20 +98,32 @@ class BucketRuns:
         bounds = torch.from_numpy(np.append(starts, len(buckets)))
         return cls(bounds.to(device), torch.from_numpy(buckets[starts].astype(np.int64)).to(device))
 
+    @classmethod
+    def of_sections(cls, sections: Sections | None, names: Sequence[str], device: torch.device) -> BucketRuns:
+        """Stretches of a document by their place among some names; all others are of one number more."""
+        place = {name: number for number, name in enumerate(names)}
+        stretches = [] if sections is None else list(zip(sections.codes.tolist(), sections.ends.tolist(), strict=True))
+        known = () if sections is None else sections.known
+        numbers = [place.get(known[code], len(names)) for code, _ in stretches]
+        bounds = torch.tensor([0, *(end for _, end in stretches)], dtype=torch.int64)
+        return cls(bounds.to(device), torch.tensor(numbers, dtype=torch.int64).to(device))
+
 
 def statistics(
     one: Slice,
     positions: Int[Tensor, " picks"],
     layout: AttentionLayout,
     buckets: BucketRuns,
+    sections: BucketRuns | None = None,
 ) -> Float32[Tensor, "heads picks width"]:
     """What a layout asks of a slice, as its columns side by side.
 
     Args:
         positions: of the slice's picks.
         buckets: of every position, as the sampler has them.
+        sections: of the text's tokens, where the layout has some.
     """
-    weights = Weights(one, positions)
+    weights, named = Weights(one, positions), len(layout.sections)
     parts: dict[str, Callable[[], tuple[Tensor, ...]]] = {
         "lse": lambda: (weights.lse,),
         "entropy": lambda: (weights.entropy(),),
@@ -121,6 +133,7 @@ def statistics(
         "sink": lambda: (weights.weights[..., one.keys :].sum(-1),),
         "mass": lambda: (weights.by_bucket(buckets, layout.buckets),),
         "distance": lambda: (weights.by_distance(layout.distances),),
+        "section": lambda: (weights.by_bucket(sections or buckets, named + 1)[..., :named],),
         "top": lambda: weights.top(layout.top),
         "out_norm": lambda: (weights.out.norm(dim=-1),),
         "out": lambda: (weights.out,),
