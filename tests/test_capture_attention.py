@@ -188,7 +188,7 @@ def test_weights_by_section(run: Callable, tmp_path: Path):
             inside = {"a": (0, sum(mass[4:13]), 0), "b": (sum(mass[:3]), 0, 0)}[names[example]]
             assert np.allclose(found, inside, atol=1e-6)
     assert verify(captured.folder)[1] == []
-    with pytest.raises(ConfigError, match="capture.attention_sections=\\['head'\\]: documents of this dataset have no"):
+    with pytest.raises(ConfigError, match="capture.attention_sections=\\['head'\\]: documents here have no"):
         run("capture.attention=all", "capture.attention_sections=[head]")
     with pytest.raises(ConfigError, match="say which in capture.attention_sections"):
         run("capture.attention=section")

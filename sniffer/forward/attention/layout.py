@@ -20,7 +20,7 @@ def check_attention(capture: CaptureConfig, model: Checkpoint, dataset: Dataset)
         )
     if capture.attention_sections and not has_sections(dataset):
         raise ConfigError(
-            f"capture.attention_sections={list(capture.attention_sections)}: documents of this dataset have no sections "
+            f"capture.attention_sections={list(capture.attention_sections)}: documents here have no sections "
             "(docs/text.md says which have)"
         )
 
