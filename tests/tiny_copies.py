@@ -17,7 +17,7 @@ from tests.tiny_families import tiny_config
 
 LLAMA = "transformers.models.llama.modeling_llama"
 ROTATE = "query_states, key_states = apply_rotary_pos_emb(query_states, key_states, cos, sin)"
-ATTEND = "attn_output, attn_weights = attention_interface("
+ATTEND = "attn_output, attn_weights = __sniffer_tap__.attending(attention_interface, self, __name__)("
 GUARD = "if __sniffer_tap__.observer is not None:"
 
 

@@ -208,10 +208,10 @@ def test_a_sweep_whose_jobs_all_failed_can_be_opened(invoke: Invoke, place: Path
 def test_any_exception_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch):
     honest = capture.make_plan
 
-    def surprising(config, *rest):
+    def surprising(config, *rest, **more):
         if config.sampler.base_rate == 10:
             raise ZeroDivisionError("of all things")
-        return honest(config, *rest)
+        return honest(config, *rest, **more)
 
     monkeypatch.setattr(capture, "make_plan", surprising)
     assert invoke(RATES) == 1

@@ -40,6 +40,11 @@ class Queries:
         which = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
         return Queries(self.row, self.positions[which], self.index[torch.from_numpy(which).to(self.index.device)])
 
+    def until(self, position: int) -> Queries:
+        """Those before a position."""
+        count = int(np.searchsorted(self.positions, position))
+        return Queries(self.row, self.positions[:count], self.index[:count])
+
 
 @dataclass(frozen=True)
 class Slice:
