@@ -37,13 +37,17 @@ class Runs:
     def __init__(self, checkpoint: Path, texts: Path, place: Path) -> None:
         self.checkpoint, self.texts, self.place = checkpoint, texts, place
 
+    def words(self) -> list[str]:
+        """The command line that all of them have in common."""
+        return overrides(self.checkpoint, self.texts, *LAW)
+
     def start(self, name: str, *more: str, stop_after: int | None = None) -> Path:
         """Captures into a folder of that name, and stops before a batch if told to."""
         register()
         folder = self.place / name
         folder.mkdir()
         with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-            cfg = compose("config", list(overrides(self.checkpoint, self.texts, *LAW, *more)))
+            cfg = compose("config", [*self.words(), *more])
         save_config(folder, cfg)
         with stopping_after(stop_after):
             capture.run(resolve(cfg), folder)

@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -53,10 +53,9 @@ def build(node: Any, what: str, trusted: Sequence[str] = TRUSTED, role: Sequence
         raise ConfigError(f"{what}._target_={target} is no class for {what}: choose one with {what}=CHOICE")
     if dataclasses.is_dataclass(made):
         parts = {one.name: one.metadata["made"] for one in dataclasses.fields(made) if "made" in one.metadata}
-        if not parts:
-            return checked(made, arguments, what)
-        for name, needed in parts.items():
-            arguments[name] = _part(arguments.get(name), f"{what}.{name}", what, trusted, needed)
+        nodes = {name: arguments.pop(name, None) for name in parts}
+        built = {name: _part(nodes[name], f"{what}.{name}", what, trusted, parts[name]) for name in parts}
+        return checked(made, arguments, what, built)
     return _called(made, arguments, what)
 
 
@@ -102,15 +101,26 @@ def _has(module: str, name: str) -> bool:
         return False
 
 
-def checked(made: Any, arguments: dict[str, Any], what: str) -> Any:
-    """Builds a dataclass, keys and types checked; one that OmegaConf cannot describe is simply called."""
+def checked(made: Any, arguments: dict[str, Any], what: str, parts: Mapping[str, Any] | None = None) -> Any:
+    """Builds a dataclass, keys and types checked; one that OmegaConf cannot describe is simply called.
+
+    Args:
+        parts: fields that are objects already.
+    """
     try:
         schema = OmegaConf.structured(made)
     except OmegaConfBaseException:
-        return _called(made, arguments, what)
+        return _called(made, {**arguments, **(parts or {})}, what)
     try:
         _unlock(schema)
-        return OmegaConf.to_object(OmegaConf.merge(schema, arguments))
+        merged: Any = OmegaConf.merge(schema, arguments)
+        if not parts:
+            return OmegaConf.to_object(merged)
+        keys = [str(key) for key in merged if key not in parts]
+        values = {
+            key: OmegaConf.to_object(merged[key]) if OmegaConf.is_config(merged[key]) else merged[key] for key in keys
+        }
+        return made(**values, **parts)
     except OmegaConfBaseException as error:
         raise config_error(error, what, made) from error
     except SnifferError:

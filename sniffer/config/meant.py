@@ -14,8 +14,8 @@ from sniffer.words import NO_KEY
 NEAR = 0.75
 """As difflib counts: 1 for the same, 0 for nothing in common."""
 
-SIDES = ("q", "k")
-"""Of sampler=per_side, each with the keys of a sampler."""
+PARTS = {"sampler": ("q", "k"), "dataset": ("hay",)}
+"""Of sampler=per_side and dataset=niah: each has the keys of its group."""
 
 UNKNOWN = re.compile(re.escape(NO_KEY).replace(r"\{\}", r"(\S+?)"))
 
@@ -44,8 +44,8 @@ def keys(conf: Path) -> Iterator[str]:
         if group in ("", "sampler", "dataset", "model", "engine"):
             values = read_yaml(path)
             yield from _flat(values, group)
-            for side in SIDES if group == "sampler" else ():
-                yield from _flat(values, f"{group}.{side}")
+            for part in PARTS.get(group, ()):
+                yield from _flat(values, f"{group}.{part}")
 
 
 def _flat(values: Any, before: str) -> Iterator[str]:

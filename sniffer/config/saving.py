@@ -119,11 +119,11 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
     return _with_absolute_paths({str(key): value for key, value in plain.items()})
 
 
-def _with_absolute_template(chat: Any) -> None:
+def _with_absolute_template(node: Any, key: str) -> None:
     """A chat template may be a file too; a name or the text of one is left as it is."""
-    named = chat.get("template") if isinstance(chat, dict) else None
+    named = node.get(key) if isinstance(node, dict) else None
     if isinstance(named, str) and "{" not in named and Path(named).suffix:
-        chat["template"] = str(Path(named).expanduser().absolute())
+        node[key] = str(Path(named).expanduser().absolute())
 
 
 PLACES = (("model", "tokenizer"), ("model", "adapter"))
@@ -132,10 +132,16 @@ PLACES = (("model", "tokenizer"), ("model", "adapter"))
 
 def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
     """A run must be repeatable from anywhere, so local paths are stored as absolute ones."""
-    if isinstance(plain["dataset"], dict):
-        _with_absolute_template(plain["dataset"].get("chat"))
-    for group, key in (("dataset", "path"), ("dataset", "name"), ("model", "checkpoint"), *PLACES):
-        node = plain[group]
+    dataset, hay = plain["dataset"], None
+    if isinstance(dataset, dict):
+        # Of niah the template itself, of others a key among several.
+        _with_absolute_template(dataset, "chat")
+        _with_absolute_template(dataset.get("chat"), "template")
+        hay = dataset.get("hay")
+    nodes = {"dataset": dataset, "dataset.hay": hay, "model": plain["model"]}
+    texts = [(group, key) for group in ("dataset", "dataset.hay") for key in ("path", "name")]
+    for group, key in (*texts, ("model", "checkpoint"), *PLACES):
+        node = nodes[group]
         # A folder such as 2024 is read as a number.
         if isinstance(node, dict) and type(node.get(key)) is int:
             node[key] = str(node[key])

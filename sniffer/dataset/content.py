@@ -124,6 +124,11 @@ class Tabular(Source):
             )
 
     @property
+    def chat_format(self) -> ChatFormat | None:
+        """How its rows become text, where they are chats."""
+        return self.chat if self.messages_column is not None else None
+
+    @property
     def text_columns(self) -> tuple[Any, ...]:
         return tuple(self.text_column) if isinstance(self.text_column, list) else (self.text_column,)
 

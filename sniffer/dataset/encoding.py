@@ -32,6 +32,8 @@ from sniffer.types import (
     has_sections,
 )
 
+CHAT_KEYS = ("dataset.messages_column", "dataset.chat.template")
+
 
 @dataclass
 class Encoder:
@@ -39,7 +41,7 @@ class Encoder:
 
     `template`: of chats, if there are any; the tokenizer's own where it is None. `begun`: texts so far that brought a
     beginning of their own, and would have got a second one. `sections`: documents have some; `by_characters`: told by
-    the characters of their texts.
+    the characters of their texts. `chat_keys`: those of the configuration that ask for chats, and for a template.
     """
 
     tokenize: Tokenize
@@ -49,6 +51,7 @@ class Encoder:
     begun: int = 0
     sections: bool = False
     by_characters: bool = False
+    chat_keys: tuple[str, str] = CHAT_KEYS
 
     def __post_init__(self) -> None:
         if self.special_tokens != "auto":
@@ -71,13 +74,20 @@ class Encoder:
         Raises:
             CheckpointError: the tokenizer cannot do what that asks for.
         """
-        chats = getattr(dataset, "messages_column", None) is not None
-        template = dataset.chat.text() if chats else None  # type: ignore[attr-defined]
+        chat = getattr(dataset, "chat_format", None)
         # Of texts that are packed, each is a section.
         sections = has_sections(dataset) and getattr(dataset, "pack_to", None) is None
         by_characters = sections and getattr(dataset, "tokens_column", None) is None
         how = getattr(dataset, "special_tokens", "auto")
-        return cls(tokenize, how, chats, template, sections=sections, by_characters=by_characters)
+        return cls(
+            tokenize,
+            how,
+            chat is not None,
+            None if chat is None else chat.text(),
+            sections=sections,
+            by_characters=by_characters,
+            chat_keys=getattr(dataset, "chat_keys", CHAT_KEYS),
+        )
 
     def encoded(self, content: Content, name: str = "") -> tuple[Int32[np.ndarray, " n_tokens"], Sections | None]:
         """The token ids of a document, and where its dataset has sections, theirs.
@@ -157,7 +167,7 @@ class Encoder:
 
     def _sections_of_roles(self, chat: Chat, ids: Int32[np.ndarray, " n_tokens"], name: str) -> Sections:
         """Those of the rendered chat, whose tokens are those of the template to the last one."""
-        text, spans = spans_of(chat, self._asked("rendered", "dataset.messages_column"), name)
+        text, spans = spans_of(chat, self._asked("rendered", self.chat_keys[0]), name)
         found = self._by_offsets(self._offsets(text, False), ids, SectionedText(text, spans), name)
         names = found.names
         return Sections.of(Names.of([known if known != NONE else TEMPLATE for known in names.known], names.codes))
@@ -178,11 +188,11 @@ class Encoder:
 
     def _of_chat(self, chat: Chat, name: str) -> Any:
         try:
-            return self._asked("chat", "dataset.messages_column")(chat)
+            return self._asked("chat", self.chat_keys[0])(chat)
         except Exception as error:  # of a template: any
             raise DatasetError(
                 f"document {name!r}: the chat template refuses it: {first_line(error)}; mend the chat, or give another "
-                "template with dataset.chat.template"
+                f"template with {self.chat_keys[1]}"
             ) from error
 
     def _adds_one(self, text: str, n_tokens: int) -> bool:
@@ -191,11 +201,11 @@ class Encoder:
 
     def _require_template(self) -> str:
         try:
-            return str(self._asked("template", "dataset.messages_column")(self.template))
+            return str(self._asked("template", self.chat_keys[0])(self.template))
         except ValueError as error:
             raise CheckpointError(
-                "dataset.messages_column: the model's tokenizer has no such chat template: give one with "
-                f"dataset.chat.template=FILE ({first_line(error)[:100]})"
+                f"{self.chat_keys[0]}: the model's tokenizer has no such chat template: give one with "
+                f"{self.chat_keys[1]}=FILE ({first_line(error)[:100]})"
             ) from error
 
     @property

@@ -18,7 +18,7 @@ def check_kept(kept: Sequence[str], dataset: Dataset) -> None:
     if kept and not has_sections(dataset):
         raise ConfigError(
             f"sampler.keep_sections={list(kept)}: documents of this dataset have no sections, which come with chats, a "
-            "list as dataset.text_column, dataset.spans_column, .labels_column or .pack_to"
+            "list as dataset.text_column, dataset.spans_column, .labels_column or .pack_to, and with dataset=niah"
         )
 
 

@@ -64,6 +64,9 @@ class Source(ABC):
 
     home: ClassVar[str] = "sniffer.dataset"
 
+    never_cut: ClassVar[bool] = False
+    """Whether a document that has more tokens than there may be is refused."""
+
     max_examples: int | None = None
     max_tokens: int | None = None
     shard: Shard = field(default_factory=Shard)

@@ -99,6 +99,11 @@ class Tokenizer:
                 self.counts.skipped_empty += 1
                 continue
             truncated = self.max_tokens is not None and len(token_ids) > self.max_tokens
+            if truncated and getattr(dataset, "never_cut", False):
+                raise DatasetError(
+                    f"document {source_id!r} has {len(token_ids):,} tokens, more than the {self.max_tokens:,} that it "
+                    "may have, and would lose its end if it were cut: make it shorter (dataset.lengths)"
+                )
             kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
             self.counts.truncated += truncated
             self.counts.dropped += len(token_ids) - len(kept)

@@ -31,9 +31,15 @@ def config_name(layer: int, kind: str) -> str:
 
 def card(manifest: Manifest, repo: str, text_licence: str | None) -> str:
     """README.md of the published folder."""
-    licence = text_licence or TEXT_LICENCES.get(str(manifest.dataset.get("_target_")))
+    licence = text_licence or TEXT_LICENCES.get(_text_source(manifest.dataset))
     head = yaml.safe_dump(_head(manifest, text_licence), sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n\n{_body(manifest, repo, licence or 'not stated: ask whoever published this')}"
+
+
+def _text_source(dataset: Mapping[str, Any]) -> str:
+    """The class of a dataset, or of the hay that needles are hidden in."""
+    hay = dataset.get("hay")
+    return str((hay if isinstance(hay, Mapping) else dataset).get("_target_"))
 
 
 def _head(manifest: Manifest, text_licence: str | None) -> dict[str, Any]:

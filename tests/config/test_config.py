@@ -101,7 +101,7 @@ def test_every_choice_writes_down_all_fields_of_its_class(group: str, choice: st
             assert node[f.name] == default, f"{group}={choice}: {f.name}"
 
 
-_CHOSEN = {"model": ("checkpoint", "model_type", "architecture"), "sampler": ("q", "k")}
+_CHOSEN = {"model": ("checkpoint", "model_type", "architecture"), "sampler": ("q", "k"), "dataset": ("hay",)}
 """The keys in which choices of a group differ from their class's defaults on purpose."""
 
 
