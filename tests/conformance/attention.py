@@ -16,7 +16,7 @@ from sniffer.errors import UnsupportedModelError
 from tests.helpers_attention import batch_of, captured, differences, from_weights
 
 EXACT, USUAL = 1e-5, 4.0
-"""The largest difference, where logits are no larger than usual: two forwards differ by rounding, and what that makes of
+"""The largest difference, where logits are no larger than usual: two forwards differ by rounding, and what it makes of
 weights grows with the logits. Gemma 4, whose queries are not scaled, has logits of 80 here."""
 
 
