@@ -9,12 +9,13 @@ RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 OLD := .venv-old
 OLD_TRANSFORMERS := 5.0.0
+QUANTIZED := .venv-quantized
 MODELS_TESTS := tests/models tests/notebook
 
 # Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap attention
 
-.PHONY: help demo demo-report browser-test cluster-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -29,6 +30,7 @@ help:
 	@echo "make browser-test           the report in a real browser (chromium)"
 	@echo "make install-test           the wheel, in a project with folders named as ours"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
+	@echo "make quantization-test      weights quantised as they are loaded, with bitsandbytes and torchao"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
 	@echo "make format  rewrite the sources in the house format"
@@ -80,6 +82,15 @@ $(VENV)/.cluster: $(INSTALLED)
 	$(RUN) -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[ray,slurm]'
 	@touch $@
 
+# In an environment of its own: where torchao is installed, every import of transformers imports it, and says so.
+quantization-test: $(QUANTIZED)/.installed
+	$(QUANTIZED)/bin/python -m pytest tests/quantization.py
+
+$(QUANTIZED)/.installed: pyproject.toml constraints-dev.txt
+	test -x $(QUANTIZED)/bin/python || $(PYTHON) -m venv $(QUANTIZED)
+	$(QUANTIZED)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,quantization]'
+	@touch $@
+
 bench: embedded
 	$(RUN) -m benchmarks
 
@@ -113,4 +124,4 @@ format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLD) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(OLD) $(QUANTIZED) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sniffer.errors import ConfigError, UnsupportedModelError
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
-from . import adapter, locate, stand_in
+from . import adapter, locate, quantized, stand_in
 from .choices import DTYPES, WEIGHTS, check_choice, check_device, kernels_of
 from .fingerprint import digests, snapshot_commit, unchanged
 from .tokenizer import Tokenizer
@@ -57,6 +57,7 @@ class Checkpoint:
         seed: of random weights.
         tokenizer: a folder or hub id to take the tokenizer from, where it is not the checkpoint's.
         adapter: a folder or hub id of an adapter to put on the weights (adapter.py); `merge_adapter`: into them.
+        quantization: how linear layers are quantised as they are loaded, of `quantized.METHODS`; None: as they are.
         allow_missing: tensors that the checkpoint lacks are drawn from `seed`, and recorded, instead of refused.
     """
 
@@ -78,6 +79,7 @@ class Checkpoint:
     tokenizer: str | None = None
     adapter: str | None = None
     merge_adapter: bool = False
+    quantization: str | None = None
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
@@ -101,6 +103,7 @@ class Checkpoint:
             folder, file = Path(self.checkpoint).parent, Path(self.checkpoint).name
             object.__setattr__(self, "checkpoint", str(folder.expanduser().absolute()))
             object.__setattr__(self, "gguf_file", file)
+        quantized.check_request(self)
 
     def check(self) -> None:
         """Finds out within seconds whether the checkpoint can be had; needs neither torch nor transformers.
@@ -171,7 +174,7 @@ class Checkpoint:
         from .outline import outline
 
         with finder.installed():
-            return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint)
+            return outline(self._config(), self.dtype, self.trust_remote_code, self.checkpoint, self.quantization)
 
     def working_memory(self, rows: int, tokens: int) -> WorkingMemory | None:
         """What one forward of so many rows and tokens needs on its device beside the weights.
@@ -220,6 +223,7 @@ class Checkpoint:
             **({"compile": True} if self.compile else {}),
             **({"adapter": locate.ADAPTER} if folder is not None and (folder / locate.ADAPTER).exists() else {}),
             **({"put_on": adapter.describe(self.adapter, merged=self.merge_adapter)} if self.adapter else {}),
+            **({"quantization": quantized.describe(self.quantization)} if self.quantization else {}),
             **({"allow_missing": True} if self.allow_missing else {}),
             "transformers": transformers.__version__,
             "files": digests(folder, self.gguf_file) if folder is not None else {},
@@ -233,6 +237,7 @@ class Checkpoint:
         if self.weights == "random":
             return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
         how = replace(how, trust_remote_code=self.trust_remote_code, options=self._options())
+        how = replace(how, quantization=self.quantization)
         if self.allow_missing:
             how = replace(how, missing_seed=self.seed)
         if self.adapter is not None:
@@ -247,7 +252,11 @@ class Checkpoint:
         if source is None:
             alone = self.tokenizer is None
             return stand_in.config_of(str(self.model_type), self._numbers(), overrides, tokenizer=alone)
-        return read_config(source, overrides, trust_remote_code=self.trust_remote_code, **self._options())
+        config = read_config(source, overrides, trust_remote_code=self.trust_remote_code, **self._options())
+        if self.quantization is not None:
+            adapted = (Path(source) / locate.ADAPTER).is_file()
+            quantized.check_config(config, self.quantization, self.dtype, source, adapted=adapted)
+        return config
 
     def _numbers(self) -> dict[str, Any] | None:
         """What the configuration states of this checkpoint's architecture."""

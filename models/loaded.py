@@ -67,6 +67,7 @@ class LoadedBackbone:
         self.device: torch.device = input_device(module)
         self.sdpa_kernels = sdpa_kernels
         self.drawn: tuple[str, ...] = ()
+        self.quantized: Mapping[str, int] = {}
         self._takes_use_cache = accepts(module, "use_cache")
         names = {part: name for name, part in module.named_modules()}
         check_whole(tapped(module), module, names)
@@ -90,7 +91,7 @@ class LoadedBackbone:
         self.skipped_layers = skipped_layers(module, set(numbers))
         check_skipped(module, self.skipped_layers)
         self.shared_keys = selfcheck.shared_keys(seen, numbers)
-        self.code, self.packages = code_of(module), packages_in_use()
+        self.code, self.packages = code_of(module), packages_in_use(module)
 
     def _probe(self, names: selfcheck.Modules) -> tuple[list[selfcheck.Seen], list[PositionCall]]:
         """Proves the taps by a few forwards: what the layers have shown, and which parts were given positions.
@@ -131,6 +132,7 @@ class LoadedBackbone:
             "code": self.code,
             "packages": self.packages,
             **({"missing": list(self.drawn)} if self.drawn else {}),
+            **({"quantized": dict(self.quantized)} if self.quantized else {}),
             **({"lengths": lengths} if (lengths := self.lengths.as_json()) else {}),
         }
 

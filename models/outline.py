@@ -18,7 +18,7 @@ from sniffer.errors import SnifferError, UnsupportedModelError, first_line
 from sniffer.tap import Seen, tap
 from sniffer.types import Outline, WorkingMemory
 
-from . import selfcheck
+from . import quantized, selfcheck
 from .architecture import auto_class, type_of
 from .layers import find_backbone, number_layers, sight_of
 from .loaded import why_no_pre
@@ -30,8 +30,10 @@ STAND_IN = torch.bfloat16
 """Shapes do not depend on the type of the weights, but some operations are fake in this one only."""
 
 
-def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str) -> Outline:
-    """The shapes of a model of this config; `dtype` as in the config group `model`.
+def outline(
+    config: PretrainedConfig, dtype: str, trust_remote_code: bool, title: str, quantization: str | None = None
+) -> Outline:
+    """The shapes of a model of this config; `dtype` and `quantization` as in the config group `model`.
 
     Raises:
         UnsupportedModelError: it cannot be tapped, or its shapes depend on values.
@@ -52,6 +54,8 @@ def outline(config: PretrainedConfig, dtype: str, trust_remote_code: bool, title
         itemsize=kind.itemsize,
         parameters=sum(parameter.numel() for parameter in backbone.parameters()),
         pre_missing=missing,
+        quantization=quantization,
+        quantized_bytes=quantized.weight_bytes(backbone, quantization, kind.itemsize) if quantization else None,
     )
 
 

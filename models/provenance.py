@@ -63,10 +63,19 @@ def code_of(backbone: nn.Module) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def packages_in_use() -> dict[str, str]:
+def packages_in_use(backbone: nn.Module) -> dict[str, str]:
     """Versions of packages in this process that replace parts of models, and revisions of kernels from the hub."""
     used = {name: _version(name) for name, module in REPLACING.items() if module in sys.modules}
+    # Transformers imports it wherever it is installed; what counts is whether the model is made of it.
+    if "torchao" in used and not any(type(one).__module__.split(".")[0] == "torchao" for one in _made_of(backbone)):
+        del used["torchao"]
     return {**used, **_kernels()}
+
+
+def _made_of(backbone: nn.Module) -> Iterator[object]:
+    yield from backbone.modules()
+    for parameter in backbone.parameters():
+        yield from (parameter, parameter.data)
 
 
 def _kernels() -> dict[str, str]:

@@ -67,6 +67,7 @@ def check_tensors(
     plain: Callable[[], PretrainedConfig] | None,
     *,
     may_lack: bool = False,
+    quantized_here: bool = False,
 ) -> list[str]:
     """Refuses a backbone that is not made of the checkpoint's tensors.
 
@@ -74,6 +75,7 @@ def check_tensors(
         model: what was loaded, of which `backbone` is a part.
         plain: the checkpoint's config without overrides; None where there are none.
         may_lack: whether missing tensors are told instead of refused.
+        quantized_here: whether the weights were plain in the checkpoint, though the model is quantised.
 
     Returns:
         The missing tensors of the backbone, which were drawn at random.
@@ -104,7 +106,7 @@ def check_tensors(
     left = {name: at for name, at in left.items() if not (_has(before, name) or at in after)}
     inside = [name for name, at in left.items() if at != BESIDE]
     # What quantised checkpoints have beside their weights is their own affair.
-    if inside and value_of(model.config, "quantization_config") is None:
+    if inside and (quantized_here or value_of(model.config, "quantization_config") is None):
         raise _refusal(title, f"has {_named(inside)}, for which the model has no place", by_override=False)
     if left:
         log.warning("%s has %s, which the model leaves out", title, _named(list(left)))

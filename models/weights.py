@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
 
-from . import kernels
+from . import kernels, quantized
 from .adapted import put_on
 from .architecture import auto_class, type_of
 from .devices import check_device_map, device_of
@@ -49,6 +49,7 @@ class How:
     missing_seed: int | None = None
     adapter: Path | None = None
     merge_adapter: bool = False
+    quantization: str | None = None
 
 
 def read(
@@ -70,6 +71,10 @@ def read(
         options["device_map"] = how.device_map
     if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if (method := how.quantization) is not None:
+        device, mapped = device_of(how.device), how.device_map is not None
+        how = replace(how, device=str(device))
+        options |= quantized.options_of(method, device, type_of(config, how.dtype), mapped=mapped)
 
     # Tensors of another shape are named by us.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -93,16 +98,18 @@ def read(
         return model
 
     drawn: list[str] = []
+    counts: dict[str, int] = {}
 
     def check(model: PreTrainedModel, backbone: PreTrainedModel) -> None:
-        drawn.extend(
-            check_tensors(model, backbone, Fit.told(info_of), title, plain, may_lack=how.missing_seed is not None)
-        )
+        may = {"may_lack": how.missing_seed is not None, "quantized_here": how.quantization is not None}
+        drawn.extend(check_tensors(model, backbone, Fit.told(info_of), title, plain, **may))
+        if how.quantization is not None:
+            counts.update(quantized.counted(backbone, how.quantization, title))
         if how.adapter is not None:
             put_on(model, how.adapter, merge=how.merge_adapter)
 
     loaded = _backbone(attempt, how, title, check)
-    loaded.drawn = tuple(drawn)
+    loaded.drawn, loaded.quantized = tuple(drawn), counts
     return loaded
 
 

@@ -86,7 +86,7 @@ def test_the_manifest_counts_what_is_there(run):
         "skipped_layers": [],
         "shared_keys": {},
         "code": code,
-        "packages": packages_in_use(),
+        "packages": packages_in_use(torch.nn.Linear(2, 2)),
     }
     assert manifest.counts == {"examples": 3, "skipped_empty": 0, "truncated": 0, "tokens": tokens}
     assert manifest.rows_by_kind == {

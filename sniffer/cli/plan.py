@@ -53,7 +53,7 @@ class Needs:
     @property
     def weights(self) -> int:
         """Bytes of the backbone."""
-        return self.outline.parameters * self.outline.itemsize
+        return self.outline.weights
 
     @property
     def least_ram(self) -> float:
@@ -166,7 +166,14 @@ def on_device(needs: Needs) -> str:
     total = needs.weights + forward.peak + gathered
     mask = f", of which a mask of tokens x tokens {size(forward.mask)}" if forward.mask else ""
     batch = f"{forward.rows} x {forward.tokens:,} tokens"
-    return f"{size(total)}: weights, {size(forward.peak)} for a batch of {batch}{mask}, {size(gathered)} of rows"
+    apart = "" if needs.outline.quantization is None else "; what dequantising a layer takes is unknown, and not in it"
+    return f"{size(total)}: weights, {size(forward.peak)} for a batch of {batch}{mask}, {size(gathered)} of rows{apart}"
+
+
+def weights(needs: Needs) -> str:
+    outline = needs.outline
+    said = f"{size(needs.weights)}: {outline.parameters:,} parameters in {outline.dtype}"
+    return said if outline.quantization is None else f"about {said}, linear layers by {outline.quantization}"
 
 
 def heads(needs: Needs) -> str:
@@ -188,7 +195,7 @@ def facts(needs: Needs) -> dict[str, str]:
     else:
         hours = f"{most}{duration(needs.tokens / needs.speed)} at {needs.speed:,.0f} tokens/s"
     return {
-        "weights": f"{size(needs.weights)}: {outline.parameters:,} parameters in {outline.dtype}",
+        "weights": weights(needs),
         "on the device": on_device(needs),
         "layers": f"{len(needs.selection.layers)} of {len(outline.geometry)}",
         "heads": heads(needs),

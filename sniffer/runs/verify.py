@@ -232,7 +232,7 @@ def _lacking(count: int, there: set[int]) -> Iterator[str]:
         yield f"and {more:,} more of the {count:,} shards are missing"
 
 
-ALIKE = {"model": ("files", "adapter", "put_on", "tokenizer"), "backbone": ("code", "packages")}
+ALIKE = {"model": ("files", "adapter", "put_on", "quantization", "tokenizer"), "backbone": ("code", "packages")}
 """What shards of one dataset must have in common to be of one model."""
 
 

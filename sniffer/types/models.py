@@ -95,7 +95,8 @@ class ModelLimits:
 class Outline:
     """A model's shapes, without its weights: the layers that would be tapped, and what the backbone weighs.
 
-    `pre_missing` as in `Backbone`; `dtype` is a name such as bfloat16, `itemsize` the bytes of one value.
+    `pre_missing` as in `Backbone`; `dtype` is a name such as bfloat16, `itemsize` the bytes of one value. Where weights
+    are quantised as they are loaded, by `quantization`, they take `quantized_bytes`, about.
     """
 
     geometry: tuple[LayerGeometry, ...]
@@ -103,6 +104,13 @@ class Outline:
     itemsize: int
     parameters: int
     pre_missing: str = ""
+    quantization: str | None = None
+    quantized_bytes: int | None = None
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the backbone."""
+        return self.parameters * self.itemsize if self.quantized_bytes is None else self.quantized_bytes
 
 
 @dataclass(frozen=True)

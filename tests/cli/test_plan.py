@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from sniffer.models import quantized
 from sniffer.models.backbone import Checkpoint
 
 from sniffer.__main__ import main
@@ -120,6 +121,16 @@ def test_the_outline_is_that_of_the_loaded_model(model_type: str, more: dict[str
     assert outline.pre_missing == backbone.pre_missing
     assert f"torch.{outline.dtype}" == str(backbone.dtype)
     assert outline.parameters == sum(parameter.numel() for parameter in backbone.module.parameters())
+
+
+def test_a_plan_tells_weights_as_they_are_quantised(checkpoint: Path, texts: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantized, "find_spec", lambda name: True)
+    plain = planned(*overrides(checkpoint, texts))
+    plan = planned(*overrides(checkpoint, texts, "model.quantization=bnb_4bit"))
+    assert plan.weights < plain.weights == plain.outline.parameters * plain.outline.itemsize
+    assert facts(plan)["weights"].startswith("about ") and "linear layers by bnb_4bit" in facts(plan)["weights"]
+    assert "what dequantising a layer takes is unknown, and not in it" in facts(plan)["on the device"]
+    assert "dequantising" not in facts(plain)["on the device"]
 
 
 def test_a_lower_memory_limit_means_less_memory_and_more_files(checkpoint: Path, texts: Path):

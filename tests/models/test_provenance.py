@@ -15,6 +15,7 @@ from sniffer.models.backbone import Checkpoint
 from sniffer.models.layers import find_backbone
 from sniffer.models.loaded import LoadedBackbone
 from tokenizers import AddedToken
+from torch import nn
 from transformers import AutoTokenizer
 
 from sniffer.errors import CheckpointError
@@ -77,9 +78,9 @@ def package(name: str, version: str, monkeypatch: pytest.MonkeyPatch) -> ModuleT
 
 def test_packages_count_once_they_are_imported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delitem(sys.modules, "peft", raising=False)  # of another test
-    assert provenance.packages_in_use() == {}
+    assert provenance.packages_in_use(nn.Linear(2, 2)) == {}
     package("flash-attn", "2.8", monkeypatch)
-    assert provenance.packages_in_use() == {"flash-attn": "2.8"}
+    assert provenance.packages_in_use(nn.Linear(2, 2)) == {"flash-attn": "2.8"}
 
 
 def test_kernels_count_once_one_is_loaded(monkeypatch: pytest.MonkeyPatch):
@@ -87,9 +88,9 @@ def test_kernels_count_once_one_is_loaded(monkeypatch: pytest.MonkeyPatch):
     module = package("kernels", "0.17", monkeypatch)
     loaded: list[Any] = []
     monkeypatch.setattr(module, "get_loaded_kernels", lambda: loaded, raising=False)
-    assert provenance.packages_in_use() == {}
+    assert provenance.packages_in_use(nn.Linear(2, 2)) == {}
     loaded.append(SimpleNamespace(repo_info=SimpleNamespace(repo_id="owner/scan", revision="abc")))
-    assert provenance.packages_in_use() == {"kernels": "0.17", "kernel owner/scan": "abc"}
+    assert provenance.packages_in_use(nn.Linear(2, 2)) == {"kernels": "0.17", "kernel owner/scan": "abc"}
 
 
 def described(folder: Path) -> dict[str, str]:
