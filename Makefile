@@ -22,7 +22,7 @@ help:
 	@echo "make demo-report            capture, all analyses, one page: report.html"
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, tests"
-	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes)"
+	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes; EVERY_CALL=1: each call)"
 	@echo "make bench   the measurements that performance claims rest on"
 	@echo "make gpu-check              what only a GPU can tell, in 8 minutes at most; smaller on a processor"
 	@echo "make gpu-wheels             what a machine with a GPU may lack for that, as wheels to bring along"

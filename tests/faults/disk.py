@@ -1,7 +1,8 @@
 """A disk that fails at one system call, or at all from one on: no row is lost, and none is there twice.
 
-Each call of each kind of run is failed in turn. Most of it goes through the real store and loop without a model, some
-through whole runs in this process, by one model or a crew of workers, and some through the command line.
+The calls of each kind of run are failed in turn: each of one kind's, every second of others' (STEP). Most of it goes
+through the real store and loop without a model, some through whole runs in this process, by one model or a crew of
+workers, and some through the command line.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from tests.tiny_run import overrides, save_checkpoint, save_texts
 Survived = Callable[[str], None]
 
 ANY = WRITING + READING
+STEP = 1 if os.environ.get("EVERY_CALL") else 2
+"""Of the calls of most kinds of runs every second is failed, so that it takes minutes; EVERY_CALL=1 fails each."""
 SHARES = 4
 """Of the calls of one kind of run, each a test, so that two processes have about the same to do."""
 MODEL = LastModel()
@@ -69,7 +72,7 @@ def test_a_call_that_fails_once(tmp_path: Path, digest: str, outputs: str, share
     session = partial(helpers_store.resume, outputs=OUTPUTS[outputs])
     only = ANY if outputs == "checkpoints" else WRITING
     # What is written beside a GPU is written by the same calls: a third of them will do.
-    every = 3 if OUTPUTS[outputs].gpu else 1
+    every = 3 if OUTPUTS[outputs].gpu else 1 if outputs == "checkpoints" else STEP
     for _ in sweep(tmp_path / "run", session, digest, share, every=every, only=only):
         survived("a system call that fails once")
 
@@ -102,7 +105,7 @@ def test_a_call_that_fails_once_in_a_resumed_run(
     begun = tmp_path / "begun"
     BEGUN[what](begun)
     session = partial(helpers_store.resume, outputs=OUTPUTS["spills"])
-    every = 1 if what == "killed between commits" else 2
+    every = STEP if what == "killed between commits" else 2 * STEP
     for _ in sweep(tmp_path / "run", session, digest, share, begun, every):
         survived("a system call that fails once while a run is resumed")
 
