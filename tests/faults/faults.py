@@ -152,7 +152,7 @@ def test_a_full_disk(patient: Patient, tmp_path: Path, free_kib: int, survived: 
     survived("a full disk")
 
 
-@pytest.mark.parametrize("kib", [12, 30])
+@pytest.mark.parametrize("kib", [20, 30])
 def test_a_file_that_cannot_grow(patient: Patient, kib: int, survived: Survived):
     command = patient.start(fault=Fault(largest_file=kib * 1024))
     assert command.wait() == 1, command.text
