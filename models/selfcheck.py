@@ -9,10 +9,8 @@ The wrappers are taken away again, whatever happens.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +19,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
-from sniffer.tap import Seen, tap
+from sniffer.tap import Seen, as_written, tap
 from sniffer.types import KIND, KINDS, LayerGeometry
 
 from .attending import Attended, Received, Witness
@@ -73,7 +71,7 @@ def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modu
         UnsupportedModelError: the forward fails on token ids alone.
     """
     witness = Witness(modules.keys())
-    with torch.inference_mode(), witnessed(witness), tap(witness.show, pre=pre), _uncompiled(), witness:
+    with torch.inference_mode(), witnessed(witness), tap(witness.show, pre=pre), as_written(), witness:
         try:
             output = forward(ids)
         except SnifferError:
@@ -94,11 +92,6 @@ def observe_probe(forward: Forward, ids: Int[Tensor, "batch seq"], modules: Modu
         witness=witness,
         output=output,
     )
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    """Compiled parts run as they were written, so that they can be watched."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def attends_within_tokens(event: Seen, shape: tuple[int, ...] = (PROBE_BATCH, PROBE_SEQ)) -> bool:

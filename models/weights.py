@@ -135,8 +135,7 @@ def draw(config: PretrainedConfig, seed: int, how: How, title: str) -> LoadedBac
     dtype = type_of(config, how.dtype)
 
     def attempt(attention: str) -> PreTrainedModel:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             return auto_class(config).from_config(config, dtype=dtype, attn_implementation=attention)
 
     return _backbone(attempt, how, title)

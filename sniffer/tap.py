@@ -12,8 +12,9 @@ tap is its thread's: one is open at a time in a thread, and what other threads r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock, get_ident
 from typing import Any, NamedTuple
 
@@ -179,3 +180,8 @@ def set_aside() -> Iterator[None]:
         yield
     finally:
         TAP.exchange(before)
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """Compiled parts run as they were written for the length of a `with`, so that they can be watched."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

@@ -13,9 +13,10 @@ from matplotlib.patches import Patch
 
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
+from sniffer.reader.texts import tokens_of
 
 from ..common.entry import progress
-from ..common.figures import by_layer, canvas, grid, head_map
+from ..common.figures import by_layer, canvas, grid, head_map, label_ticks
 from ..common.results import Result, head_columns, middle
 from ..common.rows import WEIGHTS, chosen_layers
 from .core import TYPES, Attending, induction, mean_distance, near, previous, relative_entropy, types_of
@@ -134,9 +135,11 @@ def load(run: Run, layer: int, weights: str) -> Attending:
 def _tokens(run: Run) -> dict[int, np.ndarray]:
     """The token ids of all documents; none where the run kept none."""
     try:
-        return {example: run.tokens(example) for example in run.examples()["example_id"].to_list()}
+        table = tokens_of(run.folder, run.manifest)
     except RunError:
         return {}
+    pieces = np.split(table.token_ids, table.starts[1:-1])
+    return dict(zip(table.example_ids.tolist(), pieces, strict=True))
 
 
 def _findings(heads: pl.DataFrame, asked: Attention, has_tokens: bool) -> list[str]:
@@ -200,9 +203,7 @@ def _type_map(heads: pl.DataFrame) -> Figure:
         vmin=-0.5,
         vmax=4.5,
     )
-    for ticks, labels in ((axes.set_yticks, layers), (axes.set_xticks, others)):
-        step = max(1, len(labels) // 15)
-        ticks(range(0, len(labels), step), [str(label) for label in labels[::step]])
+    label_ticks(axes, layers, others)
     axes.set(xlabel="head", ylabel="layer")
     there = set(heads["type"])
     shown = [Patch(color=colour, label=name) for name, colour in zip(TYPES, COLOURS, strict=True) if name in there]

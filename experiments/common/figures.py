@@ -37,13 +37,14 @@ def head_map(table: pl.DataFrame, value: str, title: str, signed: bool = False, 
     limit = float(np.nanmax(np.abs(matrix))) if np.isfinite(matrix).any() else 1.0
     scale = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if signed else {"cmap": "viridis"}
     image = axes.imshow(matrix, aspect="auto", origin="lower", interpolation="nearest", **scale)
-    _ticks(axes, layers, others)
+    label_ticks(axes, layers, others)
     axes.set(xlabel=column.replace("_", " "), ylabel="layer")
     figure.colorbar(image, ax=axes)
     return figure
 
 
-def _ticks(axes: Axes, layers: Sequence[int], others: Sequence[int]) -> None:
+def label_ticks(axes: Axes, layers: Sequence[int], others: Sequence[int]) -> None:
+    """Of a map: layers upwards and others across, some of them where there are many."""
     for ticks, labels in ((axes.set_yticks, layers), (axes.set_xticks, others)):
         step = max(1, len(labels) // 15)
         ticks(range(0, len(labels), step), [str(label) for label in labels[::step]])

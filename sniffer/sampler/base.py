@@ -77,8 +77,3 @@ def describe(sampler: Sampler) -> dict[str, object]:
     values = {name: getattr(sampler, name) for name in names}
     plain = {key: describe(value) if isinstance(value, Sampler) else value for key, value in values.items()}
     return {"_target_": name, **plain}
-
-
-def law_by_side(sampler: Sampler) -> bool:
-    """Whether queries and keys have laws of their own."""
-    return sampler.side("q") is not sampler.side("k")

@@ -60,7 +60,7 @@ def laws(sampler: Mapping[str, Any]) -> Iterator[tuple[str, Law]]:
     for name in SIDES:
         if isinstance(sampler.get(name), Mapping):
             yield name, sampler[name].get(LAW, {})
-    if LAW in sampler or not any(isinstance(sampler.get(name), Mapping) for name in SIDES):
+    if LAW in sampler or not has_sides(sampler):
         yield "", sampler.get(LAW, {})
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from sniffer.errors import CaptureError
 from sniffer.forward.attention.calls import Call
 from sniffer.forward.attention.prove import Way, require_proven
 from sniffer.forward.attention.scores import FromCall, FromSoftmax, Queries, Scores
-from sniffer.forward.attention.softmax import Softmax, Watch
+from sniffer.forward.attention.softmax import Watch
 from sniffer.forward.attention.statistics import BucketRuns, statistics
 from sniffer.tap import Attended, Seen
 from sniffer.types import ATTENTION, AttentionLayout, Picks, TokenBatch, draw_of
@@ -88,17 +88,10 @@ class Attending:
         """A layer is about to attend; if it does in its own code, its softmax is looked at."""
         self.mode.look = None
         way = self.plan.ways.get(layer)
-        if way is None or not way.inline:
-            return
-        softmax = Softmax(seen.k.shape[2])
-
-        def look(name: str, args: Any, kwargs: Any, result: Any) -> None:
-            softmax.look(name, args, kwargs, result)
-            if softmax.logits is not None and softmax.product is not None:
-                self.mode.look = None
-                self._take(layer, FromSoftmax(seen, softmax.logits, softmax.product))
-
-        self.mode.look = look
+        if way is not None and way.inline:
+            self.mode.await_softmax(
+                seen.k.shape[2], lambda logits, product: self._take(layer, FromSoftmax(seen, logits, product))
+            )
 
     def called(self, layer: int, shown: Attended) -> None:
         """A call of attention is over."""
@@ -138,8 +131,9 @@ class Attending:
                 if self._proves and row == self._longest:
                     require_proven(layer, scores, queries.some(PROVEN_QUERIES))
                 texts.append(self._of_text(scores, queries))
-        nothing = torch.empty(0, heads, self.plan.layout.width(scores.v.shape[-1]), device=device)
-        return torch.cat(texts) if texts else nothing
+        if not texts:
+            return torch.empty(0, heads, self.plan.layout.width(scores.v.shape[-1]), device=device)
+        return torch.cat(texts)
 
     def _of_text(self, scores: Scores, queries: Queries) -> Float32[Tensor, "picks heads width"]:
         device = queries.index.device

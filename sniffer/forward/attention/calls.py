@@ -24,6 +24,9 @@ from sniffer.tap import Attended
 EAGER = "eager_attention_forward"
 """What families call the function that computes attention step by step."""
 
+SDPA = "scaled_dot_product_attention"
+"""Torch's own, which some families call themselves."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -50,7 +53,7 @@ class Call:
         Raises:
             UnsupportedModelError: it is none of the two shapes that are known.
         """
-        if getattr(shown.function, "__name__", "") == "scaled_dot_product_attention":
+        if _name(shown.function) == SDPA:
             return cls._of_sdpa(shown)
         return cls._of_interface(shown)
 
@@ -88,9 +91,9 @@ class Call:
         Raises:
             UnsupportedModelError: the family has none.
         """
-        if getattr(self.function, "__name__", "") == "scaled_dot_product_attention":
+        if _name(self.function) == SDPA:
             return sdpa_by_steps
-        if getattr(self.function, "__name__", "") == EAGER:
+        if _name(self.function) == EAGER:
             return self.function
         found = getattr(sys.modules.get(self.home), EAGER, None)
         if found is None:
@@ -98,6 +101,10 @@ class Call:
                 f"{type(self.module).__name__} has no {EAGER} that its logits could be had from"
             )
         return found
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", ""))
 
 
 def _unknown(shown: Attended, why: str) -> UnsupportedModelError:

@@ -124,14 +124,11 @@ def _line(logits: Logits, named: float | None) -> tuple[float | None, tuple[floa
     if np.abs(slopes).max() * tokens < logits.rounding:
         slopes = np.zeros_like(slopes)
     left = np.where(logits.seen, logits.found - scaling * logits.products - slopes[:, None] * logits.keys, 0.0)
+    alibi = tuple(slopes.tolist()) if slopes.any() else None
     if np.abs(left).max() <= logits.rounding:
-        return float(scaling), tuple(slopes.tolist()) if slopes.any() else None, ""
+        return float(scaling), alibi, ""
     if np.abs(_centred(left, weights)).max() <= logits.rounding:
-        return (
-            float(scaling),
-            tuple(slopes.tolist()) if slopes.any() else None,
-            "it adds a constant to all logits of a query",
-        )
+        return float(scaling), alibi, "it adds a constant to all logits of a query"
     return None, None, "its logits are no line over products of q and k"
 
 

@@ -7,11 +7,8 @@ beyond the probe's length and scalings of long texts are looked at as they are.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +18,9 @@ from torch import Tensor, nn
 from sniffer.errors import CaptureError, UnsupportedModelError
 from sniffer.forward.attention.calls import Call
 from sniffer.forward.attention.scores import FromCall, FromSoftmax, Queries, Scores
-from sniffer.forward.attention.softmax import Softmax, Watch
+from sniffer.forward.attention.softmax import Watch
 from sniffer.forward.attention.statistics import Weights
-from sniffer.tap import Attended, Seen, tap
+from sniffer.tap import Attended, Seen, as_written, tap
 from sniffer.types import Backbone
 
 PROBE_ROWS, PROBE_TOKENS = 2, 11
@@ -107,17 +104,10 @@ class Probe:
     def show(self, seen: Seen) -> None:
         layer = self._layer_of.get(seen.module)
         self.mode.look = None
-        if layer is None or layer not in self._layers:
-            return
-        softmax = Softmax(seen.k.shape[2])
-
-        def look(name: str, args: Any, kwargs: Any, result: Any) -> None:
-            softmax.look(name, args, kwargs, result)
-            if softmax.logits is not None and softmax.product is not None:
-                self.mode.look = None
-                self.inline[layer] = FromSoftmax(seen, softmax.logits, softmax.product)
-
-        self.mode.look = look
+        if layer is not None and layer in self._layers:
+            self.mode.await_softmax(
+                seen.k.shape[2], lambda logits, product: self.inline.update({layer: FromSoftmax(seen, logits, product)})
+            )
 
     def called(self, shown: Attended) -> None:
         self.mode.look = None
@@ -142,8 +132,7 @@ def probe(backbone: Backbone, layers: Collection[int]) -> Probe:
     first = min(16, backbone.vocabulary // 2)
     ids = torch.arange(PROBE_ROWS * PROBE_TOKENS, device=backbone.device) * 7 % max(1, backbone.vocabulary - first)
     shown = Probe(backbone.layer_of, layers)
-    as_written = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with as_written, tap(shown.show, attended=shown.called), shown.mode:
+    with as_written(), tap(shown.show, attended=shown.called), shown.mode:
         backbone((ids + first).view(PROBE_ROWS, PROBE_TOKENS))
     return shown
 

@@ -64,11 +64,6 @@ class Slice:
     values: Float[Tensor, "key_heads keys dim"]
     keys: int
 
-    @property
-    def sinks(self) -> int:
-        """Columns beyond the keys: what a layer has learned to attend to in place of any."""
-        return self.logits.shape[-1] - self.keys
-
 
 class Scores(Protocol):
     """Where the logits of a layer are to be had from, for one forward."""

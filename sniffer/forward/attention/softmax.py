@@ -70,6 +70,18 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.look = look
 
+    def await_softmax(self, keys: int, found: Callable[[Tensor, Tensor], None]) -> None:
+        """Looks for the next softmax over keys and the product after it; once both were there, tells of them."""
+        softmax = Softmax(keys)
+
+        def look(name: str, args: Any, kwargs: Any, result: Any) -> None:
+            softmax.look(name, args, kwargs, result)
+            if softmax.logits is not None and softmax.product is not None:
+                self.look = None
+                found(softmax.logits, softmax.product)
+
+        self.look = look
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.look is not None:
