@@ -17,6 +17,8 @@ from sniffer.experiments.report.glossary import ORDER
 
 from sniffer.sampler import All
 from tests.experiments.planted import HEADS, planted_run, roped
+from tests.helpers_runs import Runs
+from tests.tiny_run import save_texts
 
 pytest.importorskip("selenium", reason="the browser test needs selenium: pip install -e '.[dev]'")
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -42,17 +44,20 @@ Browser = webdriver.Chrome
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of two jobs with every analysis."""
+def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two planted jobs with every analysis of vectors, and one of a tiny model with that of attention."""
     sweep = tmp_path_factory.mktemp("browser") / "sweep"
     for job in "01":
         run = planted_run(
             sweep / job, roped(), kinds=("q", "k", "q_pre", "k_pre"), sampler=All(bucket_size=64), lengths=[128, 100]
         )
         for name in ORDER:
-            assert main(name, [f"run={run.folder}"]) == 0
+            assert name == "attention" or main(name, [f"run={run.folder}"]) == 0
         (run.folder / ".hydra").mkdir()
         (run.folder / ".hydra" / "overrides.yaml").write_text(f"- sampler.base_rate={job}\n")
+    texts = save_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl")
+    attending = Runs(checkpoint, texts, sweep).start("2", "dataset.max_tokens=64", "capture.attention=all")
+    assert main("attention", [f"run={attending}"]) == 0
     write("report", [f"run={sweep}"])
     return sweep / "experiments" / "report" / "report.html"
 
@@ -144,11 +149,19 @@ def test_the_head_picker_and_a_click_on_a_map_choose_a_head(browser: Browser):
 
 
 def test_every_choice_of_every_list_draws(browser: Browser):
-    for name in ("job", "compare-statistic", "coverage-kind", "scatter-axis", "sampling-case", "analysis"):
-        select = Select(browser.find_element(By.ID, name))
-        for place in range(len(select.options)):
-            Select(browser.find_element(By.ID, name)).select_by_index(place)
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#compare-table tr")) == 3
+    """Of the job with the statistics of attention, lists over planes and samples are not there."""
+    lists = ["compare-statistic", "coverage-kind", "scatter-axis", "sampling-case", "analysis"]
+    shown = []
+    for job in range(3):
+        Select(browser.find_element(By.ID, "job")).select_by_index(job)
+        shown.append([name for name in lists if browser.find_element(By.ID, name).is_displayed()])
+        for name in shown[-1]:
+            for place in range(len(Select(browser.find_element(By.ID, name)).options)):
+                Select(browser.find_element(By.ID, name)).select_by_index(place)
+    assert shown[0] == shown[1] == lists
+    assert {"compare-statistic", "coverage-kind", "analysis"} <= set(shown[2])
+    assert browser.find_elements(By.CSS_SELECTOR, "figure[data-statistic='relative entropy'] canvas")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#compare-table tr")) >= 3
 
 
 def test_tables_can_be_downloaded(browser: Browser):
