@@ -21,6 +21,7 @@ import torch
 from benchmarks.measure import Figure, figure, timed
 from sniffer.capture import capture_and_write
 from sniffer.dataset.batching import batches
+from sniffer.dataset.tokenizing import ReadCounts
 from sniffer.engine.base import Plan
 from sniffer.engine.crew import Crew
 from sniffer.engine.local import LocalPool
@@ -48,7 +49,7 @@ BATCH = 8192
 WAYS: dict[str, tuple[Sampler, int, float | None]] = {
     "log_uniform, documents of 1,024": (LogUniform(), 1024, 1e6 / 150_000),
     "log_uniform, documents of 128": (LogUniform(), 128, None),
-    "log_uniform, base_rate 64, documents of 1,024": (LogUniform(base_rate=64), 1024, None),
+    "log_uniform, base_rate 64, documents of 1,024": (LogUniform(base_rate=64.0), 1024, None),
     "uniform, documents of 1,024": (Uniform(), 1024, None),
     "all, documents of 1,024": (All(), 1024, None),
 }
@@ -89,7 +90,7 @@ class Feed:
     """Documents that are read and tokenised already."""
 
     documents: list[Document]
-    counts: Any = field(default_factory=lambda: SimpleNamespace(skipped_empty=0))
+    counts: ReadCounts = field(default_factory=ReadCounts)
 
     def batches(self, tokens: int, lengths: LengthClasses) -> Iterator[Any]:
         return batches(self.documents, tokens, 0, lengths)
