@@ -7,6 +7,7 @@ the list of layers, since the `layer_idx` that modules carry is wrong or missing
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import UnsupportedModelError, first_line
-from sniffer.types import LayerGeometry
+from sniffer.types import LayerGeometry, Rope
 
 from . import selfcheck
 from .causality import check_causal
@@ -29,11 +30,15 @@ from .kernels import allowed
 from .layers import accepts, check_skipped, number_layers, sight_of, skipped_layers, tapped
 from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
+from .rope import ropes_of
 from .sharded import check_whole
 from .state import ModuleState, kept, simple_parts
 from .unrotated import inputs_of, why_unproven
 
 log = logging.getLogger(__name__)
+
+PLACES = ("_name_or_path", "name_or_path", "_model_name_or_path")
+"""Keys of a config that name a folder or hub id."""
 
 
 class LoadedBackbone:
@@ -51,6 +56,8 @@ class LoadedBackbone:
         code, packages: what the vectors depend on besides the weights (provenance.py), as it was when this
             was made.
         lengths: which lengths of a forward the model treats alike.
+        rope: how each layer turns q and k by position (rope.py).
+        config: of the whole model, of which this is a part.
     """
 
     def __init__(self, module: PreTrainedModel, sdpa_kernels: Sequence[str] | None = None) -> None:
@@ -66,6 +73,7 @@ class LoadedBackbone:
         self.dtype: torch.dtype = module.dtype
         self.device: torch.device = input_device(module)
         self.sdpa_kernels = sdpa_kernels
+        self.config: PretrainedConfig = module.config
         self.drawn: tuple[str, ...] = ()
         self.quantized: Mapping[str, int] = {}
         self._takes_use_cache = accepts(module, "use_cache")
@@ -91,6 +99,7 @@ class LoadedBackbone:
         self.skipped_layers = skipped_layers(module, set(numbers))
         check_skipped(module, self.skipped_layers)
         self.shared_keys = selfcheck.shared_keys(seen, numbers)
+        self.rope: Mapping[int, Rope] = ropes_of(module, seen, numbers, self.lengths, self.pre_missing)
         self.code, self.packages = code_of(module), packages_in_use(module)
 
     def _probe(self, names: selfcheck.Modules) -> tuple[list[selfcheck.Seen], list[PositionCall]]:
@@ -136,6 +145,14 @@ class LoadedBackbone:
             **({"lengths": lengths} if (lengths := self.lengths.as_json()) else {}),
         }
 
+    def model_config(self) -> dict[str, Any]:
+        """The config of the whole model as it runs, as plain values, but for where it was read from."""
+        try:
+            text = self.config.to_json_string(use_diff=False)
+        except TypeError:  # a value of its own class, in a checkpoint's own code
+            text = json.dumps(self.config.to_dict(), default=str)
+        return dict(_without_places(json.loads(text)))
+
     def __call__(self, input_ids: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq width"] | None:
         """Runs right-padded token ids, with no cache and no mask; the caller opens torch.inference_mode.
 
@@ -147,6 +164,12 @@ class LoadedBackbone:
         with allowed(self.sdpa_kernels, self.device):
             output = self.module(input_ids=input_ids, **options)
         return getattr(output, "last_hidden_state", None)
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items() if name not in PLACES}
+    return [_without_places(inner) for inner in value] if isinstance(value, list) else value
 
 
 def input_device(module: PreTrainedModel) -> torch.device:

@@ -153,7 +153,7 @@ def _backbone(
     # The checkpoint's own code, and families imported before the hook.
     undo = retrofit(model)
     try:
-        backbone = find_backbone(model)
+        backbone, config = find_backbone(model), model.config
         check(model, backbone)
         del model  # and with it the language-model head
         if device is not None:
@@ -161,6 +161,7 @@ def _backbone(
                 torch.nn.Module.to(backbone, device)
         with told("in a short probe of the model"):
             loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
+        loaded.config = config
     except BaseException:
         undo()
         raise

@@ -46,11 +46,12 @@ from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import describe, picker_of
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import with_model_config
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
 from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary, to_extend
-from sniffer.types import ModelFacts, ModelLimits, by_number, described, has_sections
+from sniffer.types import ModelFacts, ModelLimits, by_number, by_rope, described, has_sections
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
                 manifest = earlier.continued(first_manifest(config, plan, folder, model, feed))
+                manifest = with_model_config(folder, manifest, model.model_config)
             except BaseException:
                 feed.close()
                 raise
@@ -294,4 +296,5 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed:
         config=saved_config(folder),
         attention=None if plan.attention is None else plan.attention.as_json(),
         scores={layer: facts.as_json() for layer, facts in model.scores.items()},
+        rope=by_rope(model.rope),
     )

@@ -31,7 +31,7 @@ from sniffer.process.memory import available_memory, free_memory, keep_freed_mem
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.part_writer import PartWriter, Writing
 from sniffer.storage.schema import Example, Part
-from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, ScoreFacts, TokenBatch
+from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, Rope, ScoreFacts, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Facts:
 
     `model` is what the checkpoint says of itself where the worker is, `described` is its device.
     `available` and `resident` are bytes of memory: what its machine has left, and what the process holds;
-    `device_free` what a GPU has left, None for a processor. `scores` are what logits are made of, by layer.
+    `device_free` what a GPU has left, None for a processor. `scores` are what logits are made of, `rope` how q and k
+    are turned by position, by layer; `model_config` is the config of the model as it runs.
     """
 
     geometry: tuple[LayerGeometry, ...]
@@ -59,6 +60,8 @@ class Facts:
     resident: int
     device_free: int | None = None
     scores: Mapping[int, ScoreFacts] = field(default_factory=dict)
+    rope: Mapping[int, Rope] = field(default_factory=dict)
+    model_config: Mapping[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
         return dict(self.backbone)
@@ -165,6 +168,8 @@ class Worker:
         return Facts(
             geometry=tuple(replace(layer, scaling=scores[layer.layer][0]) for layer in self.backbone.geometry),
             scores={layer: facts for layer, (_, facts) in scores.items()},
+            rope=self.backbone.rope,
+            model_config=self.backbone.model_config(),
             dtype=self.backbone.dtype,
             device=self.backbone.device,
             pre_missing=self.backbone.pre_missing,

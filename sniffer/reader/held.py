@@ -13,8 +13,9 @@ from sniffer.errors import RunError, first_line
 from sniffer.reader.laws import ranges
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import read_model_config
 from sniffer.storage.untrusted import read_yaml
-from sniffer.types import ALL_KINDS, KIND
+from sniffer.types import ALL_KINDS, KIND, ROPE_LAYOUTS, Rope
 
 
 class Held:
@@ -40,6 +41,35 @@ class Held:
             return dict(read_yaml(path))
         except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
             raise RunError(f"could not read {path}: {first_line(error)}; restore the file, or capture again") from error
+
+    @cached_property
+    def model_config(self) -> dict[str, Any]:
+        """The config of the model that ran, as its class resolved it.
+
+        Raises:
+            RunError: an early release captured the run, or the file is damaged.
+        """
+        return read_model_config(self.folder, self.manifest)
+
+    def rope(self, layer: int) -> Rope:
+        """How a captured layer turns q and k by position.
+
+        Raises:
+            RunError: the layer was not captured, or its RoPE is not known, and why.
+        """
+        self._check("layer", layer, self.layers, "this run")
+        told = next((one for one in self.manifest.rope if layer in one["layers"]), None)
+        if told is None:
+            raise RunError(f"{self.folder} was captured by a release that did not tell of RoPE: capture it anew")
+        rope = Rope.from_json(told)
+        if rope.missing:
+            raise RunError(f"how layer {layer} turns q and k by position is not known: {rope.missing}")
+        if rope.layout not in ROPE_LAYOUTS or rope.first + rope.rotary > self._dim(layer, "q"):
+            raise RunError(
+                f"{self.folder} tells of {rope.rotary} dimensions from {rope.first} on, {rope.layout:.40}, in layer "
+                f"{layer}, which this release cannot turn: install a newer qk-sniffer, or capture it anew"
+            )
+        return rope
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -11,13 +11,14 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from sniffer.reader.folders import state
+from sniffer.reader.laws import ranges
 from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid, facts_table
 from sniffer.terminal.sections import section_table
 from sniffer.terminal.summary import bucket_title, kinds_by_law, not_finite_line, rows_by_bucket
-from sniffer.types import LayerGeometry, by_number
+from sniffer.types import LayerGeometry, Rope, by_number
 from sniffer.words import size
 
 
@@ -46,6 +47,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "device": _pairs(manifest.device) + f", threads {manifest.threads}",
         "backbone": _pairs({name: value for name, value in manifest.backbone.items() if name != "code"}),
         "code": _pairs({name.rpartition(".")[2]: told for name, told in code_of(manifest).items()}),
+        "rope": "; ".join(map(_rope, manifest.rope)),
         "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package")),
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),
@@ -63,6 +65,15 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         changed = f", with {'; '.join(map(str, resume['differences']))}" if resume.get("differences") else ""
         facts[f"resumed {resume.get('at', '?')}"] = f"stopped by {resume.get('stopped_by', '?')}{changed}"
     return facts
+
+
+def _rope(entry: Mapping[str, Any]) -> str:
+    """What turns some layers' q and k."""
+    rope, layers = Rope.from_json(entry), f"layers {ranges(entry['layers'])}"
+    if rope.missing or not rope.inv_freq:
+        return f"{layers} {rope.missing or 'turn nothing'}"
+    until = f", in texts of {rope.until:,} tokens at most" if rope.until else ""
+    return f"{layers} {_pairs(rope.parameters)}, {rope.rotary} dimensions ({rope.layout}){until}"
 
 
 def _tokens(manifest: Manifest) -> str:

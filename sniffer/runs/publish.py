@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 from sniffer.config.saving import save_plain
 from sniffer.errors import RunError, unbroken
 from sniffer.runs.card import card
-from sniffer.runs.private import public, refuse_private
+from sniffer.runs.private import public, refuse_private, without_paths
 from sniffer.storage.documents import refuse_repeated
 from sniffer.storage.integrity import damage
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import read_model_config, with_model_config
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -58,10 +59,14 @@ def _fill(target: Path, folder: Path, manifest: Manifest, shown: Manifest, repo:
     refuse_repeated(folder, manifest.parts)
     if manifest.examples is not None:
         _link(folder / manifest.examples.path, target / RunFolder.EXAMPLES_TWIN)
+    if manifest.model_config is not None:
+        values = read_model_config(folder, manifest)
+        shown = with_model_config(target, shown, without_paths(values))
     shown.save(target)
     save_plain(target, shown.config)
     (target / RunFolder.CARD).write_text(card(shown, repo, text_licence), encoding="utf-8")
-    refuse_private(target, (RunFolder.MANIFEST, RunFolder.CONFIG, RunFolder.RERUN, RunFolder.CARD), folder, manifest)
+    written = (RunFolder.MANIFEST, RunFolder.MODEL_CONFIG, RunFolder.CONFIG, RunFolder.RERUN, RunFolder.CARD)
+    refuse_private(target, [name for name in written if (target / name).exists()], folder, manifest)
 
 
 def push(
@@ -121,7 +126,7 @@ def replacing(folder: Path, there: Iterable[str]) -> list[CommitOperationAdd | C
 
 
 def _is_ours(path: str) -> bool:
-    return RunFolder.is_numbered_file(path) or path in RunFolder.DOCUMENTS
+    return RunFolder.is_numbered_file(path) or path in (*RunFolder.DOCUMENTS, RunFolder.MODEL_CONFIG)
 
 
 def _check_name(repo: str) -> None:

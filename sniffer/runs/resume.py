@@ -22,6 +22,7 @@ from sniffer.storage.integrity import leftovers, refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import lost_model_config
 from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
 from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
@@ -72,7 +73,8 @@ def resume(
             save_plain(folder, manifest.config)
         found, on_disk = look(folder, manifest)
         whole = (found.parts, found.tokens) == (manifest.parts, manifest.tokens)
-        if manifest.status == "complete" and whole and not found.pending:
+        whole = whole and not found.pending and not lost_model_config(folder, manifest)
+        if manifest.status == "complete" and whole:
             _mend(folder, manifest, on_disk)
             return False
         plain = needed_config(folder)

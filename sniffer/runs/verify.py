@@ -33,6 +33,7 @@ from sniffer.storage.integrity import damage, foreign, leftovers
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import is_held
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import lost_model_config
 from sniffer.storage.same_run import differences
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.tokens import TokenTable
@@ -61,6 +62,8 @@ def verify(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, list[st
     stopped = "running" in (manifest.status, twin.status if twin else None)
     problems = [wrong] if wrong else [*_compare_twin(folder, manifest, twin, stopped)]
     problems += _configuration(folder, manifest)
+    if wrong := lost_model_config(folder, manifest):
+        problems.append(f"{RunFolder.MODEL_CONFIG}: {wrong}; resume writes it again")
     examples, wrong_examples = _examples(folder, manifest, stopped)
     problems += wrong_examples
     tokens, wrong_tokens = check_tokens(folder, manifest, examples)

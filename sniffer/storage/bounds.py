@@ -41,7 +41,11 @@ def _numbers(manifest: Manifest) -> Iterator[tuple[str, float, float, float]]:
         yield "a layer's number", layer.layer, 0, LAYERS
         yield from ((f"dims.{kind}", dim, 0, DIM) for kind, dim in layer.dims.items())
         yield from ((f"heads.{kind}", heads, 0, HEADS) for kind, heads in layer.heads.items())
-    for record in manifest.files() + list(manifest.pending):
+    for rope in manifest.rope:
+        yield "pairs of rope", len(rope["inv_freq"]), 0, DIM
+        yield "the first dimension of rope", rope["first"], 0, DIM
+    kept = [] if manifest.model_config is None else [manifest.model_config]
+    for record in [*manifest.files(), *manifest.pending, *kept]:
         yield from ((f"{name} of {record.path}", getattr(record, name), 0, LARGEST) for name in ("rows", "bytes"))
     for part in (*manifest.parts, *manifest.pending):
         yield f"commit of {part.path}", part.commit, 0, LARGEST
@@ -80,6 +84,19 @@ FACTS = (
 )
 """Of a layer in `scores`, and what they are in JSON."""
 
+ROPE = (
+    ("layers", list[int]),
+    ("inv_freq", list[float]),
+    ("layout", str),
+    ("first", int),
+    ("attention_factor", float),
+    ("parameters", Mapping[str, Any]),
+    ("layer_type", str | None),
+    ("until", int | None),
+    ("missing", str),
+)
+"""Of an entry in `rope`."""
+
 
 def require_sense(manifest: Manifest) -> None:
     """Whoever reads a manifest may come to rely on what is checked here.
@@ -99,6 +116,7 @@ def require_sense(manifest: Manifest) -> None:
         ),
         ("dataset.shard", manifest.dataset.get("shard", {}), Mapping[str, int]),
         *((f"scores.{n}.{name}", one.get(name), hint) for n, one in manifest.scores.items() for name, hint in FACTS),
+        *((f"rope[{n}].{name}", one.get(name), hint) for n, one in enumerate(manifest.rope) for name, hint in ROPE),
         *((f"resumes[{n}].differences", one.get("differences", []), list) for n, one in enumerate(manifest.resumes)),
     )
     for name, value, hint in loose:

@@ -3,6 +3,7 @@
 outputs/RUN/
   config.yaml  rerun.yaml  .hydra/        the configuration, as resolved, to run again, as Hydra records it
   manifest.json  .manifest.json           what counts; its twin
+  model_config.json                       the model's config, as its class resolved it
   examples.parquet  .examples.parquet     the documents; their twin, as of the last finished commit
   captures/layer=07/kind=q/part-00000.parquet
   tokens/part-00000.parquet               the token ids of the documents
@@ -22,6 +23,7 @@ class RunFolder:
     MANIFEST = "manifest.json"
     MANIFEST_TWIN = ".manifest.json"
     """Written after the first, in case a kill or a bad disk hits that one."""
+    MODEL_CONFIG = "model_config.json"
     EXAMPLES = "examples.parquet"
     EXAMPLES_TWIN = ".examples.parquet"
     CAPTURES = "captures"
@@ -45,9 +47,9 @@ class RunFolder:
     MANIFESTS = (MANIFEST, MANIFEST_TWIN)
     DOCUMENTS = (EXAMPLES, EXAMPLES_TWIN)
     RECORDS = (*MANIFESTS, *DOCUMENTS)
-    REPLACED = (*RECORDS, CONFIG, RERUN)
+    REPLACED = (*RECORDS, MODEL_CONFIG, CONFIG, RERUN)
     """Those that are written under another name and then take that of the last one."""
-    BEFORE = (LOCK, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
+    BEFORE = (LOCK, MODEL_CONFIG, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
     """What a run leaves that was refused, or killed, before it had a manifest."""
     RESULTS = (*RECORDS, CAPTURES, TOKENS, EXPERIMENTS)
     FOLDERS = (HYDRA, CAPTURES, TOKENS, EXPERIMENTS)

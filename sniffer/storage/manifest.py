@@ -71,6 +71,9 @@ class Manifest(Counted):
         tokens: files with the token ids of the documents (tokens.py); none where they are not kept.
         attention: which columns statistics of attention have (sniffer.types.AttentionLayout); None for none.
         scores: what logits are made of beside scaling * q.k, by layer (sniffer.types.ScoreFacts); empty in early runs.
+        rope: how layers turn q and k by position (sniffer.types.Rope), an entry for all `layers` that have the same;
+            empty in early runs.
+        model_config: the file with the model's resolved config; None in early runs.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -98,6 +101,8 @@ class Manifest(Counted):
     tokens: tuple[FileRecord, ...] = ()
     attention: Mapping[str, Any] | None = None
     scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    rope: tuple[Mapping[str, Any], ...] = ()
+    model_config: FileRecord | None = None
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -181,6 +186,8 @@ class Manifest(Counted):
             check_path(folder, record.path)
             if record is not manifest.examples and not RunFolder.is_numbered(record.path):
                 raise broken(folder, f"it names {record.path!r}, which is no name of a part")
+        if manifest.model_config is not None and manifest.model_config.path != RunFolder.MODEL_CONFIG:
+            raise broken(folder, f"it has the model's config in {manifest.model_config.path!r}")
         for record in manifest.files() if parts_must_exist else ():
             if not (folder / record.path).is_file():
                 raise RunError(
@@ -211,7 +218,7 @@ class Manifest(Counted):
     def as_json(self) -> dict[str, Any]:
         """As plain values of the kinds that JSON has."""
         values = asdict(self)
-        files = {name: values.pop(name) for name in ("examples", "tokens", "pending", "parts")}
+        files = {name: values.pop(name) for name in ("model_config", "examples", "tokens", "pending", "parts")}
         values["rows"] = self.row_counts()
         values["digest"] = self.digest
         values["digests"] = self.digests
@@ -242,12 +249,14 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
                 for layer, kinds in numbered(values["selection"]).items()
             },
             "scores": numbered(values.get("scores", {})),
+            "rope": tuple(values.get("rope", ())),
             "sampler": from_json(values["sampler"]),
             "parts": tuple(part_from(part) for part in values["parts"]),
             "pending": tuple(part_from(part) for part in values.get("pending", ())),
             "resumes": tuple(values.get("resumes", ())),
             "tokens": tuple(record_from(FileRecord, record) for record in values.get("tokens", ())),
             "examples": record_from(FileRecord, values["examples"]) if values["examples"] else None,
+            "model_config": record_from(FileRecord, config) if (config := values.get("model_config")) else None,
         }
     )
     require_sense(manifest)

@@ -85,7 +85,8 @@ class Earlier:
             "differences": found,
         }
         resumes = (*self.manifest.resumes, resume)
-        return replace(self.manifest, status="running", reason=None, finished=None, resumes=resumes)
+        rope = self.manifest.rope or fresh.rope
+        return replace(self.manifest, status="running", reason=None, finished=None, rope=rope, resumes=resumes)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -35,6 +35,7 @@ from sniffer.types.models import (
     first_key,
     key_head,
 )
+from sniffer.types.rope import ROPE_LAYOUTS, Rope, by_rope
 from sniffer.types.rows import ROW_DTYPES, SECTION, Rows
 from sniffer.types.sections import NONE, Names, Sections
 from sniffer.types.statistics import ALL_STATISTICS, STATISTICS, AttentionLayout, Column, ScoreFacts, columns_of
@@ -49,6 +50,7 @@ __all__ = [
     "KINDS",
     "MAIN_KINDS",
     "NONE",
+    "ROPE_LAYOUTS",
     "ROW_DTYPES",
     "SECTION",
     "STATISTICS",
@@ -70,6 +72,7 @@ __all__ = [
     "Names",
     "Outline",
     "Picks",
+    "Rope",
     "Rows",
     "ScoreFacts",
     "SectionedText",
@@ -79,6 +82,7 @@ __all__ = [
     "Tokenize",
     "WorkingMemory",
     "by_number",
+    "by_rope",
     "codec",
     "columns_of",
     "described",

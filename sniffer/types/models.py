@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from sniffer.types.documents import Chat, LengthClasses
+from sniffer.types.rope import Rope
 
 if TYPE_CHECKING:
     import torch
@@ -207,9 +208,13 @@ class Backbone(ModelFacts, Protocol):
     """A loaded model without its head, ready to be tapped."""
 
     layer_of: Mapping[torch.nn.Module, int]
+    rope: Mapping[int, Rope]
 
     def __call__(self, input_ids: torch.Tensor) -> Any:
         """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""
+
+    def model_config(self) -> dict[str, Any]:
+        """The config of the model as it runs, as plain values."""
 
 
 class Checkpoint(Protocol):

@@ -70,6 +70,8 @@ def folder(tmp_path: Path) -> Path:
     values["model"] = poisoned({"checkpoint": "x"}) | dict.fromkeys(("checkpoint", "architecture", "revision"), POISON)
     values["dataset"] |= dict.fromkeys(("path", "name", "split", "package"), POISON)
     values["resumes"] = [{"at": POISON, "stopped_by": POISON, "differences": [POISON]}]
+    rope = {"layers": [0, 2], "inv_freq": [], "layout": POISON, "first": 0, "attention_factor": 1.0, "until": None}
+    values["rope"] = [rope | {"parameters": {"rope_type": POISON}, "layer_type": POISON, "missing": POISON}]
     for layer in values["geometry"]:
         layer["module"] = POISON
     text = json.dumps(values)
@@ -207,6 +209,18 @@ def test_there_is_one_place_that_prints():
 def test_fields_of_the_manifest_that_are_poisoned_are_all_that_are_free():
     """A new field has to be poisoned above, or to be one of those that are checked."""
     checked = {"status", "seed", "geometry", "selection", "sampler", "created", "finished", "parts", "pending"}
-    checked |= {"threads", "examples", "schema_version", "attention", "scores", "tokens"}
-    free = {"reason", "versions", "commit", "device", "backbone", "model", "dataset", "counts", "timings", "config"}
+    checked |= {"threads", "examples", "schema_version", "attention", "scores", "tokens", "model_config"}
+    free = {
+        "reason",
+        "versions",
+        "commit",
+        "device",
+        "backbone",
+        "model",
+        "dataset",
+        "counts",
+        "timings",
+        "config",
+        "rope",
+    }
     assert {field.name for field in fields(Manifest)} == checked | free | {"resumes"}

@@ -1,0 +1,85 @@
+"""RoPE as one layer applies it: which dimensions turn, how fast, and how their lengths change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+ROPE_LAYOUTS = ("half", "interleaved", "interleaved_to_half")
+"""How dimensions are paired: i with i + pairs (Llama and most others), 2i with 2i + 1, or so before RoPE and, after it,
+put as i and i + pairs (DeepSeek-V3 and kin)."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """How a layer turns q and k by position, with the frequencies that the model computes with (models/rope.py).
+
+        pair f of dimensions, read as a complex number, at position p:
+        z[f] becomes attention_factor * z[f] * exp(i * inv_freq[f] * p)
+
+    Attributes:
+        inv_freq: radians per position, a number for each pair; none where the layer does not turn anything.
+        layout: how dimensions are paired, of ROPE_LAYOUTS.
+        first: the first dimension that turns; the pairs' dimensions follow it, others stay as they are.
+        attention_factor: what the turned dimensions are multiplied by (`attention_scaling` in transformers).
+        parameters: what the model's config says of it as resolved, such as rope_type, rope_theta and factor.
+        layer_type: where these differ by type of layer, which one.
+        until: it holds in texts of so many tokens at most; None in all. Longer ones turn by other frequencies.
+        missing: why it is not known; empty where it is, and was shown to give q of q_pre and k of k_pre.
+    """
+
+    inv_freq: tuple[float, ...] = ()
+    layout: str = ROPE_LAYOUTS[0]
+    first: int = 0
+    attention_factor: float = 1.0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    layer_type: str | None = None
+    until: int | None = None
+    missing: str = ""
+
+    @property
+    def rotary(self) -> int:
+        """How many dimensions turn."""
+        return 2 * len(self.inv_freq)
+
+    def turned(
+        self, vectors: Float[np.ndarray, "... n dim"], positions: Int[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, "... n dim"]:
+        """Vectors before RoPE as they are after it, in float64."""
+        found = vectors.astype(np.float64)
+        if not self.inv_freq:
+            return found
+        before, after = self._places()
+        angles = positions[:, None] * np.array(self.inv_freq)
+        cos, sin = self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles)
+        x, y = (found[..., place].copy() for place in before)
+        found[..., after[0]], found[..., after[1]] = x * cos - y * sin, x * sin + y * cos
+        return found
+
+    def _places(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """The first and the second dimension of each pair, before RoPE and after it."""
+        begin, end = self.first, self.first + self.rotary
+        half = slice(begin, begin + len(self.inv_freq)), slice(begin + len(self.inv_freq), end)
+        beside = slice(begin, end, 2), slice(begin + 1, end, 2)
+        return beside if self.layout != "half" else half, beside if self.layout == "interleaved" else half
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "inv_freq": list(self.inv_freq)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Rope:
+        """Keys that a later release added are left out."""
+        known = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+        return cls(**known | {"inv_freq": tuple(known.get("inv_freq", ()))})
+
+
+def by_rope(ropes: Mapping[int, Rope]) -> tuple[Mapping[str, Any], ...]:
+    """As plain values, an entry for all layers that have the same."""
+    found: dict[str, dict[str, Any]] = {}
+    for layer, rope in ropes.items():
+        found.setdefault(repr(rope), {"layers": [], **rope.as_json()})["layers"].append(layer)
+    return tuple(found.values())
