@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
+from jaxtyping import Float, Float64, Int
 
 from sniffer.errors import RunError
-from sniffer.types import ScoreFacts
+from sniffer.types import LayerGeometry, ScoreFacts
 
 if TYPE_CHECKING:
     from sniffer.reader.run import Run
@@ -17,10 +18,7 @@ if TYPE_CHECKING:
 
 def scores(run: Run, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
     """As `Run.scores`."""
-    facts = facts_of(run, layer)
-    geometry = run.manifest.layer(layer)
-    if geometry.scaling is None:
-        raise RunError(f"layer {layer} of {run.folder} has no scaling in its manifest: capture again")
+    facts, geometry = facts_of(run, layer), run.manifest.layer(layer)
     queries = run.vectors(layer=layer, head=q_head, kind="q")
     keys = run.vectors(layer=layer, head=geometry.key_head(q_head), kind="k")
     mine, theirs = (np.flatnonzero(rows.example_ids == example_id) for rows in (queries, keys))
@@ -32,15 +30,12 @@ def scores(run: Run, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
     mine = mine[np.argsort(queries.positions[mine])]
     theirs = theirs[np.argsort(keys.positions[theirs])]
     at, to = queries.positions[mine], keys.positions[theirs]
-    products = queries.vectors[mine].astype(np.float64) @ keys.vectors[theirs].astype(np.float64).T
-    logits = facts.logits(products, geometry.scaling, to[None, :], q_head)
-    seen = (to[None, :] <= at[:, None]) & (to[None, :] >= geometry.first_key(at)[:, None])
-    logits = np.where(seen, logits, -math.inf)
+    logits = logits_of(geometry, facts, q_head, queries.vectors[mine], keys.vectors[theirs], at, to)
     table = pl.DataFrame(
         {
             "query_position": np.repeat(at, len(to)),
             "key_position": np.tile(to, len(at)),
-            "seen": seen.reshape(-1),
+            "seen": np.isfinite(logits).reshape(-1),
             "logit": logits.reshape(-1),
             "key_inclusion_probability": np.tile(keys.inclusion_probability[theirs], len(at)),
         }
@@ -51,6 +46,30 @@ def scores(run: Run, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
     lse = dict(rows.select("position", "lse").iter_rows())
     weights = np.exp(logits - np.array([lse[int(position)] for position in at])[:, None])
     return table.with_columns(probability=pl.Series(weights.reshape(-1)))
+
+
+def logits_of(
+    layer: LayerGeometry,
+    facts: ScoreFacts,
+    q_head: int,
+    queries: Float[np.ndarray, "queries dim"],
+    keys: Float[np.ndarray, "keys dim"],
+    at: Int[np.ndarray, " queries"],
+    to: Int[np.ndarray, " keys"],
+) -> Float64[np.ndarray, "queries keys"]:
+    """Logits of one text's queries at positions `at` over its keys at positions `to`, as the manifest tells of a layer.
+
+    Minus infinity where the layer keeps a pair apart. Learned sinks are beside these, `facts.sinks[q_head]`.
+
+    Raises:
+        RunError: the manifest has no scaling.
+    """
+    if layer.scaling is None:
+        raise RunError(f"layer {layer.layer} has no scaling in its manifest: capture again")
+    products = queries.astype(np.float64) @ keys.astype(np.float64).T
+    logits = facts.logits(products, layer.scaling, to[None, :], q_head)
+    seen = (to[None, :] <= at[:, None]) & (to[None, :] >= layer.first_key(at)[:, None])
+    return np.where(seen, logits, -math.inf)
 
 
 def facts_of(run: Run, layer: int) -> ScoreFacts:

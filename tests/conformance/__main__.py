@@ -37,6 +37,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tests.conformance.checks import one_line, run_tapped, run_untapped
 from tests.conformance.report import CHECKS, STATISTICS, render
+from tests.conformance.scores import REFUSED
 from tests.conformance.switches import run_switched, switches_of
 
 PROCESSOR_S = 120
@@ -132,7 +133,10 @@ def complaints(result: dict[str, Any]) -> list[str]:
         return [f"{result['outcome']}: {result['reason']}"]
     wrong = [f"{name}: {result[name]}" for name in CHECKS if result[name]]
     exact = str(result.get("exact", ""))
-    return wrong + ([f"statistics of attention are not exact: {exact}"] if exact.startswith("attention ") else [])
+    wrong += [f"statistics of attention are not exact: {exact}"] if exact.startswith("attention ") else []
+    scores = str(result.get("scores", ""))
+    wrong += [f"scores from the manifest are others: {scores}"] if scores and not scores.startswith(REFUSED) else []
+    return wrong
 
 
 def surprises(results: list[dict[str, Any]], expected: dict[str, str]) -> list[str]:
@@ -158,7 +162,7 @@ def print_counts(results: list[dict[str, Any]], expected: dict[str, str]) -> Non
     for name, title in CHECKS.items():
         print(f"  {title:<20} {sum(not result[name] for result in tapped)}")
     for name, title in STATISTICS.items():
-        print(f"  {title:<20} {sum(result.get(name) == '' for result in tapped)}")
+        print(f"  {title:<24} {sum(result.get(name) == '' for result in tapped)}")
     print(f"  {'further types':<20} {sum(not complaints(result) for result in others)} of {len(others)}")
     print("not covered:")
     for result in [*results, *others]:

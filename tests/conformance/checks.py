@@ -32,6 +32,7 @@ from sniffer.tap import Seen, StopForward, tap
 from tests import tiny_families as tiny
 from tests.conformance.attention import compared, statistics_of
 from tests.conformance.lengths import check_batches, check_limits
+from tests.conformance.scores import scores_of
 from tests.helpers_overrides import changed_too_much
 
 PADDING = 5
@@ -74,6 +75,7 @@ def run_tapped(model_type: str) -> dict[str, Any]:
         "batches": check_batches(partial(build, model_type)),
         "overrides": "; ".join(changed_too_much(model_type)[:1]),
         "statistics": statistics_of(backbone, ids),
+        "scores": scores_of(build, model_type),
     }
 
 

@@ -19,7 +19,7 @@ CHECKS = {
 }
 """The checks of a tapped family: the name in the results, and the title people read."""
 
-STATISTICS = {"proven": "attention proven", "exact": "attention exact"}
+STATISTICS = {"proven": "attention proven", "exact": "attention exact", "scores": "scores from the manifest"}
 """Of statistics of attention, which a family may lack and be covered all the same."""
 
 HEAD = """# Model families
@@ -41,9 +41,11 @@ types](#further-types), encoder-decoders and speech models among them, are tappe
 | overrides exact | each key of its config, overridden in turn, changes nothing but what follows from it |
 | attention proven | `capture.attention`: softmax of its logits times its values is what attention returned |
 | attention exact | every statistic follows from the weights that it returns in a process without taps, to 1e-5 |
+| scores from the manifest | `run.scores`: of q, k and the manifest alone follow the logits and weights of attention |
 
 Where *attention proven* says no, `capture.attention` refuses the family by name; vectors are captured all the same.
-Where *attention exact* is empty, the family returns no weights to compare with.
+Where *attention exact* is empty, the family returns no weights to compare with. Where *scores from the manifest* says
+no, `run.scores` refuses layers of the family and says why.
 
 *Layers* counts attending layers (+ skipped ones: linear attention, state space, convolution) of the tiny model.
 *Attention* is the implementation used: eager where the family has no sdpa. *Part* is the part of the model that runs:
@@ -90,6 +92,7 @@ def _row(family: dict[str, Any], expected: dict[str, str]) -> str:
     why = expected.get(family["model_type"])
     cells = ["yes" if not family[name] else f"no: {_cell(why or family[name])}" for name in CHECKS]
     cells += ["no" if family.get("proven") else "yes", "yes" if family.get("exact") == "" else ""]
+    cells += ["" if (scores := family.get("scores")) is None else "no" if scores else "yes"]
     only = ", ".join(f"`{key}: {_or(values)}`" for key, values in family.get("only", {}).items())
     cells += [family.get("path") or "all of it", only]
     return f"| {family['model_type']} | {layers} | {family['attention']} | {' | '.join(cells)} |"

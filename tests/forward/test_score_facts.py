@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sniffer.models.loaded import LoadedBackbone
 
-from sniffer.forward.attention.facts import score_facts
+from sniffer.forward.attention.facts import formula_slopes, score_facts
 from sniffer.forward.attention.prove import PROBE_TOKENS
 from sniffer.types import LayerGeometry, first_key
 from tests.forward.test_attention import backbone_of
@@ -46,6 +47,37 @@ def test_slopes_of_alibi():
     _, other = score_facts(backbone_of("mpt", "eager"))[0]
     assert other.alibi == pytest.approx(wanted, rel=1e-5)
     assert other.missing == "it adds a constant to all logits of a query"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_of_a_probe_is_no_part_of_slopes(dtype: torch.dtype):
+    """A thousandth more of a slope would be a whole unit of a logit in a text of 4,000 tokens."""
+    backbone = backbone_of("bloom", "eager")
+    halved = LoadedBackbone(backbone.module.to(dtype))
+    for scaling, facts in score_facts(halved).values():
+        assert facts.alibi == tuple(2.0 ** (-8 * head / 4) for head in range(1, 5)) and scaling == 0.25
+        assert not facts.missing
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 6, 8, 12, 71])
+def test_slopes_by_formula_are_those_of_a_family(heads: int):
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
+
+    wanted = build_alibi_tensor(torch.ones(1, 2), heads, torch.float64)[:, 0, 1]
+    assert formula_slopes(heads) == pytest.approx(wanted.numpy(), rel=1e-6)
+
+
+def test_slopes_that_are_rounded_in_long_texts_are_no_line():
+    """Falcon keeps what it adds in bfloat16, whatever the model's dtype."""
+    facts = score_facts(backbone_of("falcon", alibi=True, max_position_embeddings=4096))
+    assert all("rounded" in one.missing and one.alibi for _, one in facts.values())
+    assert all(not one.missing for _, one in score_facts(backbone_of("falcon")).values())
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_a_mask_ends_where_the_dtype_does(family: str):
+    backbone = LoadedBackbone(backbone_of(family, "eager").module.to(torch.float16))
+    assert [one.missing for _, one in score_facts(backbone).values()] == [""] * 4
 
 
 def test_a_scale_that_no_call_names():

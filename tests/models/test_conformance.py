@@ -25,7 +25,7 @@ from sniffer.tap import TAP
 from sniffer.types import LengthClasses
 from tests import helpers_overrides
 from tests.conformance import __main__ as suite
-from tests.conformance import checks, lengths
+from tests.conformance import checks, lengths, scores
 from tests.conformance.__main__ import surprises
 from tests.conformance.report import CHECKS, render
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
@@ -146,6 +146,47 @@ def test_overrides_that_change_more_are_found(monkeypatch: pytest.MonkeyPatch):
     assert not helpers_overrides.changed_too_much("llama")
     monkeypatch.setattr(helpers_overrides, "build_config", careless)
     assert "changes rope_parameters.rope_theta" in helpers_overrides.changed_too_much("llama")[0]
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "found"),
+    [
+        ("gemma2", {"facts": {"softcap": 30.0}}, "logits"),
+        ("gpt_oss", {"facts": {"sinks": None}}, "lse"),
+        ("bloom", {"facts": {"alibi": None}}, "logits"),
+        ("mistral", {"layer": {"sliding_window": 17}}, "probabilities"),
+        ("mistral", {"layer": {"sliding_window": None}}, "probabilities"),
+        ("llama4_text", {"layer": {"chunked": False}}, "probabilities"),
+        ("llama", {"layer": {"scaling": 0.26}}, "logits"),
+        ("llama", {"layer": {"scaling": None}}, "no scaling"),
+    ],
+)
+def test_scores_that_are_not_attentions_are_found(
+    monkeypatch: pytest.MonkeyPatch, family: str, change: dict[str, Any], found: str
+):
+    assert not scores.scores_of(checks.build, family)
+    honest = scores.as_told
+
+    def lie(backbone: LoadedBackbone) -> dict[int, Any]:
+        return {
+            number: (replace(layer, **change.get("layer", {})), replace(facts, **change.get("facts", {})))
+            for number, (layer, facts) in honest(backbone).items()
+        }
+
+    monkeypatch.setattr(scores, "as_told", lie)
+    wrong = scores.scores_of(checks.build, family)
+    assert wrong.startswith("layer 0: ") and found in wrong
+    (line,) = suite.complaints(result_of(family, scores=wrong))
+    assert line.startswith("scores from the manifest are others: layer 0")
+
+
+def test_scores_that_are_refused_are_no_complaint():
+    refused = scores.scores_of(checks.build, "mpt")
+    assert refused == "refused: 4 of 4 layers: it adds a constant to all logits of a query"
+    result = result_of("mpt", proven="", exact="", scores=refused)
+    assert not suite.complaints(result)
+    page = render({"transformers": "5.1", "expected": {}, "families": [result, result_of("llama", scores="")]})
+    assert "| yes | yes | no |" in page and "| yes |  | yes |" in page
 
 
 def result_of(name: str, **changes: Any) -> dict[str, Any]:

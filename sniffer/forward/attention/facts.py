@@ -9,7 +9,7 @@ Where it is not, the layer is said to be beyond this formula, and why.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from sniffer.forward.attention.prove import Probe, all_queries, logits_of, probe
 from sniffer.forward.attention.scores import FromCall, FromSoftmax
 from sniffer.types import Backbone, LayerGeometry, ScoreFacts
 
+LONGER = 600
+"""Tokens of the text on which slopes are looked at once more: bfloat16 has no whole numbers beyond 256."""
 ROUNDING = 1e-4
 """Of logits, over the largest of a layer; those of a softmax in a layer's own code come in the model's dtype."""
 MASKED = -1e8
-"""Below is no logit, but what a mask has made of one."""
+"""Below is no logit, but what a mask has made of one; in dtypes that end before, below half of their least number."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,26 @@ def score_facts(backbone: Backbone) -> dict[int, tuple[float | None, ScoreFacts]
     except Exception as error:  # of upstream code: any. A run does not need to know.
         reason = ScoreFacts(missing=f"a probe of its logits failed: {type(error).__name__}: {first_line(error)}")
         return {layer.layer: (layer.scaling, reason) for layer in backbone.geometry}
-    return {layer.layer: _facts(layer, shown) for layer in backbone.geometry}
+    found = {layer.layer: _facts(layer, shown) for layer in backbone.geometry}
+    tilted = [layer for layer in backbone.geometry if found[layer.layer][1].alibi and not found[layer.layer][1].missing]
+    if tilted and not _straight(backbone, tilted[0], *found[tilted[0].layer]):
+        bent = "what it adds by position is no line in longer texts, or is rounded"
+        found |= {one.layer: (found[one.layer][0], replace(found[one.layer][1], missing=bent)) for one in tilted}
+    return found
+
+
+def _straight(backbone: Backbone, layer: LayerGeometry, scaling: float | None, facts: ScoreFacts) -> bool:
+    """Whether slopes that a short probe has shown hold in a longer one, as far as the model takes such."""
+    assert facts.alibi is not None and scaling is not None
+    try:
+        scores = scores_of(layer.layer, probe(backbone, [layer.layer], rows=1, tokens=LONGER))
+    except Exception:  # of upstream code: any; of a table of positions that ends before
+        return True
+    (queries,) = all_queries(scores)
+    found = logits_of(scores, queries).double().cpu().numpy().swapaxes(0, 1)
+    logits = _gathered(scores, found[:, :, :LONGER], None)
+    told = scaling * logits.products + np.array(facts.alibi)[:, None] * logits.keys
+    return bool(np.abs(np.where(logits.seen, logits.found - told, 0.0)).max() <= logits.rounding)
 
 
 def _facts(layer: LayerGeometry, shown: Probe) -> tuple[float | None, ScoreFacts]:
@@ -77,7 +98,7 @@ def _gathered(scores: FromCall | FromSoftmax, found: np.ndarray, softcap: float 
     q, k = (one.double().cpu().numpy() for one in (scores.q, scores.k))
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     products = (q @ k.swapaxes(2, 3)).swapaxes(1, 2).reshape(found.shape)
-    seen = np.isfinite(found) & (found > MASKED)
+    seen = np.isfinite(found) & (found > max(MASKED, torch.finfo(scores.q.dtype).min / 2))
     if softcap is not None:
         found = softcap * np.arctanh(np.clip(found / softcap, -1 + 1e-12, 1 - 1e-12))
     largest = np.abs(found[seen]).max(initial=1e-30)
@@ -123,6 +144,10 @@ def _line(logits: Logits, named: float | None) -> tuple[float | None, tuple[floa
     tokens = len(logits.keys)
     if np.abs(slopes).max() * tokens < logits.rounding:
         slopes = np.zeros_like(slopes)
+    # Rounding on a few tokens would be far more on many.
+    for exact in (one * formula_slopes(len(slopes)) for one in (1.0, scaling)):
+        if np.abs(slopes - exact).max() * tokens < logits.rounding:
+            slopes = exact
     left = np.where(logits.seen, logits.found - scaling * logits.products - slopes[:, None] * logits.keys, 0.0)
     alibi = tuple(slopes.tolist()) if slopes.any() else None
     if np.abs(left).max() <= logits.rounding:
@@ -130,6 +155,14 @@ def _line(logits: Logits, named: float | None) -> tuple[float | None, tuple[floa
     if np.abs(_centred(left, weights)).max() <= logits.rounding:
         return float(scaling), alibi, "it adds a constant to all logits of a query"
     return None, None, "its logits are no line over products of q and k"
+
+
+def formula_slopes(heads: int) -> Float64[np.ndarray, " heads"]:
+    """ALiBi's slopes (Press et al., 2022): powers of 2^(-8 / heads); where heads are no power of two, those of the next
+    smaller one, then every other of twice as many."""
+    whole = 1 << (heads.bit_length() - 1)
+    more = 2.0 ** (-8 * np.arange(1, 2 * whole, 2) / (2 * whole))
+    return np.concatenate([2.0 ** (-8 * np.arange(1, whole + 1) / whole), more])[:heads]
 
 
 def _centred(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -127,13 +127,13 @@ def prove(backbone: Backbone, layers: Collection[int]) -> dict[int, Way]:
     return {layer: _way(layer, shown) for layer in layers}
 
 
-def probe(backbone: Backbone, layers: Collection[int]) -> Probe:
+def probe(backbone: Backbone, layers: Collection[int], rows: int = PROBE_ROWS, tokens: int = PROBE_TOKENS) -> Probe:
     """One short forward; where parts are compiled, as they were written."""
     first = min(16, backbone.vocabulary // 2)
-    ids = torch.arange(PROBE_ROWS * PROBE_TOKENS, device=backbone.device) * 7 % max(1, backbone.vocabulary - first)
+    ids = torch.arange(rows * tokens, device=backbone.device) * 7 % max(1, backbone.vocabulary - first)
     shown = Probe(backbone.layer_of, layers)
     with as_written(), tap(shown.show, attended=shown.called), shown.mode:
-        backbone((ids + first).view(PROBE_ROWS, PROBE_TOKENS))
+        backbone((ids + first).view(rows, tokens))
     return shown
 
 
