@@ -18,7 +18,7 @@ from sniffer.reader.texts import tokens_of
 from ..common.entry import progress
 from ..common.figures import by_layer, canvas, grid, head_map, label_ticks
 from ..common.results import Result, head_columns, middle
-from ..common.rows import WEIGHTS, chosen_layers
+from ..common.rows import WEIGHTS, chosen_layers, of_sections
 from .core import TYPES, Attending, induction, mean_distance, near, previous, relative_entropy, types_of
 
 NEEDED = ("entropy", "max_logit", "first", "self", "sink", "distance", "out_norm")
@@ -33,12 +33,14 @@ class Attention:
     Attributes:
         layers: as capture.layers; None for all.
         weights: "positions" or "rows", see `experiments.common.rows.load`.
+        sections: only queries in these; None for all. Keys are all there are.
         threshold: the mean weight, or share of queries, from which on a head is called by a name.
         local: a local head's weight lies on keys less than so many positions away; one less than a power of two.
     """
 
     layers: Any = None
     weights: str = "positions"
+    sections: list[str] | None = None
     threshold: float = 0.5
     local: int = 15
 
@@ -56,6 +58,7 @@ class Attention:
         Raises:
             RunError: the run has no statistics of attention, or not all that are needed.
         """
+        run = of_sections(run, self.sections)
         if missing := [name for name in NEEDED if name not in run.statistics]:
             raise RunError(f"{run.folder} has no {', '.join(missing)} of attention: capture with capture.attention=all")
         layers = chosen_layers(run, self.layers)

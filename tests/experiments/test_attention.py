@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from sniffer.experiments.attention import Attention
@@ -146,6 +148,24 @@ def test_its_maps_are_on_the_page_with_what_they_mean(run: Callable):
     named = {f"attention.{one['name']}" for one in job["maps"]}
     assert {name for name in ABOUT if name.startswith("attention.")} == named
     assert all(one["about"] for one in job["maps"])
+
+
+def test_queries_of_a_section_over_all_keys(run: Callable, tmp_path: Path):
+    asked = [{"id": str(n), "question": f"where is cat {n}? ", "answer": "on the mat. " * n} for n in range(1, 4)]
+    (tmp_path / "qa.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    text = f"dataset.path={tmp_path / 'qa.jsonl'}", "dataset.text_column=[question,answer]"
+    captured = run("sampler=all", "capture.attention=all", *text)
+    found = Attention(sections=["answer"]).measure(captured)
+    rows = captured.scan(kind="attention").collect()
+    mine = rows.filter(section="answer").group_by("layer", "head").agg(pl.col("first").mean(), pl.len())
+    heads = found.tables["heads"].join(mine, on=["layer", "head"], suffix="_wanted")
+    assert len(heads) == 8 and np.allclose(heads["first"], heads["first_wanted"])
+    assert (heads["rows"] == heads["len"]).all() and 0 < heads["rows"][0] < len(rows) // 8
+    out = tmp_path / "out"
+    assert entry.main("attention", [f"run={captured.folder}", f"out={out}", "sections=[answer]"]) == 0
+    assert (out / "findings.txt").read_text().startswith("Of the rows of these sections only: answer.\n")
+    with pytest.raises(RunError, match="section 'middle' is in no document"):
+        Attention(sections=["middle"]).measure(captured)
 
 
 def test_bad_settings_and_runs_are_one_line(run: Callable):
