@@ -162,8 +162,5 @@ def first_manifest(selection: Selection, picker: Picker) -> Manifest:
         dataset={},
         sampler=describe(picker.sampler),
         geometry=GEOMETRY,
-        selection={
-            layer: {kind: selection.heads[layer, kind] for kind in selection.kinds_of(layer)}
-            for layer in selection.layers
-        },
+        selection=selection.by_layer(),
     )

@@ -39,6 +39,7 @@ from sniffer.forward.estimate import (
     refuse_if_too_large,
     stored_bytes,
 )
+from sniffer.forward.moments.request import check_moments
 from sniffer.forward.selection import check_request, select
 from sniffer.process.clock import Clock
 from sniffer.process.devices import device_line
@@ -194,6 +195,7 @@ def check(config: Config) -> ModelLimits:
     """Meets everything that can be known to be wrong before the model loads."""
     check_kept(config.sampler.keep_sections, config.dataset)
     check_attention(config.capture, config.model, config.dataset)
+    check_moments(config.capture.moments, config.dataset)
     config.dataset.check()
     limits = config.model.limits()
     check_request(config.capture, limits)
@@ -257,12 +259,12 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
         raise DatasetError(f"no text to capture from: {'all ' * (not short)}{empty} texts are empty{few}")
     batch = batch_tokens(config.batch.max_tokens, model.device.type)
     documents, dtype, compression = feed.expected_documents, dtype_name(model.dtype), config.output.compression
-    stored = stored_bytes(compression, dtype)
-    itemsize = model.dtype.itemsize
-    expected = estimate(picker, selection, geometry, lengths or [1], documents, itemsize, batch, stored, sections)
-    every = config.output.checkpoint_every
-    lasting = model.lengths, every, room.limit, attention, longest or 0, has_sections(config.dataset)
-    return Plan(geometry, selection, picker, expected, batch, dtype, compression, *lasting)
+    stored, moments = stored_bytes(compression, dtype), config.capture.moments.layout
+    known = lengths or [1], documents, model.dtype.itemsize, batch, stored, sections
+    expected = estimate(picker, selection, geometry, *known, moments)
+    lasting = model.lengths, config.output.checkpoint_every, room.limit, attention, longest or 0
+    what = *lasting, has_sections(config.dataset), moments
+    return Plan(geometry, selection, picker, expected, batch, dtype, compression, *what)
 
 
 def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None:
@@ -277,7 +279,6 @@ def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None
 
 def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed: Feed) -> Manifest:
     """The manifest of a run that is about to start."""
-    heads = plan.selection.heads
     tokenizer = feed.encoder.describe()
     return Manifest(
         status="running",
@@ -286,15 +287,13 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed:
         dataset=described(config.dataset),
         sampler=describe(config.sampler),
         geometry=tuple(plan.geometry.values()),
-        selection={
-            layer: {kind: heads[layer, kind] for kind in plan.selection.kinds_of(layer)}
-            for layer in plan.selection.layers
-        },
+        selection=plan.selection.by_layer(),
         threads=model.threads,
         device=dict(model.described),
         backbone=model.describe(),
         config=saved_config(folder),
         attention=None if plan.attention is None else plan.attention.as_json(),
+        moments=plan.moments_told(),
         scores={layer: facts.as_json() for layer, facts in model.scores.items()},
         rope=by_rope(model.rope),
     )

@@ -77,9 +77,9 @@ def counting_forwards() -> tuple[list[int], Callable]:
     seen: list[int] = []
 
     class Noting(passes.Observer):
-        def __init__(self, batch, picks, plan) -> None:
+        def __init__(self, batch, *more) -> None:
             seen.extend(document.example_id for document in batch.documents)
-            super().__init__(batch, picks, plan)
+            super().__init__(batch, *more)
 
     return seen, patch.object(passes, "Observer", Noting)
 

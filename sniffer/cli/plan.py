@@ -95,9 +95,8 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
         lengths, sections = most, [Sections.one(name, n) for n in most for name in kept]
     batch = config.batch.max_tokens or ELSEWHERE
     stored = stored_bytes(config.output.compression, outline.dtype)
-    expected = estimate(
-        picker, selection, geometry, lengths or [1], len(lengths), outline.itemsize, batch, stored, sections
-    )
+    known = lengths or [1], len(lengths), outline.itemsize, batch, stored, sections
+    expected = estimate(picker, selection, geometry, *known, config.capture.moments.layout)
     limit = config.output.memory_limit or math.inf
     commits = math.ceil(len(lengths) / (config.output.checkpoint_every or max(1, len(lengths))))
     rounds = max(1, commits, math.ceil(expected.ram_bytes / limit))

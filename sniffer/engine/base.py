@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -10,7 +11,7 @@ from sniffer.forward.estimate import Estimate
 from sniffer.forward.selection import Selection
 from sniffer.process.devices import hardware
 from sniffer.sampler import Picker
-from sniffer.types import AttentionLayout, LayerGeometry, LengthClasses, ModelFacts
+from sniffer.types import AttentionLayout, LayerGeometry, LengthClasses, ModelFacts, MomentsLayout
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Plan:
     `attention` is what is kept of what queries do with their keys, if anything; then no document is longer than
     `longest` tokens. `lengths` says which documents may share a batch. Workers write what they hold after
     `checkpoint_every` documents in all, and beyond `memory_limit` bytes each. `sections`: whether documents have any.
+    `moments`: what is summed over all positions, if anything.
     """
 
     geometry: dict[int, LayerGeometry]
@@ -35,6 +37,16 @@ class Plan:
     attention: AttentionLayout | None = None
     longest: int = 0
     sections: bool = False
+    moments: MomentsLayout | None = None
+
+    def moments_told(self) -> dict[str, Any] | None:
+        """As the manifest has it: what is summed, and the heads by layer and kind."""
+        if self.moments is None:
+            return None
+        heads: dict[str, dict[str, list[int]]] = {}
+        for (layer, kind), those in self.selection.moments.items():
+            heads.setdefault(str(layer), {})[kind] = list(those)
+        return {**self.moments.as_json(), "heads": heads}
 
 
 def describe_device(model: ModelFacts) -> dict[str, str]:

@@ -234,7 +234,7 @@ class Shift:
             member.rows = 0
             self._named_rows += flushed.rows
             self.crew.forgive()
-        self.store.adopt(flushed.parts, flushed.examples, whole=flushed.whole)
+        self.store.adopt(flushed.parts, flushed.examples, whole=flushed.whole, moments=flushed.moments)
         if flushed.failure is not None:
             raise flushed.failure
 

@@ -18,19 +18,22 @@ import torch
 
 from sniffer.engine.base import Plan, describe_device, dtype_name
 from sniffer.engine.model_cache import Load, load_anew
+from sniffer.engine.reports import Flushed, Leaving, Report
 from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.facts import score_facts
 from sniffer.forward.attention.prove import prove
+from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
 from sniffer.process.environment import versions
 from sniffer.process.memory import available_memory, free_memory, keep_freed_memory
 from sniffer.storage.layout import RunFolder
+from sniffer.storage.moments import Moved, write_moments
 from sniffer.storage.part_writer import PartWriter, Writing
-from sniffer.storage.schema import Example, Part
+from sniffer.storage.schema import Example
 from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, Rope, ScoreFacts, TokenBatch
 
 
@@ -67,52 +70,6 @@ class Facts:
         return dict(self.backbone)
 
 
-@dataclass(frozen=True)
-class Report:
-    """After a batch: rows and bytes held since the last flush, and seconds by stage since the last report.
-
-    `leaving` are bytes that are in memory beside those, since they are being written.
-    """
-
-    rows: int
-    nbytes: int
-    seconds: Mapping[str, float]
-    leaving: int = 0
-
-
-@dataclass(frozen=True)
-class Flushed:
-    """What was written: parts with rows of these documents, `whole` if with all of them.
-
-    Of what is not whole, the rest is still held: `nbytes` of it, and all documents come again with what is written
-    next. `rows` were captured since the last flush that was whole. `failure` says why some rows could not be had, or
-    not be written.
-    """
-
-    parts: tuple[Part, ...]
-    examples: tuple[Example, ...]
-    rows: int
-    nbytes: int
-    seconds: Mapping[str, float]
-    whole: bool = True
-    failure: Exception | None = None
-
-
-@dataclass(frozen=True)
-class Leaving:
-    """Rows that are being written, of which nothing is held elsewhere any more, and the documents that they are of.
-
-    `whole` if these documents have no other rows in memory; then `rows` counts theirs by kind. `failure` says why rows
-    are missing.
-    """
-
-    writing: Writing
-    examples: tuple[Example, ...]
-    rows: Mapping[str, int]
-    whole: bool
-    failure: Exception | None
-
-
 Progress = Callable[[int], AbstractContextManager[Callable[[], object]]]
 """Given how many parts there are to write: a context, which yields what is called after each."""
 
@@ -147,6 +104,8 @@ class Worker:
         self.clock = Clock()
         self.examples: list[Example] = []
         self.leaving: Leaving | None = None
+        self.moments: str | None = None
+        """Where those of all documents that left whole lie."""
 
     def open(self) -> Facts:
         """Loads the model.
@@ -195,7 +154,10 @@ class Worker:
         if layout is not None:
             ways = prove(self.backbone, plan.selection.layers)
             attention = AttentionPlan(layout, ways, plan.picker.side("k").buckets_until(plan.longest))
-        self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention)
+        moments = None
+        if plan.moments is not None:
+            moments = MomentsPlan(plan.moments, plan.selection.moments, plan.picker, self.backbone.rope)
+        self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention, moments)
         how = plan.compression, layout, plan.sections
         self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, *how)
 
@@ -233,11 +195,25 @@ class Worker:
             failure = error
         aside = self.accumulator.set_aside(largest(self.accumulator, leave))
         examples, rows, whole = tuple(self.examples), dict(self.accumulator.rows), not self.accumulator.nbytes
+        moments: Moved | None = None
+        if whole:
+            try:
+                moments = self._write_moments(number)
+            except CaptureError as error:
+                whole, failure = False, failure or error
         if whole:
             self.examples = []
             self.accumulator.rows = dict.fromkeys(rows, 0)
-        self.leaving = Leaving(self.writer.begin(aside, number), examples, rows, whole, failure)
+        self.leaving = Leaving(self.writer.begin(aside, number), examples, rows, whole, failure, moments)
         return self.leaving.writing
+
+    def _write_moments(self, number: int) -> Moved | None:
+        """All of them, for batches go on to be added to what there is."""
+        if self.passes.totals is None or not self.examples:
+            return None
+        groups, documents = self.passes.totals.rows(), self.passes.totals.documents
+        record = write_moments(self.folder, RunFolder.moments(number), groups, documents)
+        return Moved(record, self.moments)
 
     def end_flush(self, done: Callable[[], object] = lambda: None) -> Flushed:
         """Waits for what `begin_flush` has begun, and takes back what could not be written.
@@ -255,10 +231,12 @@ class Worker:
             self.examples[:0] = leaving.examples
             for kind, rows in leaving.rows.items():
                 self.accumulator.rows[kind] += rows
+        moments = leaving.moments if whole else None
+        if moments is not None:
+            self.moments = moments.record.path
         captured, failure = sum(leaving.rows.values()), leaving.failure or failure
-        return Flushed(
-            tuple(parts), leaving.examples, captured, self.accumulator.nbytes, self._seconds(), whole, failure
-        )
+        held, seconds = self.accumulator.nbytes, self._seconds()
+        return Flushed(tuple(parts), leaving.examples, captured, held, seconds, whole, failure, moments)
 
     @property
     def rows(self) -> int:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sniffer.errors import CaptureError
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import KIND, WIDE, Checkpoint, LayerGeometry, Sections, WorkingMemory, codec
+from sniffer.types import KIND, WIDE, Checkpoint, LayerGeometry, MomentsLayout, Sections, WorkingMemory, codec
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +36,8 @@ ADVICE = "lower sampler.base_rate, capture.layers, capture.kinds, dataset.max_ex
 class Estimate:
     """Expected vectors and bytes; `exact_lengths` when every document's length was known.
 
-    `ram_bytes` are all captured rows at once, `batch_bytes` those of the largest batch.
+    `ram_bytes` are all captured rows at once, `batch_bytes` those of the largest batch. `moments_bytes` are those of
+    sums over all positions, which neither leave memory before the end nor grow with documents.
     """
 
     rows: dict[str, float]
@@ -42,6 +45,7 @@ class Estimate:
     batch_bytes: float
     file_bytes: float
     exact_lengths: bool
+    moments_bytes: float = 0.0
 
     @property
     def vectors(self) -> float:
@@ -58,6 +62,7 @@ def estimate(
     batch_tokens: int,
     stored: float,
     sections: Sequence[Sections | None] = (),
+    moments: MomentsLayout | None = None,
 ) -> Estimate:
     """Expects picks from the sampler's law.
 
@@ -68,6 +73,7 @@ def estimate(
         batch_tokens: of a batch of several documents, at most.
         stored: bytes of one value on disk, as `stored_bytes` has it.
         sections: of these documents, where they have some.
+        moments: which sums over all positions there are, if any.
     """
     scale = n_documents / max(1, len(lengths))
     picks = {draw: picker.side(draw).expected(lengths, sections) * scale for _, draw in selection.draws}
@@ -89,7 +95,22 @@ def estimate(
         for draw in picks
     )
     batch = ram * share
-    return Estimate(rows, ram, batch, file, exact_lengths=n_documents == len(lengths))
+    held = 0.0 if moments is None else moments_bytes(picker, selection, geometry, moments, max(lengths))
+    return Estimate(rows, ram, batch, file + held, n_documents == len(lengths), held)
+
+
+def moments_bytes(
+    picker: Picker, selection: Selection, geometry: Mapping[int, LayerGeometry], layout: MomentsLayout, longest: int
+) -> float:
+    """Bytes that sums over all positions take, of documents up to a length."""
+    total = 0.0
+    for (layer, kind), heads in selection.moments.items():
+        dim = geometry[layer].dims[kind]
+        second = dim * dim if layout.second == "full" else layout.seconds(dim)
+        buckets = len(np.unique(picker.side(KIND[kind].draw).buckets_until(longest)))
+        numbers = 2 * dim + second + 1 + dim // 2
+        total += 8.0 * numbers * len(heads) * buckets * (1 + len(layout.sections))
+    return total
 
 
 def _expected(picker: Picker, length: int, sections: Sequence[Sections | None]) -> float:
@@ -154,9 +175,12 @@ class Room:
 
 
 def peak_ram(expected: Estimate, limit: float, pinned: int = 0) -> float:
-    """Bytes that captured rows take at most, if they are written beyond `limit`, with those of `pinned` batches."""
+    """Bytes that captured rows take at most, if they are written beyond `limit`, with those of `pinned` batches.
+
+    Moments are there twice, since those of a batch count when it is over.
+    """
     rows = min(expected.ram_bytes, limit + 2 * expected.batch_bytes) * RAM_HEADROOM
-    return rows + pinned * expected.batch_bytes
+    return rows + pinned * expected.batch_bytes + 2 * expected.moments_bytes
 
 
 def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: int = 0) -> None:
@@ -170,9 +194,10 @@ def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: i
         CaptureError: with what is needed, what there is, and what to lower.
     """
     needed = peak_ram(expected, room.limit, room.pinned)
+    advice = ADVICE if 2 * expected.moments_bytes < needed / 2 else f"take capture.moments.second=diagonal, or {ADVICE}"
     if needed > room.available:
         raise CaptureError(
-            f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {ADVICE}"
+            f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {advice}"
         )
     free = shutil.disk_usage(folder).free
     if expected.file_bytes - on_disk > free:

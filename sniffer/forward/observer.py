@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from sniffer.errors import CaptureError
 from sniffer.forward.attention.attending import Attending, AttentionPlan
 from sniffer.forward.gather import gather
+from sniffer.forward.moments.counting import Counting, MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.sampler import Picker
@@ -37,6 +38,7 @@ class Observer:
         batch: TokenBatch,
         picks: Mapping[tuple[int, str], Picks],
         plan: Wanted,
+        counted: Collection[int] = (),
     ) -> None:
         self.batch = batch
         self.picks = picks
@@ -46,6 +48,7 @@ class Observer:
         self._plan = plan
         self._flat = [batch.cells(drawn) for drawn in picks.values()]
         self._indices = {plan.device: self._upload(plan.device)}
+        self.counting = None if plan.moments is None else Counting(plan.moments, batch, counted)
         self.attending = None if plan.attention is None else Attending(plan.attention, batch, self)
 
     @contextmanager
@@ -67,6 +70,8 @@ class Observer:
         if layer is not None:
             for kind in self._plan.kinds.get(layer, ()):
                 self._keep(layer, kind, KIND[kind].shown(seen))
+            if self.counting is not None:
+                self._count(self.counting, layer, seen)
         self.seconds += time.perf_counter() - started
         if layer is not None and self.attending is not None:
             self.attending.show(layer, seen)
@@ -103,12 +108,22 @@ class Observer:
         rows = gather(states, flat, self._plan.heads(layer, kind, states.device))
         self.vectors[layer, kind] = self._plan.transfer.download(rows)
 
+    def _count(self, counting: Counting, layer: int, seen: Seen) -> None:
+        for kind in counting.plan.kinds_of(layer):
+            states = KIND[kind].shown(seen)
+            self._check_shape(layer, kind, states)
+            if (layer, kind) in counting.sums:
+                raise CaptureError(twice(layer, kind))
+            heads = self._plan.heads(layer, kind, states.device, counting.plan.heads)
+            counting.see(layer, kind, states, heads)
+
     def _check(self, layer: int, kind: str, states: Tensor) -> None:
         ended = self.stops and layer == self._plan.last_layer
         if (layer, kind) in self.vectors and not ended:
-            raise CaptureError(
-                f"layer {layer} shows its {kind} twice in one forward: only one tap may stand in its way"
-            )
+            raise CaptureError(twice(layer, kind))
+        self._check_shape(layer, kind, states)
+
+    def _check_shape(self, layer: int, kind: str, states: Tensor) -> None:
         wanted = (self.batch.n_rows, self.batch.seq_len)
         if (states.shape[0], states.shape[2]) != wanted:
             raise CaptureError(
@@ -123,12 +138,16 @@ class Observer:
         return dict(zip(self.picks, uploaded.split([len(part) for part in self._flat]), strict=True))
 
 
+def twice(layer: int, kind: str) -> str:
+    return f"layer {layer} shows its {kind} twice in one forward: only one tap may stand in its way"
+
+
 class Wanted:
     """What stays the same for every batch of a run.
 
     `layer_of` numbers the attention modules, `kinds` lists the vectors that each layer is wanted for, `transfer` is
     the way to and from the device, `device` where the model's input goes; `attention` is what is wanted of what
-    queries do with their keys, if anything.
+    queries do with their keys, if anything, `moments` what is summed over all positions.
     """
 
     def __init__(
@@ -139,7 +158,9 @@ class Wanted:
         transfer: Transfer,
         device: torch.device,
         attention: AttentionPlan | None = None,
+        moments: MomentsPlan | None = None,
     ) -> None:
+        self.moments = moments
         self.layer_of = layer_of
         self.attention = attention
         self.transfer = transfer
@@ -153,11 +174,21 @@ class Wanted:
         self._geometry = geometry
         self._heads: dict[tuple[int, str, torch.device], Tensor | None] = {}
 
-    def heads(self, layer: int, kind: str, device: torch.device) -> Tensor | None:
-        """The active heads as an index on `device`; None when all are active, which gathers whole rows."""
+    def heads(
+        self,
+        layer: int,
+        kind: str,
+        device: torch.device,
+        among: Mapping[tuple[int, str], tuple[int, ...]] | None = None,
+    ) -> Tensor | None:
+        """The active heads as an index on `device`; None when all are active, which gathers whole rows.
+
+        Args:
+            among: those that are active; None for the selection's. Of one layer and kind they are the same in both.
+        """
         key = (layer, kind, device)
         if key not in self._heads:
-            active = self._selection.heads[layer, kind]
+            active = (self._selection.heads if among is None else among)[layer, kind]
             every = len(active) == self._geometry[layer].heads[kind]
             self._heads[key] = None if every else self.transfer.upload(np.array(active, dtype=np.int32), device)
         return self._heads[key]

@@ -12,17 +12,19 @@ import torch
 
 from sniffer.forward.accumulator import NOTHING, Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.moments.counting import MomentsPlan, Totals
 from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import transfer_for
 from sniffer.process.clock import Clock
-from sniffer.types import Backbone, Picks, TokenBatch, by_number
+from sniffer.types import MOMENTS, Backbone, Picks, TokenBatch, by_number
 
 
 class Passes:
     """One model at work.
 
-    `clock` gets the seconds of `forward`, and of `capture`, the part of it that is ours.
+    `clock` gets the seconds of `forward`, and of `capture`, the part of it that is ours. `totals` are the moments of
+    all batches that are settled, where any are wanted.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Passes:
         accumulator: Accumulator,
         clock: Clock,
         attention: AttentionPlan | None = None,
+        moments: MomentsPlan | None = None,
     ) -> None:
         self.backbone = backbone
         self.accumulator = accumulator
@@ -39,7 +42,8 @@ class Passes:
         self.transfer = transfer_for(backbone.device)
         layers = backbone.geometry if attention is None else map(attention.layout.of_layer, backbone.geometry)
         geometry = by_number(layers)
-        self._plan = Wanted(selection, geometry, backbone.layer_of, self.transfer, backbone.device, attention)
+        self._plan = Wanted(selection, geometry, backbone.layer_of, self.transfer, backbone.device, attention, moments)
+        self.totals = None if moments is None else Totals(moments)
         self._wants_pre = selection.wants_pre
         self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
 
@@ -51,7 +55,7 @@ class Passes:
         done: Mapping[tuple[int, str], Collection[int]] = NOTHING,
     ) -> None:
         """One batch through the model; its rows are kept by a later `settle`, but those that are `done` already."""
-        observer = Observer(batch, picks, self._plan)
+        observer = Observer(batch, picks, self._plan, done.get(MOMENTS, ()))
         with self.clock.stage("forward"), observer.open(pre=self._wants_pre):
             self.backbone(self.transfer.upload(batch.input_ids(), self.backbone.device))
         self.transfer.end_batch()
@@ -64,5 +68,7 @@ class Passes:
             observer, done = self._in_flight.popleft()
             vectors = self.transfer.settle(observer.vectors)
             self.accumulator.add(observer.batch, observer.picks, vectors, done)
+            if self.totals is not None and observer.counting is not None:
+                self.totals.take(observer.counting)
             self.clock.add("capture", observer.seconds)
             yield observer.batch

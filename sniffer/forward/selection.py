@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sniffer.errors import ConfigError
+from sniffer.forward.moments.request import MomentsConfig, check_kinds
 from sniffer.hashing import key_of
 from sniffer.limits import HEADS, LAYERS
 from sniffer.types import (
@@ -53,6 +54,7 @@ class CaptureConfig:
     (both ends included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is
     null, one or several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order.
     `attention_top` is how many of the largest weights `top` keeps, `attention_sections` those that `section` weighs.
+    `moments` says of what sums over all positions are kept.
     """
 
     kinds: Kinds = field(default_factory=lambda: ["q", "k"])
@@ -63,6 +65,7 @@ class CaptureConfig:
     attention: Any = None
     attention_top: int = 8
     attention_sections: Any = None
+    moments: MomentsConfig = field(default_factory=MomentsConfig)
 
     def __post_init__(self) -> None:
         self.kinds = listed(self.kinds)
@@ -157,6 +160,8 @@ class Selection:
     """The captured heads of each (layer, kind), ascending; a pair that is absent is not captured."""
 
     heads: Mapping[tuple[int, str], tuple[int, ...]]
+    moments: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
+    """Those of which sums over all positions are kept."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -173,7 +178,11 @@ class Selection:
 
     @property
     def wants_pre(self) -> bool:
-        return any(KIND[kind].pre for kind in self.kinds)
+        return any(KIND[kind].pre for _, kind in (*self.heads, *self.moments))
+
+    def by_layer(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """The captured heads by layer, then kind."""
+        return {layer: {kind: self.heads[layer, kind] for kind in self.kinds_of(layer)} for layer in self.layers}
 
     def kinds_of(self, layer: int) -> tuple[str, ...]:
         return tuple(kind for other, kind in self.heads if other == layer)
@@ -212,16 +221,20 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     ]
     for layer in eligible:
         _check_kinds(capture.kinds, layer, pre_missing)
+    check_kinds(capture.moments, eligible, pre_missing)
     query_heads = _sample_heads(_requested_heads(eligible, capture.heads), capture)
-    heads = {
-        (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
-        for layer in eligible
-        for kind in (*capture.kinds, *((ATTENTION,) if capture.attention else ()))
-        if query_heads[layer.layer]
-    }
+    heads, moments = (
+        {
+            (layer.layer, kind): _heads_of_kind(layer, kind, query_heads[layer.layer])
+            for layer in eligible
+            for kind in kinds
+            if query_heads[layer.layer]
+        }
+        for kinds in ((*capture.kinds, *((ATTENTION,) if capture.attention else ())), capture.moments.kinds)
+    )
     if not heads:
         raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")
-    return Selection(heads)
+    return Selection(heads, moments)
 
 
 def _requested_heads(layers: Iterable[LayerGeometry], heads: Sequence[int] | None) -> dict[int, tuple[int, ...]]:

@@ -106,6 +106,20 @@ class Held:
         self._check("kind", kind, tuple(self.manifest.selection[layer]), f"layer {layer}")
         return self.manifest.selection[layer][kind]
 
+    def counted_heads(self, layer: int, kind: str) -> tuple[int, ...]:
+        """The heads of one layer and kind that the run has moments of.
+
+        Raises:
+            RunError: it has none of that layer or kind; the message says of which it has.
+        """
+        layout = self.manifest.moments_layout
+        if layout is None:
+            raise RunError(f"{self.folder} has no moments: capture with capture.moments.kinds=[{kind}]")
+        self._check("layer", layer, self.layers, "this run")
+        self._check("kind", kind, layout.kinds, "of moments this run")
+        assert self.manifest.moments is not None
+        return tuple(self.manifest.moments["heads"][str(layer)][kind])
+
     def captured(self, layers: Iterable[int] | None = None, kinds: Iterable[str] | None = None) -> set[tuple[int, str]]:
         """The captured (layer, kind) pairs among those wanted; None wants all.
 

@@ -22,6 +22,7 @@ from sniffer.reader.documents import chosen_sections, documents_of, sections_of
 from sniffer.reader.held import Held
 from sniffer.reader.laws import inclusion_probability as inclusion_probability_of
 from sniffer.reader.laws import of_buckets
+from sniffer.reader.moments import moments_of
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
@@ -29,7 +30,7 @@ from sniffer.reader.vectors import Pairs, Vectors
 from sniffer.storage.law import joint
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Part
-from sniffer.types import ATTENTION, KIND, SECTION, Column, Rows
+from sniffer.types import ATTENTION, KIND, SECTION, Column, Moments, Rows
 
 
 class Run(Held):
@@ -182,6 +183,21 @@ class Run(Held):
         values = [column.name for column in self.manifest.columns(layer, ATTENTION)]
         values = [*([SECTION] if self.manifest.has_sections else []), *values]
         return rows.select("example_id", "position", "bucket", "token_id", *values).collect()
+
+    def moments(
+        self, *, layer: int, head: int, kind: str, bucket: int | None = None, section: str | None = None
+    ) -> Moments:
+        """What all positions of all documents sum up to, of one head: n, mean, covariance, extremes and more.
+
+        Args:
+            layer, head, kind: which; heads count key heads for k, v and k_pre.
+            bucket, section: of positions there alone; None for all. Sections as `capture.moments.sections` counts them
+                apart, the empty text for all others.
+
+        Raises:
+            RunError: the run has no such moments; the message says which it has.
+        """
+        return moments_of([self], layer, head, kind, bucket, section)
 
     def scores(self, *, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
         """Logits of all captured queries and keys of one document, as attention has them before softmax.

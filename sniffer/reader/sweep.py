@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from sniffer.reader.run import Run
 from sniffer.reader.index import errors, overrides_of
 from sniffer.reader.job_folders import job_names
+from sniffer.reader.moments import moments_of
 from sniffer.reader.run import Run
 from sniffer.storage.manifest import Manifest
+from sniffer.types import Moments
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,25 @@ class Sweep:
             run = next(run for run in kept.values() if _has(run, number))
             found |= run.texts([number], tokenizer, special_tokens)
         return found
+
+    def moments(
+        self, *, layer: int, head: int, kind: str, bucket: int | None = None, section: str | None = None
+    ) -> Moments:
+        """As `Run.moments`, of the documents of all jobs together: shards, say.
+
+        Raises:
+            RunError: as there; or two jobs have a document in common, or other models.
+        """
+        runs = list(self.runs.values())
+        met: set[int] = set()
+        for run in runs:
+            ids = set(run.examples()["example_id"].to_list())
+            if met & ids:
+                raise RunError(f"{run.folder} has documents that another job has: open one of them for its moments")
+            met |= ids
+        if len({repr((run.manifest.model, run.manifest.moments)) for run in runs}) > 1:
+            raise RunError(f"jobs of {self.folder} have other models, or other moments: open one of them")
+        return moments_of(runs, layer, head, kind, bucket, section)
 
     @staticmethod
     def _check(what: str, wanted: Sequence[Any] | None, known: set[Any]) -> None:

@@ -17,7 +17,7 @@ from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid, facts_table
 from sniffer.terminal.sections import section_table
-from sniffer.terminal.summary import bucket_title, kinds_by_law, not_finite_line, rows_by_bucket
+from sniffer.terminal.summary import bucket_title, kinds_by_law, moments_fact, not_finite_line, rows_by_bucket
 from sniffer.types import LayerGeometry, Rope, by_number
 from sniffer.words import size
 
@@ -53,6 +53,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "documents": _pairs(manifest.counts),
         "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}",
         "token ids": _tokens(manifest),
+        **moments_fact(manifest),
         "not finite": not_finite_line(manifest),
         "commits": f"{len({part.commit for part in manifest.parts}):,}",
         "seconds": _pairs(manifest.timings),

@@ -72,8 +72,8 @@ def resume(
         if restore:
             save_plain(folder, manifest.config)
         found, on_disk = look(folder, manifest)
-        whole = (found.parts, found.tokens) == (manifest.parts, manifest.tokens)
-        whole = whole and not found.pending and not lost_model_config(folder, manifest)
+        files = [(one.parts, one.tokens, one.moment_files) for one in (found, manifest)]
+        whole = files[0] == files[1] and not found.pending and not lost_model_config(folder, manifest)
         if manifest.status == "complete" and whole:
             _mend(folder, manifest, on_disk)
             return False

@@ -25,6 +25,7 @@ from sniffer.reader.index import jobs_without_results, read_jobs
 from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
 from sniffer.runs.law import check_law
+from sniffer.runs.moments import check_moments
 from sniffer.runs.rows import check_part
 from sniffer.runs.tokens import check_rows, check_tokens
 from sniffer.sampler import Picker, picker_of
@@ -146,6 +147,7 @@ def _parts(
     folder: Path, manifest: Manifest, examples: Mapping[int, Example], tokens: TokenTable, trusted: Sequence[str]
 ) -> Iterator[str]:
     picker = _picker(manifest, trusted)
+    yield from check_moments(folder, manifest, examples, picker)
     for layer, kinds in manifest.selection.items():
         for kind in kinds:
             parts = [part for part in manifest.parts if (part.layer, part.kind) == (layer, kind)]

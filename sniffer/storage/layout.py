@@ -7,6 +7,7 @@ outputs/RUN/
   examples.parquet  .examples.parquet     the documents; their twin, as of the last finished commit
   captures/layer=07/kind=q/part-00000.parquet
   tokens/part-00000.parquet               the token ids of the documents
+  moments/part-00000.parquet              sums over all positions
   sniffer.log  .lock  experiments/        the log, who writes here now, results of analyses
 """
 
@@ -28,6 +29,7 @@ class RunFolder:
     EXAMPLES_TWIN = ".examples.parquet"
     CAPTURES = "captures"
     TOKENS = "tokens"
+    MOMENTS = "moments"
     LOG = "sniffer.log"
     LOCK = ".lock"
     EXPERIMENTS = "experiments"
@@ -51,8 +53,8 @@ class RunFolder:
     """Those that are written under another name and then take that of the last one."""
     BEFORE = (LOCK, MODEL_CONFIG, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
     """What a run leaves that was refused, or killed, before it had a manifest."""
-    RESULTS = (*RECORDS, CAPTURES, TOKENS, EXPERIMENTS)
-    FOLDERS = (HYDRA, CAPTURES, TOKENS, EXPERIMENTS)
+    RESULTS = (*RECORDS, CAPTURES, TOKENS, MOMENTS, EXPERIMENTS)
+    FOLDERS = (HYDRA, CAPTURES, TOKENS, MOMENTS, EXPERIMENTS)
     FILES = (*REPLACED, LOCK, LOG, REPRODUCES, CARD, ATTRIBUTES)
 
     @staticmethod
@@ -67,13 +69,18 @@ class RunFolder:
         return f"tokens/part-{number:05d}.parquet"
 
     @staticmethod
+    def moments(number: int) -> str:
+        """Where moments lie."""
+        return f"moments/part-{number:05d}.parquet"
+
+    @staticmethod
     def is_part(path: str) -> bool:
         return PART.fullmatch(path) is not None
 
     @staticmethod
     def is_numbered_file(path: str) -> bool:
-        """Whether a run may have written a file of this name, or begun to: a part, or token ids."""
-        return RunFolder.is_part(path) or TOKEN_FILE.fullmatch(path) is not None
+        """Whether a run may have written a file of this name, or begun to: a part, token ids, moments."""
+        return RunFolder.is_part(path) or BESIDE.fullmatch(path) is not None
 
     @staticmethod
     def is_numbered(path: str) -> bool:
@@ -89,7 +96,7 @@ class RunFolder:
 
 
 PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
-TOKEN_FILE = re.compile(r"tokens/part-[0-9]+\.parquet")
+BESIDE = re.compile(r"(tokens|moments)/part-[0-9]+\.parquet")
 NUMBER = re.compile(r"-([0-9]+)\.parquet$")
 
 

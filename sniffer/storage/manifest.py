@@ -37,7 +37,7 @@ from sniffer.storage.manifest_file import (
 )
 from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
-from sniffer.types import KIND, AttentionLayout, Column, LayerGeometry, by_number, columns_of
+from sniffer.types import KIND, AttentionLayout, Column, LayerGeometry, MomentsLayout, by_number, columns_of
 
 STATUSES = ("running", "complete", "interrupted")
 
@@ -69,6 +69,8 @@ class Manifest(Counted):
         pending: parts of documents that other (layer, kind) pairs do not have on disk yet. They are not
             part of the run, but a resumed run need not capture them again.
         tokens: files with the token ids of the documents (tokens.py); none where they are not kept.
+        moments: which sums over all positions the run has (sniffer.types.MomentsLayout); None for none. moment_files:
+            where they are (moments.py).
         attention: which columns statistics of attention have (sniffer.types.AttentionLayout); None for none.
         scores: what logits are made of beside scaling * q.k, by layer (sniffer.types.ScoreFacts); empty in early runs.
         rope: how layers turn q and k by position (sniffer.types.Rope), an entry for all `layers` that have the same;
@@ -99,6 +101,8 @@ class Manifest(Counted):
     pending: tuple[Part, ...] = ()
     examples: FileRecord | None = None
     tokens: tuple[FileRecord, ...] = ()
+    moment_files: tuple[FileRecord, ...] = ()
+    moments: Mapping[str, Any] | None = None
     attention: Mapping[str, Any] | None = None
     scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     rope: tuple[Mapping[str, Any], ...] = ()
@@ -128,6 +132,11 @@ class Manifest(Counted):
     def layout(self) -> AttentionLayout | None:
         """Of the columns of statistics of attention, where the run has them."""
         return None if self.attention is None else AttentionLayout.from_json(self.attention)
+
+    @property
+    def moments_layout(self) -> MomentsLayout | None:
+        """Of its moments, where the run has them."""
+        return None if self.moments is None else MomentsLayout.from_json(self.moments)
 
     def columns(self, layer: int, kind: str) -> tuple[Column, ...]:
         """The columns of a kind's values at one layer."""
@@ -213,12 +222,13 @@ class Manifest(Counted):
 
     def files(self) -> list[FileRecord]:
         """Every file that counts, examples.parquet included."""
-        return [*([self.examples] if self.examples else []), *self.tokens, *self.parts]
+        return [*([self.examples] if self.examples else []), *self.tokens, *self.moment_files, *self.parts]
 
     def as_json(self) -> dict[str, Any]:
         """As plain values of the kinds that JSON has."""
         values = asdict(self)
-        files = {name: values.pop(name) for name in ("model_config", "examples", "tokens", "pending", "parts")}
+        beside = ("model_config", "examples", "tokens", "moment_files")
+        files = {name: values.pop(name) for name in (*beside, "pending", "parts")}
         values["rows"] = self.row_counts()
         values["digest"] = self.digest
         values["digests"] = self.digests
@@ -255,6 +265,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
             "pending": tuple(part_from(part) for part in values.get("pending", ())),
             "resumes": tuple(values.get("resumes", ())),
             "tokens": tuple(record_from(FileRecord, record) for record in values.get("tokens", ())),
+            "moment_files": tuple(record_from(FileRecord, record) for record in values.get("moment_files", ())),
             "examples": record_from(FileRecord, values["examples"]) if values["examples"] else None,
             "model_config": record_from(FileRecord, config) if (config := values.get("model_config")) else None,
         }

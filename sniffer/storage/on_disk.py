@@ -22,9 +22,10 @@ from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.moments import documents_of
 from sniffer.storage.schema import Example, Part
 from sniffer.storage.tokens import example_ids
-from sniffer.types import Document, Picks, TokenBatch, draw_of
+from sniffer.types import MOMENTS, Document, Picks, TokenBatch, draw_of
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +38,15 @@ Pair = tuple[int, str]
 class OnDisk:
     """Documents on disk: `committed` for every (layer, kind), `pending` example ids for some.
 
-    `strict`: a document that is not what it was is refused. `tokens`: documents whose token ids are there.
+    `strict`: a document that is not what it was is refused. `tokens`: documents whose token ids are there. `moments`:
+    documents whose moments are; None where none are wanted.
     """
 
     committed: Mapping[int, Example] = field(default_factory=dict)
     pending: Mapping[Pair, frozenset[int]] = field(default_factory=dict)
     strict: bool = True
     tokens: frozenset[int] = frozenset()
+    moments: frozenset[int] | None = None
 
     @property
     def waiting(self) -> frozenset[int]:
@@ -56,7 +59,8 @@ class OnDisk:
             return {}
         ids = frozenset(document.example_id for document in batch.documents)
         everywhere = ids & self.committed.keys()
-        return {pair: everywhere | (ids & self.pending.get(pair, frozenset())) for pair in pairs}
+        found = {pair: everywhere | (ids & self.pending.get(pair, frozenset())) for pair in pairs}
+        return found if self.moments is None else {**found, MOMENTS: ids & self.moments}
 
     def lacks(self, batch: TokenBatch, picks: Mapping[Pair, Picks], pairs: Iterable[Pair]) -> bool:
         """Whether a forward pass is needed: some draw keeps a position whose row is not on disk.
@@ -66,6 +70,8 @@ class OnDisk:
         """
         for document in batch.documents if self.strict else ():
             self._check(document)
+        if self.moments is not None and any(document.example_id not in self.moments for document in batch.documents):
+            return True
         new = [row for row, document in enumerate(batch.documents) if document.example_id not in self.committed]
         if not new or not self.pending:
             return bool(new)
@@ -110,9 +116,30 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
         documents = {number: example for number, example in documents.items() if number in still}
     tokens = dict(_whole_tokens(folder, manifest, documents))
     kept = tuple(record for record in manifest.tokens if record.path in tokens)
-    found = replace(manifest, parts=committed, pending=pending, examples=None, tokens=kept)
-    there = frozenset().union(*tokens.values())
-    return found, OnDisk(documents, examples_by_pair(folder, pending), tokens=there)
+    counted = dict(_whole_moments(folder, manifest))
+    of_moments = tuple(record for record in manifest.moment_files if record.path in counted)
+    found = replace(manifest, parts=committed, pending=pending, examples=None, tokens=kept, moment_files=of_moments)
+    there, in_moments = (frozenset().union(*sets.values()) for sets in (tokens, counted))
+    moments = None if manifest.moments is None else in_moments
+    return found, OnDisk(documents, examples_by_pair(folder, pending), tokens=there, moments=moments)
+
+
+def _whole_moments(folder: Path, manifest: Manifest) -> Iterator[tuple[str, frozenset[int]]]:
+    """The undamaged files of moments with their documents; one that shares a document with another is left out."""
+    met: set[int] = set()
+    for record in manifest.moment_files:
+        wrong = damage(folder, record)
+        try:
+            there = frozenset() if wrong else documents_of(folder, record)
+        except (OSError, ValueError) as error:
+            wrong = unbroken(error)
+        if wrong is None and met & there:
+            wrong = "has documents that another file of moments has"
+        if wrong:
+            log.warning("%s %s: its documents will be counted again", record.path, wrong)
+        else:
+            met |= there
+            yield record.path, there
 
 
 def _whole_tokens(

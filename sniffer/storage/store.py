@@ -28,6 +28,7 @@ from sniffer.storage.integrity import leftovers
 from sniffer.storage.law import with_law
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.moments import Moved
 from sniffer.storage.on_disk import OnDisk
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example, Part
@@ -71,6 +72,8 @@ class Store:
         self.on_disk = on_disk
         self.tokens = Kept(keep=tokens, on_disk=on_disk.tokens)
         self._waiting = on_disk.waiting
+        self._moments = {record.path: record for record in manifest.moment_files}
+        self._uncounted = self.examples.keys() - (self.examples.keys() if on_disk.moments is None else on_disk.moments)
         self._earlier_timings = manifest.timings
         self._given = -1
         self._listing: Listing | None = None
@@ -94,8 +97,9 @@ class Store:
         self.examples |= {document.example_id: Example.of(document) for document in documents}
 
     def names(self, batch: TokenBatch) -> bool:
-        """Whether the manifest has the batch's documents, or the next save brings them."""
-        return all(document.example_id in self.examples for document in batch.documents)
+        """Whether the manifest has the batch's documents, or the next save brings them, and with them their moments."""
+        ids = [document.example_id for document in batch.documents]
+        return all(one in self.examples for one in ids) and not self._uncounted.intersection(ids)
 
     def lacks(self, batch: TokenBatch) -> bool:
         """Whether a forward pass is needed for a batch: an earlier session has not put all of its rows on disk.
@@ -128,13 +132,16 @@ class Store:
         self._given = 1 + max([self._given, *(part.number for part in parts)])
         return self._given
 
-    def adopt(self, parts: Sequence[Part], examples: Sequence[Example], *, whole: bool) -> None:
+    def adopt(
+        self, parts: Sequence[Part], examples: Sequence[Example], *, whole: bool, moments: Moved | None = None
+    ) -> None:
         """Names parts that a worker has written into the folder; from then on they count.
 
         Args:
             parts: with all rows of the examples, unless those are on disk already.
             whole: False where a worker still holds some of them: then the parts stay pending until it has written
                 these too, if need be in a resumed run.
+            moments: the worker's, of all documents that it has written whole so far.
 
         Raises:
             CaptureError: the disk is full or cannot be written to.
@@ -146,6 +153,10 @@ class Store:
         else:
             self._waiting |= documents.keys()
         self._warn_of(parts)
+        if moments is not None:
+            self._moments.pop(moments.replaces or "", None)
+            self._moments[moments.record.path] = moments.record
+            self._uncounted -= documents.keys()
         if whole and self._waiting <= self.examples.keys():
             self._promote()
         else:
@@ -158,10 +169,13 @@ class Store:
             CaptureError: one could not be removed.
         """
         for path in leftovers(self.folder, self.manifest):
-            try:
-                (self.folder / path).unlink(missing_ok=True)
-            except OSError as error:
-                raise CaptureError(could_not_remove(error, self.folder / path)) from error
+            self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        try:
+            (self.folder / path).unlink(missing_ok=True)
+        except OSError as error:
+            raise CaptureError(could_not_remove(error, self.folder / path)) from error
 
     def complete(self, *, last: bool) -> None:
         """Puts the folder in order once workers have written what they held.
@@ -180,6 +194,7 @@ class Store:
             self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *empty))
         told = self.manifest.examples is not None and len(self.examples) == self._committed_examples
         told = told and not self.tokens.waiting(self.examples.keys())
+        told = told and self.manifest.moment_files == tuple(self._moments.values())
         if (last or self._waiting <= self.examples.keys()) and (self.manifest.pending or not told):
             self._promote()
         self.tidy()
@@ -212,13 +227,16 @@ class Store:
             # the files of documents change again.
             self._write()
         tokens = self.tokens.write(self.folder, self.examples.keys(), self.manifest.tokens)
-        self.manifest = replace(self.manifest, tokens=tokens)
+        before = {record.path for record in self.manifest.moment_files}
+        self.manifest = replace(self.manifest, tokens=tokens, moment_files=tuple(self._moments.values()))
         commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
         new = tuple(replace(part, commit=commit) for part in self.manifest.pending)
         self._count_documents(parts=(*self.manifest.parts, *new), pending=())
         self._committed_examples = len(self.examples)
         self._waiting = frozenset()
         self._write()
+        for path in before - self._moments.keys():
+            self._remove(path)
 
     def _count_documents(self, **changes: object) -> None:
         """Has the manifest count all documents met so far, along with other changes."""

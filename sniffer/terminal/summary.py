@@ -30,7 +30,7 @@ def estimate_line(expected: Estimate) -> str:
     kinds = ", ".join(f"{kind} {rows:,.0f}" for kind, rows in expected.rows.items())
     return (
         f"expecting {about}{expected.vectors:,.0f} vectors ({kinds}): "
-        f"{size(expected.ram_bytes)} of RAM, {size(expected.file_bytes)} on disk"
+        f"{size(expected.ram_bytes + 2 * expected.moments_bytes)} of RAM, {size(expected.file_bytes)} on disk"
     )
 
 
@@ -108,11 +108,21 @@ def _facts(manifest: Manifest) -> dict[str, str]:
         f"{counts['skipped_empty']:,} empty{short} ones skipped), {counts['tokens']:,} tokens",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
+        **moments_fact(manifest),
         "seconds": _stages(seconds),
         # The seconds of a session that was killed are not known.
         **({} if manifest.resumes else {"speed": f"{rate:,.0f} tokens/s"}),
         "digest": manifest.digest,
     }
+
+
+def moments_fact(manifest: Manifest) -> dict[str, str]:
+    """Of which kinds and positions a run has moments; nothing where it has none."""
+    layout = manifest.moments_layout
+    if layout is None:
+        return {}
+    held = size(sum(record.bytes for record in manifest.moment_files))
+    return {"moments": f"{', '.join(layout.kinds)} at all {manifest.counts.get('tokens', 0):,} positions, {held}"}
 
 
 SHOWN = 6

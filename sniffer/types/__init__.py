@@ -35,6 +35,7 @@ from sniffer.types.models import (
     first_key,
     key_head,
 )
+from sniffer.types.moments import MOMENTS, SECONDS, MomentRows, Moments, MomentsLayout
 from sniffer.types.rope import ROPE_LAYOUTS, Rope, by_rope
 from sniffer.types.rows import ROW_DTYPES, SECTION, Rows
 from sniffer.types.sections import NONE, Names, Sections
@@ -49,9 +50,11 @@ __all__ = [
     "KIND",
     "KINDS",
     "MAIN_KINDS",
+    "MOMENTS",
     "NONE",
     "ROPE_LAYOUTS",
     "ROW_DTYPES",
+    "SECONDS",
     "SECTION",
     "STATISTICS",
     "WIDE",
@@ -69,6 +72,9 @@ __all__ = [
     "LengthClasses",
     "ModelFacts",
     "ModelLimits",
+    "MomentRows",
+    "Moments",
+    "MomentsLayout",
     "Names",
     "Outline",
     "Picks",

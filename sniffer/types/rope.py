@@ -53,19 +53,19 @@ class Rope:
         found = vectors.astype(np.float64)
         if not self.inv_freq:
             return found
-        before, after = self._places()
+        before, after = self.places(pre=True), self.places(pre=False)
         angles = positions[:, None] * np.array(self.inv_freq)
         cos, sin = self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles)
         x, y = (found[..., place].copy() for place in before)
         found[..., after[0]], found[..., after[1]] = x * cos - y * sin, x * sin + y * cos
         return found
 
-    def _places(self) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """The first and the second dimension of each pair, before RoPE and after it."""
+    def places(self, *, pre: bool) -> tuple[slice, slice]:
+        """The first and the second dimension of each pair, before RoPE or after it."""
         begin, end = self.first, self.first + self.rotary
-        half = slice(begin, begin + len(self.inv_freq)), slice(begin + len(self.inv_freq), end)
-        beside = slice(begin, end, 2), slice(begin + 1, end, 2)
-        return beside if self.layout != "half" else half, beside if self.layout == "interleaved" else half
+        if self.layout == "half" or (self.layout == "interleaved_to_half" and not pre):
+            return slice(begin, begin + len(self.inv_freq)), slice(begin + len(self.inv_freq), end)
+        return slice(begin, end, 2), slice(begin + 1, end, 2)
 
     def as_json(self) -> dict[str, Any]:
         return {**asdict(self), "inv_freq": list(self.inv_freq)}

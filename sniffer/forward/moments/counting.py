@@ -1,0 +1,157 @@
+"""Counting: the moments of one batch as its layers are seen, and those of all batches that a worker has had.
+
+Positions that belong together (of one bucket and section) are stretches of a document. Documents of a batch that have
+the same stretch are taken together where steps are dear, which is on any device but a processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Shaped
+from torch import Tensor
+
+from sniffer.forward.moments.sums import Stretch, Sums
+from sniffer.sampler import Picker
+from sniffer.types import KIND, NONE, Document, MomentRows, MomentsLayout, Rope, TokenBatch
+
+TOGETHER = {"cpu": 1}
+"""Documents that are taken together, by device; others have TOGETHER_ELSEWHERE."""
+
+TOGETHER_ELSEWHERE = 16
+
+Key = tuple[int, str]
+"""Bucket and section."""
+
+
+@dataclass(frozen=True)
+class MomentsPlan:
+    """What is counted: the heads of each (layer, kind), which positions belong together, how layers turn vectors."""
+
+    layout: MomentsLayout
+    heads: Mapping[tuple[int, str], tuple[int, ...]]
+    picker: Picker
+    rope: Mapping[int, Rope] = field(default_factory=dict)
+
+    def pairs(self, layer: int, kind: str) -> tuple[slice, slice] | None:
+        """Where the values are that RoPE turns together; None where nothing turns, or that is not known."""
+        rope = self.rope.get(layer)
+        if kind == "v" or rope is None or not rope.inv_freq:
+            return None
+        return rope.places(pre=KIND[kind].pre)
+
+    def kinds_of(self, layer: int) -> tuple[str, ...]:
+        return tuple(kind for other, kind in self.heads if other == layer)
+
+    def stretches(self, document: Document, draw: str) -> Iterator[tuple[int, int, Key]]:
+        """From which position to before which other, with the bucket and section of these."""
+        n = document.n_tokens
+        buckets = self.picker.side(draw).buckets_until(n)
+        names, codes = self._sections(document)
+        changes = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(codes) != 0)) + 1
+        for start, end in zip([0, *changes.tolist()], [*changes.tolist(), n], strict=True):
+            yield start, end, (int(buckets[start]), names[codes[start]])
+
+    def _sections(self, document: Document) -> tuple[tuple[str, ...], np.ndarray]:
+        if not self.layout.sections or document.sections is None:
+            return (NONE,), np.zeros(document.n_tokens, dtype=np.int32)
+        named = document.sections.names
+        counted = tuple(name if name in self.layout.sections else NONE for name in named.known)
+        places = {name: place for place, name in enumerate(counted)}
+        return counted, np.array([places[name] for name in counted], dtype=np.int32)[named.codes]
+
+
+class Totals:
+    """Moments of whole batches, and the documents that they are of."""
+
+    def __init__(self, plan: MomentsPlan) -> None:
+        self.plan = plan
+        self.documents: list[int] = []
+        self.sums: dict[tuple[int, str], dict[Key, Sums]] = {pair: {} for pair in plan.heads}
+
+    def take(self, batch: Counting) -> None:
+        """Takes in what a batch gave; of its sums, those that are new here are not copied."""
+        self.documents += batch.documents
+        for pair, by_key in batch.sums.items():
+            mine = self.sums[pair]
+            for key, sums in by_key.items():
+                if key in mine:
+                    mine[key].add(sums)
+                else:
+                    mine[key] = sums
+        batch.sums = {}
+
+    def rows(self) -> Iterator[list[MomentRows]]:
+        """All there is of each (layer, kind), by bucket and section."""
+        for (layer, kind), by_key in self.sums.items():
+            heads = self.plan.heads[layer, kind]
+            yield [_as_rows(layer, kind, heads, key, by_key[key]) for key in sorted(by_key)]
+
+    @property
+    def nbytes(self) -> int:
+        found = (
+            tensor.nbytes for by_key in self.sums.values() for sums in by_key.values() for tensor in sums.tensors()
+        )
+        return sum(found)
+
+
+class Counting:
+    """The moments of one batch, but of documents that were counted before."""
+
+    def __init__(self, plan: MomentsPlan, batch: TokenBatch, done: Collection[int] = ()) -> None:
+        self.plan = plan
+        rows = [row for row, document in enumerate(batch.documents) if document.example_id not in done]
+        self.documents = [batch.documents[row].example_id for row in rows]
+        self.sums: dict[tuple[int, str], dict[Key, Sums]] = {}
+        sides = {KIND[kind].draw for _, kind in plan.heads}
+        self._stretches = {
+            side: [(row, *one) for row in rows for one in plan.stretches(batch.documents[row], side)] for side in sides
+        }
+
+    def see(self, layer: int, kind: str, states: Shaped[Tensor, "batch heads seq dim"], heads: Tensor | None) -> None:
+        """Takes what a layer shows of a kind.
+
+        Args:
+            heads: those to count, as an index on the states' device; None for all.
+        """
+        if heads is not None:
+            states = states.index_select(1, heads)
+        found = self.sums.setdefault((layer, kind), {})
+        pairs = self.plan.pairs(layer, kind)
+        together = TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE)
+        for first, last, start, end, key in _grouped(self._stretches[KIND[kind].draw], together):
+            sums = Sums.of(Stretch.of(states[first : last + 1, :, start:end], self.plan.layout.second, pairs))
+            if key in found:
+                found[key].add(sums)
+            else:
+                found[key] = sums
+
+
+def _grouped(stretches: list[tuple[int, int, int, Key]], together: int) -> Iterator[tuple[int, int, int, int, Key]]:
+    """Rows that follow one another and have the same stretch: first and last row, start, end, key."""
+    open_groups: dict[tuple[int, int, Key], tuple[int, int]] = {}
+    for row, start, end, key in stretches:
+        here = open_groups.get((start, end, key))
+        if here is not None and here[1] == row - 1 and row - here[0] < together:
+            open_groups[start, end, key] = here[0], row
+            continue
+        if here is not None:
+            yield (*here, start, end, key)
+        open_groups[start, end, key] = row, row
+    for (start, end, key), here in open_groups.items():
+        yield (*here, start, end, key)
+
+
+def _as_rows(layer: int, kind: str, heads: tuple[int, ...], key: Key, sums: Sums) -> MomentRows:
+    second, dim = sums.second, sums.mean.shape[-1]
+    if second is None:
+        flat = np.empty((len(heads), 0))
+    elif second.ndim == 2:
+        flat = second.cpu().numpy()
+    else:
+        upper = np.triu_indices(dim)
+        flat = second.cpu().numpy()[:, upper[0], upper[1]]
+    values = (tensor.cpu().numpy() for tensor in (sums.minimum, sums.maximum, sums.lengths))
+    return MomentRows(layer, kind, heads, *key, sums.n, sums.mean.cpu().numpy(), flat, *values)
