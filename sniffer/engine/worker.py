@@ -24,7 +24,7 @@ from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.facts import score_facts
 from sniffer.forward.attention.prove import prove
-from sniffer.forward.moments.counting import MomentsPlan
+from sniffer.forward.moments.counting import MomentsPlan, Totals
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
 from sniffer.process.clock import Clock
@@ -104,6 +104,7 @@ class Worker:
         self.clock = Clock()
         self.examples: list[Example] = []
         self.leaving: Leaving | None = None
+        self.totals: Totals | None = None
         self.moments: str | None = None
         """Where those of all documents that left whole lie."""
 
@@ -158,6 +159,7 @@ class Worker:
         if plan.moments is not None:
             moments = MomentsPlan(plan.moments, plan.selection.moments, plan.picker, self.backbone.rope)
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention, moments)
+        self.totals = self.passes.totals
         how = plan.compression, layout, plan.sections
         self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, *how)
 
@@ -209,10 +211,10 @@ class Worker:
 
     def _write_moments(self, number: int) -> Moved | None:
         """All of them, for batches go on to be added to what there is."""
-        if self.passes.totals is None or not self.examples:
+        if self.totals is None or not self.examples:
             return None
-        groups, documents = self.passes.totals.rows(), self.passes.totals.documents
-        record = write_moments(self.folder, RunFolder.moments(number), groups, documents)
+        path, totals = RunFolder.moments(number), self.totals
+        record = write_moments(self.folder, path, totals.rows(), totals.documents)
         return Moved(record, self.moments)
 
     def end_flush(self, done: Callable[[], object] = lambda: None) -> Flushed:

@@ -230,7 +230,7 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
             for kind in kinds
             if query_heads[layer.layer]
         }
-        for kinds in ((*capture.kinds, *((ATTENTION,) if capture.attention else ())), capture.moments.kinds)
+        for kinds in ((*capture.kinds, *((ATTENTION,) if capture.attention else ())), capture.moments.kinds or ())
     )
     if not heads:
         raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")

@@ -7,7 +7,7 @@ outputs/RUN/
   examples.parquet  .examples.parquet     the documents; their twin, as of the last finished commit
   captures/layer=07/kind=q/part-00000.parquet
   tokens/part-00000.parquet               the token ids of the documents
-  moments/part-00000.parquet              sums over all positions
+  moments/part-00000.parquet              sums over all positions, where any are wanted
   sniffer.log  .lock  experiments/        the log, who writes here now, results of analyses
 """
 

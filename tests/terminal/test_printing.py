@@ -210,6 +210,7 @@ def test_fields_of_the_manifest_that_are_poisoned_are_all_that_are_free():
     """A new field has to be poisoned above, or to be one of those that are checked."""
     checked = {"status", "seed", "geometry", "selection", "sampler", "created", "finished", "parts", "pending"}
     checked |= {"threads", "examples", "schema_version", "attention", "scores", "tokens", "model_config"}
+    checked |= {"moments", "moment_files"}
     free = {
         "reason",
         "versions",

@@ -24,7 +24,7 @@ class MomentsConfig:
     def __post_init__(self) -> None:
         self.kinds = _names("kinds", self.kinds)
         self.sections = _names("sections", self.sections)
-        if unknown := [kind for kind in self.kinds if kind not in KINDS]:
+        if unknown := [kind for kind in self.kinds or () if kind not in KINDS]:
             raise ConfigError(f"capture.moments.kinds names {unknown}: take some of {list(KINDS)}")
         if self.second not in SECONDS:
             raise ConfigError(f"capture.moments.second={self.second} must be one of {', '.join(SECONDS)}")
@@ -34,7 +34,7 @@ class MomentsConfig:
     @property
     def layout(self) -> MomentsLayout | None:
         """As the manifest tells it; None where nothing is asked for."""
-        return MomentsLayout(self.kinds, self.second, self.sections) if self.kinds else None
+        return MomentsLayout(self.kinds, self.second, self.sections or ()) if self.kinds else None
 
 
 def check_moments(wanted: MomentsConfig, dataset: Dataset) -> None:
@@ -49,7 +49,7 @@ def check_moments(wanted: MomentsConfig, dataset: Dataset) -> None:
 def check_kinds(wanted: MomentsConfig, layers: Sequence[LayerGeometry], pre_missing: str = "") -> None:
     """Raises ConfigError where a layer does not show a kind."""
     for layer in layers:
-        missing = [kind for kind in wanted.kinds if kind not in layer.heads]
+        missing = [kind for kind in wanted.kinds or () if kind not in layer.heads]
         if missing:
             why = f" ({pre_missing})" if pre_missing else ""
             raise ConfigError(
@@ -58,8 +58,9 @@ def check_kinds(wanted: MomentsConfig, layers: Sequence[LayerGeometry], pre_miss
             )
 
 
-def _names(key: str, value: Any) -> tuple[str, ...]:
+def _names(key: str, value: Any) -> tuple[str, ...] | None:
+    """Null stays null, and so does a list of nothing."""
     names = () if value is None else (value,) if isinstance(value, str) else tuple(value)
     if len(set(names)) != len(names) or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f"capture.moments.{key}={value} must be names, each once, or null")
-    return names
+    return names or None
