@@ -10,19 +10,22 @@ The same path takes up an earlier, stopped session: what it has on disk (storage
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
 from sniffer.config.choosing import with_batch_tokens
-from sniffer.config.saving import saved_config
+from sniffer.config.saving import save_plain
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
 from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.feed import Feed
 from sniffer.dataset.kept import check_kept, require_kept, unkept
 from sniffer.dataset.source import Shard
+from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.engine.base import Plan, dtype_name
+from sniffer.engine.beginning import first_manifest
 from sniffer.engine.crew import Crew
 from sniffer.engine.engine import Engine
 from sniffer.engine.local import LocalEngine
@@ -45,14 +48,13 @@ from sniffer.process.clock import Clock
 from sniffer.process.devices import device_line
 from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
-from sniffer.sampler import describe, picker_of
-from sniffer.storage.manifest import Manifest
+from sniffer.sampler import picker_of
 from sniffer.storage.model_config import with_model_config
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
 from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary, to_extend
-from sniffer.types import ModelFacts, ModelLimits, by_number, by_rope, described, has_sections
+from sniffer.types import Document, ModelFacts, ModelLimits, by_number, has_sections
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -62,7 +64,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     """Captures what `config` asks for into `folder`, which the caller holds (storage/lock.py).
 
     Args:
-        earlier: the stopped session of this run that is to be taken up; without one the folder holds no
+        earlier: the session of this run that is to be taken up, or extended; without one the folder holds no
             results yet.
         load: how to come by the model; jobs of a sweep hand it on.
 
@@ -78,7 +80,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             limits = check(config)
             tokenize, pad_id = tokenizer_for(config.dataset, config.model)
             longest = token_limit(config, limits)
-            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest)
+            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest, breaks=config.batch.breaks or ())
             try:
                 if limits.vocabulary is not None and getattr(config.dataset, "tokens_column", None) is not None:
                     feed.fit(limits.vocabulary)
@@ -96,8 +98,10 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 log.info("%s", estimate_line(plan.expected))
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
-                manifest = earlier.continued(first_manifest(config, plan, folder, model, feed))
-                manifest = with_model_config(folder, manifest, model.model_config)
+                fresh = first_manifest(config, plan, folder, model, feed.encoder.describe())
+                manifest = with_model_config(folder, earlier.continued(fresh), model.model_config)
+                if earlier.extended is not None:
+                    save_plain(folder, earlier.extended)
             except BaseException:
                 feed.close()
                 raise
@@ -202,6 +206,17 @@ def check(config: Config) -> ModelLimits:
     return limits
 
 
+def documents(config: Config) -> Iterator[Document]:
+    """The documents that a run of this configuration would have, in order, read anew.
+
+    Raises:
+        SnifferError: as a run before its model loads.
+    """
+    config.dataset.check()
+    tokenize, _ = tokenizer_for(config.dataset, config.model)
+    return Tokenizer(tokenize, token_limit(config, config.model.limits())).documents(config.dataset)
+
+
 def token_limit(config: Config, limits: ModelLimits) -> int | None:
     """The most tokens of a text: what the user says, else, unless it comes in windows, what the model was made for.
 
@@ -275,25 +290,3 @@ def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None
     needed = largest_forward(config.model, lengths, plan.batch_tokens)
     if needed is not None and (line := device_warning(needed, plan.expected.batch_bytes, model.device_free)):
         log.warning("%s", line)
-
-
-def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, feed: Feed) -> Manifest:
-    """The manifest of a run that is about to start."""
-    tokenizer = feed.encoder.describe()
-    return Manifest(
-        status="running",
-        seed=config.seed,
-        model={**config.model.describe(), **({"tokenizer": tokenizer} if tokenizer else {})},
-        dataset=described(config.dataset),
-        sampler=describe(config.sampler),
-        geometry=tuple(plan.geometry.values()),
-        selection=plan.selection.by_layer(),
-        threads=model.threads,
-        device=dict(model.described),
-        backbone=model.describe(),
-        config=saved_config(folder),
-        attention=None if plan.attention is None else plan.attention.as_json(),
-        moments=plan.moments_told(),
-        scores={layer: facts.as_json() for layer, facts in model.scores.items()},
-        rope=by_rope(model.rope),
-    )

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from sniffer.config.schema import Config, PlanConfig
 from sniffer.dataset.batching import ELSEWHERE
-from sniffer.dataset.encoding import tokenizer_for
 from sniffer.dataset.kept import check_kept
 from sniffer.dataset.packing import most_lengths as packs
 from sniffer.dataset.source import Shard
-from sniffer.dataset.tokenizing import Tokenizer, spans
+from sniffer.dataset.tokenizing import spans
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import Estimate, estimate, largest_forward, peak_ram, stored_bytes
@@ -77,7 +76,7 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     check_kept(config.sampler.keep_sections, config.dataset)
     speed, limits = speed_of(asked), config.model.limits()
     check_request(config.capture, limits)
-    longest = token_limit(config, limits)
+    token_limit(config, limits)  # refuses more positions than there are
     outline = config.model.outline()
     selection = select(outline.geometry, config.capture, outline.pre_missing)
     picker = picker_of(config.sampler, config.seed)
@@ -88,7 +87,7 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     if not read and most is None:
         raise ConfigError("plan.read=false needs dataset.max_examples and dataset.max_tokens: give both")
     if read or most is None:
-        lengths, sections = read_lengths(config, longest)
+        lengths, sections = read_lengths(config)
     else:
         # Which tokens are of a section that is kept is not known: at most all of them.
         kept = config.sampler.keep_sections[:1]
@@ -121,17 +120,16 @@ def most_lengths(dataset: Dataset) -> list[int] | None:
     return lengths * len(range(shard.index, examples, shard.count))
 
 
-def read_lengths(config: Config, longest: int | None) -> tuple[list[int], list[Sections | None]]:
+def read_lengths(config: Config) -> tuple[list[int], list[Sections | None]]:
     """The tokens of each document, read, tokenised and cut as the run would, and their sections.
 
     Raises:
         DatasetError: the documents cannot be read.
         CheckpointError: there is no tokenizer.
     """
-    config.dataset.check()
-    tokenize, _ = tokenizer_for(config.dataset, config.model)
-    documents = Tokenizer(tokenize, longest).documents(config.dataset)
-    found = [(document.n_tokens, document.sections) for document in documents]
+    from sniffer.capture import documents
+
+    found = [(document.n_tokens, document.sections) for document in documents(config)]
     return [n for n, _ in found], [sections for _, sections in found]
 
 

@@ -75,8 +75,9 @@ RESTORE = "restore the file, or let `python -m sniffer.runs resume RUN --restore
 def as_chosen(asked: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked for, with what a run has chosen itself where nothing was said."""
     batch, chosen = dict(asked.get("batch") or {}), saved.get("batch") or {}
-    if batch.get("max_tokens") is None and "max_tokens" in batch:
-        batch["max_tokens"] = chosen.get("max_tokens")
+    for key in ("max_tokens", "breaks"):
+        if batch.get(key) is None and key in batch:
+            batch[key] = chosen.get(key)
     return {**asked, **({"batch": batch} if batch else {})}
 
 

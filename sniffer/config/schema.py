@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from omegaconf import MISSING
@@ -31,16 +32,20 @@ else:
 class BatchConfig:
     """How documents share a forward pass; results do not depend on it.
 
-    `max_tokens` is null for what suits the device (dataset/batching.py, forward/budget.py).
+    `max_tokens` is null for what suits the device (dataset/batching.py, forward/budget.py). `breaks`: numbers of
+    documents after which batches begin anew, in ascending order: where a run was extended.
     """
 
     max_tokens: int | None = None
+    breaks: list[int] | None = None
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(
                 f"batch.max_tokens={self.max_tokens} must be 1 or more, or null for what suits the device"
             )
+        if self.breaks is not None and any(after >= to for after, to in pairwise([0, *self.breaks])):
+            raise ConfigError(f"batch.breaks={self.breaks} must be numbers of documents, ascending from 1, or null")
 
 
 @dataclass

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -34,12 +34,17 @@ class Chunk:
     last: bool
 
 
-def chunks(documents: Iterator[Document]) -> Iterator[Chunk]:
-    """Groups documents into chunks of bounded size; always ends with one marked `last`."""
+def chunks(documents: Iterator[Document], breaks: Collection[int] = ()) -> Iterator[Chunk]:
+    """Groups documents into chunks of bounded size; always ends with one marked `last`.
+
+    Args:
+        breaks: numbers of documents after which a chunk ends, however small it is.
+    """
     pending: list[Document] = []
     tokens = 0
-    for document in documents:
-        if pending and (tokens + document.n_tokens > CHUNK_TOKENS or len(pending) >= CHUNK_DOCUMENTS):
+    for number, document in enumerate(documents):
+        full = tokens + document.n_tokens > CHUNK_TOKENS or len(pending) >= CHUNK_DOCUMENTS
+        if pending and (full or number in breaks):
             yield Chunk(tuple(pending), last=False)
             pending, tokens = [], 0
         pending.append(document)
@@ -50,15 +55,23 @@ def chunks(documents: Iterator[Document]) -> Iterator[Chunk]:
 class Feed:
     """A run's documents: reading starts at once, in the background; batches come chunk by chunk.
 
-    `counts` is complete when the batches have ended.
+    `counts` is complete when the batches have ended. No batch has documents from before and after one of `breaks`.
     """
 
-    def __init__(self, dataset: Dataset, tokenize: Tokenize, pad_id: int, *, max_tokens: int | None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        tokenize: Tokenize,
+        pad_id: int,
+        *,
+        max_tokens: int | None,
+        breaks: Collection[int] = (),
+    ) -> None:
         tokenizer = Tokenizer(tokenize, max_tokens)
         self.counts = tokenizer.counts
         self.encoder = Encoder.of(dataset, tokenize)
         self.pad_id = pad_id
-        self._ahead = Ahead(chunks(tokenizer.encoded(dataset, self.encoder)))
+        self._ahead = Ahead(chunks(tokenizer.encoded(dataset, self.encoder), frozenset(breaks)))
         self._chunks = iter(self._ahead)
         self._n_texts = len(dataset)
         self._packs = getattr(dataset, "pack_to", None) is not None

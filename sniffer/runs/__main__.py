@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +20,7 @@ from rich.console import Console, RenderableType
 
 from sniffer.config.resolve import register
 from sniffer.config.trust import Trust
+from sniffer.errors import RunError
 from sniffer.process.patched import patched
 from sniffer.reader.job_folders import REPRODUCED
 from sniffer.storage.layout import RunFolder
@@ -65,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     resume = add("resume", "go on where a run was stopped, and mend what is damaged")
     resume.add_argument("--force", action="store_true", help="although something changed; the manifest records it")
     resume.add_argument("--restore", action="store_true", help="put config.yaml back to what the run was made with")
+    resume.add_argument(
+        "--extend",
+        type=_more,
+        nargs="?",
+        const=0,
+        metavar="dataset.max_examples=N",
+        help="add to a complete run what its dataset has more of by now, or, given a larger N, up to so many documents",
+    )
     _add_trust(resume)
 
     reproduce = add("reproduce", "run the saved configuration again and compare every row")
@@ -96,11 +106,31 @@ def _trust(chosen: argparse.Namespace) -> Trust:
 
 
 def _resume(chosen: argparse.Namespace) -> int:
+    if chosen.extend is not None:
+        return _extend(chosen)
     from sniffer.runs.resume import resume
 
     if not resume(chosen.run.absolute(), _trust(chosen), force=chosen.force, restore=chosen.restore):
         line(f"{chosen.run} is complete and whole: nothing to do")
     return 0
+
+
+def _extend(chosen: argparse.Namespace) -> int:
+    if chosen.force or chosen.restore:
+        raise RunError("--extend adds to a run as it is, without --force or --restore: leave these out")
+    from sniffer.runs.extend import extend
+
+    documents = extend(chosen.run.absolute(), _trust(chosen), chosen.extend or None)
+    if documents is None:
+        line(f"{chosen.run} has all documents that its dataset gives: nothing to add")
+    return 0
+
+
+def _more(typed: str) -> int:
+    """A number of documents, as it is given to --extend."""
+    if (found := re.fullmatch(r"dataset\.max_examples=([1-9][0-9]*)", typed)) is None:
+        raise argparse.ArgumentTypeError(f"{typed!r} is not dataset.max_examples=N (RUN comes before --extend)")
+    return int(found[1])
 
 
 def _verify(chosen: argparse.Namespace) -> int:

@@ -63,6 +63,9 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
     if manifest.pending:
         facts["pending"] = f"{len(manifest.pending):,} parts, {size(sum(part.bytes for part in manifest.pending))}"
     for resume in manifest.resumes:
+        if resume.get("extended"):
+            facts[f"extended {resume.get('at', '?')}"] = f"beyond {resume.get('examples', '?')} documents"
+            continue
         changed = f", with {'; '.join(map(str, resume['differences']))}" if resume.get("differences") else ""
         facts[f"resumed {resume.get('at', '?')}"] = f"stopped by {resume.get('stopped_by', '?')}{changed}"
     return facts

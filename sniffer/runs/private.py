@@ -66,8 +66,10 @@ def _last(path: str) -> str:
 
 def _without_words(resume: Mapping[str, Any]) -> dict[str, Any]:
     """A resume without what its messages say: the class of the error that stopped it, the keys that differed."""
-    told = {name: resume[name] for name in ("at", "examples") if name in resume}
+    told = {name: resume[name] for name in ("at", "examples", "extended") if name in resume}
     names = [str(line).partition(": ")[0] for line in resume.get("differences", ())]
+    if told.get("extended") is True:
+        return told
     stopped_by = str(resume.get("stopped_by", "")).partition(":")[0]
     return {**told, "stopped_by": without_paths(stopped_by), "differences": without_paths(names)}
 

@@ -1,4 +1,4 @@
-"""Taking up a stopped run: what it has on disk, and whether it can go on as if nothing had happened.
+"""Taking up a stopped run, or extending a complete one: what is on disk, and whether it can go on as if it never ended.
 
 It can if the same rows would come out: the same configuration, checkpoint, data, device and versions of what
 computes. Whatever differs is named and refused, or, when forced, recorded in the manifest.
@@ -7,7 +7,7 @@ computes. Whatever differs is named and refused, or, when forced, recorded in th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from typing import Any
@@ -41,6 +41,12 @@ UNKNOWN_EARLIER = (
 VERSIONS = ("torch", "transformers", "tokenizers", "qk-sniffer")
 """Whose versions rows may depend on."""
 
+LARGER = ("config.batch.breaks", "config.dataset.max_examples", "dataset.max_examples", "dataset.documents")
+"""What an extended run has otherwise than before, if its data are what they were."""
+
+GROWN = (*LARGER, "dataset.files", "dataset.bytes", "dataset.sha256", "dataset.commit", "dataset.unreadable")
+"""And if they have grown."""
+
 STOPPED_BY = {"running": "a kill", "complete": "damage", "interrupted": "an interruption"}
 """What stopped a run that cannot say so itself, by its status."""
 
@@ -51,14 +57,15 @@ LONG = 60
 
 @dataclass(frozen=True)
 class Earlier:
-    """The stopped session of a run; without a manifest there is none.
+    """The stopped session of a run, or the complete one that is to be extended; without a manifest there is none.
 
-    `forced`: differences are recorded instead of refused.
+    `forced`: differences are recorded instead of refused. `extended`: the configuration of an extended run.
     """
 
     manifest: Manifest | None = None
     on_disk: OnDisk = field(default_factory=OnDisk)
     forced: bool = False
+    extended: Mapping[str, Any] | None = None
 
     @property
     def bytes(self) -> int:
@@ -75,6 +82,8 @@ class Earlier:
         """
         if self.manifest is None:
             return fresh
+        if self.extended is not None:
+            return self._grown(self.manifest, replace(fresh, config=as_plain(self.extended)))
         found = differences(self.manifest.as_json(), fresh.as_json())
         if found and not self.forced:
             raise refusal(found)
@@ -88,18 +97,26 @@ class Earlier:
         rope = self.manifest.rope or fresh.rope
         return replace(self.manifest, status="running", reason=None, finished=None, rope=rope, resumes=resumes)
 
+    def _grown(self, then: Manifest, fresh: Manifest) -> Manifest:
+        refuse_other(differences(then.as_json(), fresh.as_json(), GROWN))
+        noted = {"at": fresh.created, "extended": True, "examples": len(self.on_disk.committed)}
+        resumes, dataset = (*then.resumes, noted), as_plain(fresh.dataset)
+        return replace(then, status="running", finished=None, resumes=resumes, dataset=dataset, config=fresh.config)
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], apart_from: Sequence[str] = ()) -> list[str]:
     """What rows may depend on and is not as it was, one line each.
 
     Args:
         then: a manifest as JSON.
         now: the same, or only some of its keys, which alone are compared.
+        apart_from: names that are not.
     """
     lines = []
     for key in (key for key in MATTERS if then.get(key) and key in now):
         before, after = (dict(_flat(key, _that_matters(key, values[key]))) for values in (then, now))
         unknown = [name for name in UNKNOWN_EARLIER if not (_has(before, name) and _has(after, name))]
+        unknown += apart_from
         for name in dict.fromkeys([*before, *after]):
             if not _within(name, unknown) and not _equal(before.get(name), after.get(name)):
                 first, second = _shown(before, after, name), _shown(after, before, name)
@@ -113,11 +130,23 @@ def as_plain(values: Any) -> Any:
 
 
 def refusal(found: list[str]) -> RunError:
-    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return RunError(
-        f"the run cannot go on as it began: {'; '.join(found[:SHOWN])}{more}; put it back as it was, "
+        f"the run cannot go on as it began: {_named(found)}; put it back as it was, "
         "or --force to go on all the same, which the manifest will record (--restore puts config.yaml back)"
     )
+
+
+def refuse_other(found: list[str]) -> None:
+    """Raises RunError where a run that is to be extended was made with something else."""
+    if found:
+        raise RunError(
+            f"the run cannot be extended: {_named(found)}; put it back as it was, or capture into a new folder"
+        )
+
+
+def _named(found: list[str]) -> str:
+    more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    return f"{'; '.join(found[:SHOWN])}{more}"
 
 
 def _has(values: Mapping[str, Any], section: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,6 +111,15 @@ def test_chunks_are_bounded_and_the_last_one_says_so(monkeypatch: pytest.MonkeyP
 
 def test_an_empty_source_is_one_last_window_without_documents():
     assert list(chunks(iter(()))) == [Chunk((), last=True)]
+
+
+@pytest.mark.parametrize("breaks", [(), (2,), (1, 4), (5,), (2, 9)])
+def test_chunks_end_at_breaks_and_hold_everything(breaks: tuple[int, ...]):
+    given = [document(i, 4) for i in range(5)]
+    made = list(chunks(iter(given), breaks))
+    ends = [0, *(place for place in breaks if place < 5), 5]
+    assert [list(chunk.documents) for chunk in made] == [given[a:b] for a, b in pairwise(ends)]
+    assert [chunk.last for chunk in made] == [False] * (len(made) - 1) + [True]
 
 
 def test_reading_happens_in_another_thread_in_order():
