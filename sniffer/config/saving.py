@@ -19,6 +19,7 @@ from sniffer.storage.durable import durable_file
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import RERUN_HEAD, refuse_taken
 from sniffer.storage.untrusted import CONFIG_BYTES, read_yaml
+from sniffer.types import is_url
 
 
 def save_plain(folder: Path, plain: Mapping[str, Any]) -> None:
@@ -146,7 +147,7 @@ def _with_absolute_paths(plain: dict[str, Any]) -> dict[str, Any]:
         # A folder such as 2024 is read as a number.
         if isinstance(node, dict) and type(node.get(key)) is int:
             node[key] = str(node[key])
-        if isinstance(node, dict) and isinstance(node.get(key), str):
+        if isinstance(node, dict) and isinstance(node.get(key), str) and not (key == "path" and is_url(node[key])):
             # Such as from a shell variable that is not set; it would mean the folder one stands in.
             if not node[key].strip():
                 raise ConfigError(f"{group}.{key} is empty: give a path{'' if key == 'path' else ' or a hub id'}")

@@ -1,6 +1,7 @@
 """Where text comes from, whose identity it has, and how it becomes batches of tokens.
 
     packages, files, tables, hub      sources of documents: (example_id, source_id, content); source has what they share
+    remote                            files that a URL means, fetched
     compressed, records, columns      what a file or a row of a table has: unpacked, as JSON, by a path into it
     content, choosing                 what a row is: a text, token ids, a chat; and which rows are taken
     encoding                          a content as token ids, special tokens as they are wanted

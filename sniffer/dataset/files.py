@@ -1,4 +1,4 @@
-"""Datasets that are files on this machine: which of them a path means, and what is known of them.
+"""Datasets that are files: which of them a path means, and what is known of them; those of a URL come from remote.py.
 
 Documents that are files, one each and named by their paths below the folder, are here too; tables are in tables.py.
 """
@@ -10,21 +10,25 @@ import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sniffer.dataset.compressed import LEAVE_OUT, endings, read_text
+from sniffer.dataset.remote import Remote, local_path
 from sniffer.dataset.source import LATER, Source
 from sniffer.errors import DatasetError, UnreadableError
+from sniffer.types import Content, is_url
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files(Source):
-    """Files. `path`: a file, a folder (every file below it that ends in one of ENDINGS), or a glob.
+    """Files. `path`: a file, a folder (every file below it that ends in one of ENDINGS), a glob, or a URL of these but
+    a folder.
 
     `skip_unreadable`: those that cannot be read are left out and counted, instead of refused. Whether one can be is
     then found out first, by reading it to its end.
@@ -52,9 +56,25 @@ class Files(Source):
         left_out = {"unreadable": len(self._unreadable)} if self._unreadable else {}
         return {**file_facts(self.files), **left_out}
 
+    def check(self) -> None:
+        with self._as_given():
+            super().check()
+
+    def texts(self) -> Iterator[tuple[int, str, Content]]:
+        with self._as_given():
+            yield from super().texts()
+
+    def _as_given(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._remote is None else self._remote.named()
+
+    @cached_property
+    def _remote(self) -> Remote | None:
+        """Where the path is a URL, its files."""
+        return Remote(self.path) if is_url(self.path) and local_path(self.path) == self.path else None
+
     @cached_property
     def _named(self) -> list[Path]:
-        return find_files(self.path, self.ENDINGS)
+        return find_files(local_path(self.path), self.ENDINGS) if self._remote is None else self._remote.files
 
     @cached_property
     def _unreadable(self) -> set[Path]:
@@ -68,6 +88,7 @@ class Files(Source):
                 found[file] = str(error).removesuffix(LEAVE_OUT)
         if found:
             first = next(iter(found.values()))
+            first = first if self._remote is None else self._remote.as_given(first)
             log.warning("%d of %d files are left out, the first: %s", len(found), len(self._named), first)
         return set(found)
 
@@ -79,7 +100,7 @@ class TextFiles(Files):
     ENDINGS = endings(".txt")
 
     def row_ids(self) -> Iterator[str]:
-        root = _root(self.path)
+        root = _root(local_path(self.path)) if self._remote is None else self._remote.folder
         return (file.relative_to(root).as_posix() for file in self.files)
 
     def row_texts(self, rows: range) -> Iterator[str]:

@@ -55,9 +55,10 @@ def without_paths(value: Any) -> Any:
 
 
 def _shortened(found: re.Match[str]) -> str:
+    # A query may be a signature, by which anyone could read what is private.
     if not found["scheme"]:
         return _last(found[0])
-    return _last(found["rest"]) if found["scheme"] == "file://" else found["scheme"] + found["rest"]
+    return _last(found["rest"]) if found["scheme"] == "file://" else found["scheme"] + found["rest"].partition("?")[0]
 
 
 def _last(path: str) -> str:

@@ -36,6 +36,7 @@ from sniffer.types.models import (
     key_head,
 )
 from sniffer.types.moments import MOMENTS, SECONDS, MomentRows, Moments, MomentsLayout
+from sniffer.types.places import is_url
 from sniffer.types.rope import ROPE_LAYOUTS, Rope, by_rope
 from sniffer.types.rows import ROW_DTYPES, SECTION, Rows
 from sniffer.types.sections import NONE, Names, Sections
@@ -95,5 +96,6 @@ __all__ = [
     "draw_of",
     "first_key",
     "has_sections",
+    "is_url",
     "key_head",
 ]
