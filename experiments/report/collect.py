@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from sniffer.errors import RunError, first_line
 from sniffer.reader.run import Run
 from sniffer.storage.untrusted import CONFIG_BYTES, read_json, read_text
+from sniffer.terminal.sections import by_section
 
 from ..common.results import FINDINGS, PROVENANCE
 from .glossary import ABOUT, ORDER
@@ -38,6 +39,7 @@ def collect(run: Run, overrides: dict[str, str], table_limit: int) -> dict[str, 
         "overrides": overrides,
         "facts": facts(run),
         "coverage": coverage(run),
+        "sections": sections(run),
         "findings": [_findings(folder, run) for folder in folders],
         "maps": [one for folder in folders for one in maps(folder)],
         "plane": plane(run.folder / "experiments" / "position_geometry"),
@@ -82,6 +84,22 @@ def coverage(run: Run) -> dict[str, Any]:
         heads = {layer: len(run.manifest.selection[layer].get(kind, ())) or 1 for layer in run.layers}
         kinds[kind] = [[rows[layer][bucket] / heads[layer] for bucket in buckets] for layer in run.layers]
     return {"layers": list(run.layers), "buckets": buckets, "kinds": kinds}
+
+
+def sections(run: Run) -> dict[str, Any] | None:
+    """Titles and lines of the table by section; None where documents have none.
+
+    Raises:
+        RunError: examples.parquet cannot be read.
+    """
+    try:
+        found = by_section(run.folder, run.manifest)
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"could not read the documents of {run.folder}: {first_line(error)}; `python -m sniffer.runs resume "
+            f"{run.folder}` mends them"
+        ) from error
+    return None if found is None else {"titles": found[0], "lines": found[1]}
 
 
 def maps(folder: Path) -> list[dict[str, Any]]:

@@ -161,6 +161,14 @@ function drawCoverage() {
   byId("coverage-map").replaceChildren(...heatMap(layers, buckets, kinds[byId("coverage-kind").value], { row: "layer", column: "bucket", value: "rows per head" }));
 }
 
+function drawSections() {
+  const sections = job().sections;
+  byId("coverage-sections").hidden = sections === null;
+  if (sections === null) return;
+  const lines = sections.lines.map((line) => make("tr", {}, ...line.map((value) => make("td", {}, typeof value === "number" ? value.toLocaleString("en") : value))));
+  byId("section-table").replaceChildren(make("tr", {}, ...sections.titles.map((title) => make("th", {}, title))), ...lines);
+}
+
 function drawCompare() {
   const [analysis, label] = byId("compare-statistic").value.split("|");
   const rows = DATA.jobs.map((one) => {
@@ -287,6 +295,7 @@ function drawJob() {
   drawFindings();
   drawFacts();
   drawCoverage();
+  drawSections();
   drawTables();
   if (!byId("sampling").hidden) drawSampling();
   if (first) {

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int, Int32
 
-from sniffer.dataset.roles import TEMPLATE, spans_of
+from sniffer.dataset.roles import TEMPLATE, WITHOUT_ROLES, spans_of
 from sniffer.dataset.spans import sections_of
 from sniffer.errors import CheckpointError, DatasetError, first_line
 from sniffer.types import (
@@ -32,7 +32,17 @@ from sniffer.types import (
     has_sections,
 )
 
-CHAT_KEYS = ("dataset.messages_column", "dataset.chat.template")
+
+class ChatKeys(NamedTuple):
+    """What the configuration says of chats: the key that asks for them, that of a template, and what does without."""
+
+    asked: str = "dataset.messages_column"
+    template: str = "dataset.chat.template"
+    without_chats: str | None = None
+    without_roles: str = WITHOUT_ROLES
+
+
+CHAT_KEYS = ChatKeys()
 
 
 @dataclass
@@ -41,7 +51,7 @@ class Encoder:
 
     `template`: of chats, if there are any; the tokenizer's own where it is None. `begun`: texts so far that brought a
     beginning of their own, and would have got a second one. `sections`: documents have some; `by_characters`: told by
-    the characters of their texts. `chat_keys`: those of the configuration that ask for chats, and for a template.
+    the characters of their texts. `chat_keys`: those of the configuration, for messages.
     """
 
     tokenize: Tokenize
@@ -51,7 +61,7 @@ class Encoder:
     begun: int = 0
     sections: bool = False
     by_characters: bool = False
-    chat_keys: tuple[str, str] = CHAT_KEYS
+    chat_keys: ChatKeys = CHAT_KEYS
 
     def __post_init__(self) -> None:
         if self.special_tokens != "auto":
@@ -167,7 +177,8 @@ class Encoder:
 
     def _sections_of_roles(self, chat: Chat, ids: Int32[np.ndarray, " n_tokens"], name: str) -> Sections:
         """Those of the rendered chat, whose tokens are those of the template to the last one."""
-        text, spans = spans_of(chat, self._asked("rendered", self.chat_keys[0]), name)
+        render = self._asked("rendered", self.chat_keys.asked)
+        text, spans = spans_of(chat, render, name, self.chat_keys.without_roles)
         found = self._by_offsets(self._offsets(text, False), ids, SectionedText(text, spans), name)
         names = found.names
         return Sections.of(Names.of([known if known != NONE else TEMPLATE for known in names.known], names.codes))
@@ -188,11 +199,11 @@ class Encoder:
 
     def _of_chat(self, chat: Chat, name: str) -> Any:
         try:
-            return self._asked("chat", self.chat_keys[0])(chat)
+            return self._asked("chat", self.chat_keys.asked)(chat)
         except Exception as error:  # of a template: any
             raise DatasetError(
                 f"document {name!r}: the chat template refuses it: {first_line(error)}; mend the chat, or give another "
-                f"template with {self.chat_keys[1]}"
+                f"template with {self.chat_keys.template}{self._or_without}"
             ) from error
 
     def _adds_one(self, text: str, n_tokens: int) -> bool:
@@ -201,12 +212,16 @@ class Encoder:
 
     def _require_template(self) -> str:
         try:
-            return str(self._asked("template", self.chat_keys[0])(self.template))
+            return str(self._asked("template", self.chat_keys.asked)(self.template))
         except ValueError as error:
             raise CheckpointError(
-                f"{self.chat_keys[0]}: the model's tokenizer has no such chat template: give one with "
-                f"{self.chat_keys[1]}=FILE ({first_line(error)[:100]})"
+                f"{self.chat_keys.asked}: the model's tokenizer has no such chat template: give one with "
+                f"{self.chat_keys.template}=FILE{self._or_without} ({first_line(error)[:100]})"
             ) from error
+
+    @property
+    def _or_without(self) -> str:
+        return "" if self.chat_keys.without_chats is None else f", or take {self.chat_keys.without_chats}"
 
     @property
     def _beginning(self) -> int | None:

@@ -18,6 +18,7 @@ from itertools import product
 from typing import Any
 
 from sniffer.dataset.content import ChatFormat
+from sniffer.dataset.encoding import ChatKeys
 from sniffer.dataset.haystack import Haystack, place_at, places, texts_of
 from sniffer.dataset.needles import MOST_NEEDLES, SENTENCES, Task, drawn_depth, with_needles
 from sniffer.dataset.source import Shard, Source
@@ -121,8 +122,9 @@ class Niah(Source):
         return ChatFormat(template=None if self.chat is True else self.chat) if self.chat else None
 
     @property
-    def chat_keys(self) -> tuple[str, str]:
-        return "dataset.chat", "dataset.chat"
+    def chat_keys(self) -> ChatKeys:
+        plain = "dataset.chat=false for plain text"
+        return ChatKeys("dataset.chat", "dataset.chat", plain, without_roles=f"take {plain}")
 
     def check(self) -> None:
         """As any source; the hay is read, and must be long enough for the longest text."""

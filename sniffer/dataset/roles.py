@@ -49,8 +49,15 @@ class Said:
     stretches: tuple[Span, ...]
 
 
-def spans_of(chat: Chat, render: Render, name: str) -> tuple[str, tuple[Span, ...]]:
+WITHOUT_ROLES = "dataset.chat.sections=false captures chats without sections"
+UNTOLD = "which tokens are of which role cannot be told"
+
+
+def spans_of(chat: Chat, render: Render, name: str, instead: str = WITHOUT_ROLES) -> tuple[str, tuple[Span, ...]]:
     """A rendered chat, and the spans of what its messages say, by their roles or as `chat.spans` has them.
+
+    Args:
+        instead: what can be done where they cannot be told, for messages.
 
     Raises:
         DatasetError: it cannot be told what the template has made of a text.
@@ -58,18 +65,16 @@ def spans_of(chat: Chat, render: Render, name: str) -> tuple[str, tuple[Span, ..
     """
     plain = render(replace(chat, spans=None))
     said = list(_said(chat, name))
+    advice = f"{UNTOLD}; {instead}"
     if any(MARK.search(text) for text in (plain, *(one.text for one in said))):
-        raise DatasetError(f"document {name!r} has characters of the private planes 15 or 16: {ADVICE}")
+        raise DatasetError(f"document {name!r} has characters of the private planes 15 or 16: {advice}")
     every = _followed(chat, render, plain, [(one, one.stretches) for one in said])
-    alone = (span for one in said for span in _alone(chat, render, plain, one, name))
+    alone = (span for one in said for span in _alone(chat, render, plain, one, name, advice))
     found = sorted(alone if every is None else (span for spans in every for span in spans))
     for (_, end, _), (start, _, _) in pairwise(found):
         if start < end:
-            raise DatasetError(f"document {name!r}: its template weaves messages into each other: {ADVICE}")
+            raise DatasetError(f"document {name!r}: its template weaves messages into each other: {advice}")
     return plain, tuple(found)
-
-
-ADVICE = "which tokens are of which role cannot be told; dataset.chat.sections=false captures chats without sections"
 
 
 def _said(chat: Chat, name: str) -> Iterator[Said]:
@@ -110,7 +115,7 @@ def _covering(spans: Sequence[Span], length: int, role: str) -> Iterator[Span]:
         begin = end
 
 
-def _alone(chat: Chat, render: Render, plain: str, said: Said, name: str) -> Iterator[Span]:
+def _alone(chat: Chat, render: Render, plain: str, said: Said, name: str, advice: str) -> Iterator[Span]:
     """The spans of one text, however it has to be marked."""
     for part in _ways(said.text):
         found = _followed(chat, render, plain, [(said, tuple(_within(said.stretches, [part])))])
@@ -123,7 +128,7 @@ def _alone(chat: Chat, render: Render, plain: str, said: Said, name: str) -> Ite
         where = ".".join(map(str, said.place[1:]))
         raise DatasetError(
             f"document {name!r}: what the chat template makes of the {where} of message {said.place[0]} "
-            f"({said.text!r:.40}) cannot be followed: {ADVICE}"
+            f"({said.text!r:.40}) cannot be followed: {advice}"
         )
     yield from _with_tags(stretches, [spans for found in apart if found for spans in found], said.text, plain)
 

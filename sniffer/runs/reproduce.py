@@ -20,6 +20,7 @@ from sniffer.storage.lock import hold
 from sniffer.storage.made_folder import holds_rows, made
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.same_run import differences
+from sniffer.types import NONE, SECTION
 
 MERGED = 1e-12
 """Relative difference of sums in float64 that were merged in another order."""
@@ -32,7 +33,8 @@ class Distance:
     """How far two runs are apart: rows that only one has, and the difference of the vectors that both have.
 
     `largest` is the largest absolute difference of two numbers, `relative` the largest norm of a difference
-    over the norm of the first run's vector; `differing` counts vectors that are not equal to the bit.
+    over the norm of the first run's vector; `differing` counts vectors that are not equal to the bit, `resectioned` the
+    rows that both have and that are of another section in each.
     """
 
     rows: int = 0
@@ -41,6 +43,7 @@ class Distance:
     differing: int = 0
     largest: float = 0.0
     relative: float = 0.0
+    resectioned: int = 0
 
     def __add__(self, other: Distance) -> Distance:
         return Distance(
@@ -50,6 +53,7 @@ class Distance:
             self.differing + other.differing,
             max(self.largest, other.largest),
             max(self.relative, other.relative),
+            self.resectioned + other.resectioned,
         )
 
 
@@ -131,20 +135,23 @@ def _apart(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _numbers(run: Run, layer: int, kind: str) -> pl.DataFrame:
-    """All rows of one (layer, kind), the numbers of each as one `vector`."""
+    """All rows of one (layer, kind) with their sections, the numbers of each as one `vector`."""
     frame = run.scan([layer], [kind]).sort(KEY).collect()
+    section = frame[SECTION].cast(pl.String) if SECTION in frame.columns else pl.lit(NONE)
+    frame = frame.with_columns(section.alias(SECTION))
     names = [column.name for column in run.manifest.columns(layer, kind)]
     if names == ["vector"]:
-        return frame.select(*KEY, "vector")
+        return frame.select(*KEY, SECTION, "vector")
     pieces = [frame[name].to_numpy().reshape(len(frame), -1) for name in names]
-    return frame.select(KEY).with_columns(vector=np.concatenate(pieces, axis=1, dtype=np.float32))
+    return frame.select(*KEY, SECTION).with_columns(vector=np.concatenate(pieces, axis=1, dtype=np.float32))
 
 
 def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distance:
     if first is None or second is None:
         return Distance(only_first=0 if first is None else len(first), only_second=0 if second is None else len(second))
     both = first.select(KEY).join(second.select(KEY), on=KEY)
-    shared = [frame.join(both, on=KEY, how="semi").sort(KEY)["vector"].to_numpy() for frame in (first, second)]
+    met = [frame.join(both, on=KEY, how="semi").sort(KEY) for frame in (first, second)]
+    shared = [frame["vector"].to_numpy() for frame in met]
     alone = {"only_first": len(first) - len(both), "only_second": len(second) - len(both)}
     if not len(both) or shared[0].shape != shared[1].shape:
         return Distance(rows=len(both), differing=len(both), **alone)
@@ -164,6 +171,7 @@ def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distan
         differing=int(differing.any(axis=1).sum()),
         largest=float(np.abs(difference).max()),
         relative=float(norms.max()),
+        resectioned=int((met[0][SECTION] != met[1][SECTION]).sum()),
     )
 
 
@@ -174,6 +182,8 @@ def _told(distance: Distance, first: Manifest, second: Manifest) -> Iterator[str
     )
     if distance.only_first or distance.only_second:
         yield f"{distance.only_first:,} rows are in the first run only, {distance.only_second:,} in the second only"
+    if distance.resectioned:
+        yield f"{distance.resectioned:,} rows that both have are of another section in each"
     yield "what differs: " + ("; ".join(_elsewhere(first, second)) or "nothing that the manifests record")
 
 

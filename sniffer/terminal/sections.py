@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -13,11 +14,16 @@ from sniffer.terminal.printing import Grid
 from sniffer.types import NONE
 
 MAX_LINES = 24
+"""Sections that are listed; of more, the largest."""
+
 IN_NONE = "(none)"
 
 
-def section_table(folder: Path, manifest: Manifest) -> Table | None:
-    """The largest sections first, tokens of no section last; None for a run without sections, or yet without documents.
+def by_section(folder: Path, manifest: Manifest) -> tuple[list[str], list[list[Any]]] | None:
+    """Titles and lines of a table: name, tokens, and rows by kind unless the sections are too many to be counted by.
+
+    The largest sections come first, tokens of no section after them, and how many more there are last. None for a run
+    without sections, or yet without documents.
 
     Raises:
         OSError, ValueError: examples.parquet cannot be read.
@@ -28,13 +34,24 @@ def section_table(folder: Path, manifest: Manifest) -> Table | None:
     rest = manifest.counts.get("tokens", 0) - sum(tokens.values())
     ordered = sorted(tokens.items(), key=lambda pair: (-pair[1], pair[0]))
     rows = manifest.rows_by_section
-    table = Grid(title="vectors by section")
-    table.add_column("section")
-    for title in ("tokens", *(manifest.rows_by_kind if rows is not None else ())):
-        table.add_column(title, justify="right")
-    for name, count in [*ordered[:MAX_LINES], *([(NONE, rest)] if rest else [])]:
-        kinds = () if rows is None else (rows.get(name, {}).get(kind, 0) for kind in manifest.rows_by_kind)
-        table.add_row(name or IN_NONE, f"{count:,}", *(f"{number:,}" for number in kinds))
+    kinds = [] if rows is None else list(manifest.rows_by_kind)
+    lines: list[list[Any]] = [
+        [name or IN_NONE, count, *((rows or {}).get(name, {}).get(kind, 0) for kind in kinds)]
+        for name, count in [*ordered[:MAX_LINES], *([(NONE, rest)] if rest else [])]
+    ]
     if len(ordered) > MAX_LINES:
-        table.add_row(f"{len(ordered) - MAX_LINES:,} more", f"{sum(count for _, count in ordered[MAX_LINES:]):,}")
+        lines.append([f"{len(ordered) - MAX_LINES:,} more", sum(count for _, count in ordered[MAX_LINES:])])
+    return ["section", "tokens", *kinds], lines
+
+
+def section_table(folder: Path, manifest: Manifest) -> Table | None:
+    """The same for a terminal; raises as `by_section`."""
+    if (found := by_section(folder, manifest)) is None:
+        return None
+    titles, lines = found
+    table = Grid(title="vectors by section")
+    for title in titles:
+        table.add_column(title, justify="left" if title == titles[0] else "right")
+    for name, *numbers in lines:
+        table.add_row(name, *(f"{number:,}" for number in numbers))
     return table

@@ -274,9 +274,23 @@ def test_a_chat_has_the_sections_of_the_text(kind: str, tmp_path: Path):
 
 def test_a_tokenizer_without_a_template_is_told_by_the_key_of_this_dataset(tmp_path: Path):
     tokenizer = Made(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path)))
-    with pytest.raises(CheckpointError, match=r"dataset\.chat: .* give one with dataset\.chat=FILE"):
+    with pytest.raises(
+        CheckpointError, match=r"dataset\.chat: .* give one with dataset\.chat=FILE, or take dataset\.chat=false"
+    ):
         Encoder.of(niah(chat=True), tokenizer)
     assert niah(chat=True).chat_format == ChatFormat() and niah().chat_format is None
+
+
+def test_a_template_that_loses_the_sections_is_told_by_the_key_of_this_dataset(tmp_path: Path):
+    """One that counts what a message says cannot be followed; chats of other datasets may do without sections."""
+    (tmp_path / "counts.jinja").write_text(
+        "{% for m in messages %}{{ m.content | length }}:{{ m.content }}{% endfor %}"
+    )
+    tokenizer = Made(AutoTokenizer.from_pretrained(save_tokenizer(tmp_path)))
+    dataset = niah(chat=str(tmp_path / "counts.jinja"))
+    with pytest.raises(DatasetError, match=r"cannot be told; take dataset\.chat=false for plain text") as raised:
+        list(Tokenizer(tokenizer, None).documents(dataset))
+    assert "chat.sections" not in str(raised.value)
 
 
 def test_it_describes_its_design_and_its_hay():

@@ -16,6 +16,7 @@ from sniffer.experiments.report import write
 from sniffer.experiments.report.glossary import ORDER
 
 from sniffer.sampler import All
+from sniffer.types import Sections
 from tests.experiments.planted import HEADS, planted_run, roped
 from tests.helpers_runs import Runs
 from tests.tiny_run import save_texts
@@ -43,13 +44,22 @@ FLAGS = (
 Browser = webdriver.Chrome
 
 
+def in_two(n_tokens: int) -> Sections:
+    return Sections.spread([(0, 30, "question"), (30, n_tokens, "answer")], n_tokens)
+
+
 @pytest.fixture(scope="module")
 def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of two planted jobs with every analysis of vectors, and one of a tiny model with that of attention."""
     sweep = tmp_path_factory.mktemp("browser") / "sweep"
     for job in "01":
         run = planted_run(
-            sweep / job, roped(), kinds=("q", "k", "q_pre", "k_pre"), sampler=All(bucket_size=64), lengths=[128, 100]
+            sweep / job,
+            roped(),
+            kinds=("q", "k", "q_pre", "k_pre"),
+            sampler=All(bucket_size=64),
+            lengths=[128, 100],
+            sections=in_two if job == "1" else None,
         )
         for name in ORDER:
             assert name == "attention" or main(name, [f"run={run.folder}"]) == 0
@@ -162,6 +172,17 @@ def test_every_choice_of_every_list_draws(browser: Browser):
     assert {"compare-statistic", "coverage-kind", "analysis"} <= set(shown[2])
     assert browser.find_elements(By.CSS_SELECTOR, "figure[data-statistic='relative entropy'] canvas")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#compare-table tr")) >= 3
+
+
+def test_sections_are_listed_for_the_job_that_has_some(browser: Browser):
+    table = browser.find_element(By.ID, "section-table")
+    assert not table.is_displayed()
+    Select(browser.find_element(By.ID, "job")).select_by_index(1)
+    found = [row.text.split() for row in table.find_elements(By.TAG_NAME, "tr")]
+    assert found[0] == ["section", "tokens", "q", "k", "q_pre", "k_pre"]
+    assert [row[:2] for row in found[1:]] == [["answer", "168"], ["question", "60"]]
+    assert found[2][2] == str(2 * HEADS["q"] * 60)  # of two layers, every position
+    picture(browser, "sections")
 
 
 def test_tables_can_be_downloaded(browser: Browser):

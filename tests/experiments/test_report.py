@@ -19,6 +19,7 @@ from sniffer.experiments.report.glossary import ABOUT, ORDER
 from sniffer import open_run
 from sniffer.reader.run import Run
 from sniffer.sampler import All
+from sniffer.types import Sections
 from tests.experiments.planted import HEADS, planted_run, roped
 
 KINDS = ("q", "k", "q_pre", "k_pre")
@@ -102,6 +103,25 @@ def test_coverage_counts_every_row(run: Path):
     found = coverage(opened)
     for kind, matrix in found["kinds"].items():
         assert sum(map(sum, matrix)) * HEADS[kind] == pytest.approx(opened.manifest.rows_by_kind[kind])
+
+
+def test_sections_are_counted_where_there_are_some(run: Path, tmp_path: Path):
+    lengths = (300, 200, 256)
+
+    def parts(n_tokens: int) -> Sections:
+        return Sections.spread([(0, 20, "question"), (50, n_tokens, "<b>answer</b>")], n_tokens)
+
+    folder = analysed(tmp_path / "run", "key_rank", sections=parts, lengths=lengths)
+    page = Report().page(str(folder))
+    shown = data_of(page)["jobs"][0]["sections"]
+    assert shown["titles"] == ["section", "tokens", "q", "k"] and "<b>answer" not in page
+    rows = open_one(folder).scan().collect()
+    tokens = {"<b>answer</b>": sum(n - 50 for n in lengths), "question": 3 * 20, "(none)": 3 * 30}
+    assert [line[0] for line in shown["lines"]] == list(tokens)
+    for name, *numbers in shown["lines"]:
+        mine = rows.filter(section="" if name == "(none)" else name)
+        assert numbers == [tokens[name], *(len(mine.filter(kind=kind)) for kind in ("q", "k"))]
+    assert data_of(Report().page(str(run)))["jobs"][0]["sections"] is None
 
 
 def test_all_analyses_of_vectors_fit_on_one_page(tmp_path: Path):

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from sniffer.config.trust import Trust
+from sniffer.reader import open_run
 from sniffer.runs import __main__ as command
 from sniffer.runs.export import export
 from sniffer.runs.publish import assemble
@@ -59,6 +60,26 @@ def test_tokens_and_rows_are_counted_by_section(
 def test_a_run_of_sections_is_reproduced(whole: Path, tmp_path: Path):
     identical, told = reproduce(whole, tmp_path / "again", Trust())
     assert identical and "identical" in told[0] and verify(tmp_path / "again")[1] == []
+
+
+def test_rows_of_another_section_are_counted(runs: Runs, tmp_path: Path):
+    """A label has changed by the time that the run is reproduced: its rows, and no vector, are others."""
+    texts = [{"id": f"doc-{n}", "text": "where is it? on the mat, " * n} for n in range(1, 4)]
+
+    def save(*labels: str) -> None:
+        ends = [[{"start": 0, "end": 12, "label": label}] for label in labels]
+        lines = (json.dumps({**text, "spans": spans}) for text, spans in zip(texts, ends, strict=True))
+        (tmp_path / "texts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    save("question", "question", "question")
+    mine = Runs(runs.checkpoint, tmp_path / "texts.jsonl", tmp_path)
+    folder = mine.start("run", "dataset.spans_column=spans", "sampler.base_rate=60")
+    save("question", "asked", "question")
+    identical, told = reproduce(folder, tmp_path / "again", Trust())
+    ids = dict(open_run(folder).examples().select("source_id", "example_id").iter_rows())
+    n = len(rows(folder).filter(example_id=ids["doc-2"], section="question"))
+    assert not identical and n > 0 and told[0].startswith("not identical: 0 of ")
+    assert told[1] == f"{n:,} rows that both have are of another section in each"
 
 
 def test_other_layouts_have_the_section(whole: Path, tmp_path: Path):
