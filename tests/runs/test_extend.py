@@ -57,9 +57,9 @@ def forwards() -> tuple[list[frozenset[int]], type[passes.Observer]]:
     seen: list[frozenset[int]] = []
 
     class Noting(passes.Observer):
-        def __init__(self, batch, picks, plan) -> None:
+        def __init__(self, batch, *rest) -> None:
             seen.append(frozenset(document.example_id for document in batch.documents))
-            super().__init__(batch, picks, plan)
+            super().__init__(batch, *rest)
 
     return seen, Noting
 
@@ -252,6 +252,21 @@ class OnText(Runs):
     def words(self) -> list[str]:
         kept = [word for word in super().words() if not word.startswith("dataset")]
         return [*kept, *(word for word in self.dataset if not word.startswith("~"))]
+
+
+def test_moments_come_to_be_of_all_documents(runs: Runs):
+    moments = ("capture.moments.kinds=[k]", "capture.moments.second=diagonal")
+    folder = runs.start("run", *moments)
+    before = {path: path.read_bytes() for path in folder.glob("moments/*.parquet")}
+    grow(runs)
+    assert extend(folder, Trust()) == 12 and verify(folder)[1] == []
+    after = {path: path.read_bytes() for path in folder.glob("moments/*.parquet")}
+    assert len(before) == 1 and before.items() < after.items()
+    found, whole = (open_run(place).moments(layer=1, head=0, kind="k") for place in (folder, runs.start("w", *moments)))
+    tokens = sum(len(text.encode()) for text in [*OLD.values(), *NEW.values()])
+    assert found.n == whole.n == tokens
+    assert np.allclose(found.mean, whole.mean, atol=1e-6)
+    assert reproduce(folder, runs.place / "again", Trust())[0]
 
 
 def test_a_shard_takes_its_part_of_what_is_new(runs: Runs):
