@@ -107,6 +107,12 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> LayerVe
     )
 
 
+def has_rows(run: Run, layer: int, kind: str) -> bool:
+    """Whether there are as many rows of each head as `load` wants."""
+    rows = sum(part.rows for part in run.manifest.parts_of(layer, kind))
+    return rows >= MIN_ROWS * len(run.heads(layer, kind))
+
+
 def of_sections(run: Run, sections: Sequence[str] | None) -> Run:
     """The run as if it had the rows of these sections only; None for all.
 

@@ -14,10 +14,11 @@ from sniffer.errors import ConfigError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
+from ..common.exact import exact_moments, told
 from ..common.figures import canvas, head_map
 from ..common.moments import Moments, moments_of, ratio
 from ..common.results import Result, head_columns, middle
-from ..common.rows import LayerVectors, chosen_layers, load, of_sections
+from ..common.rows import LayerVectors, chosen_layers, has_rows, load, of_sections
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 
@@ -49,25 +50,33 @@ class KeyRank:
         jobs = [(layer, kind) for layer in layers for kind in KEYS if kind in run.manifest.selection[layer]]
         found = [self._layer(run, *job) for job in progress(jobs, "key rank")]
         heads, joint = (pl.concat(tables) for tables in zip(*found, strict=True))
-        return Result(
-            {"heads": heads, "layers": joint}, _findings(heads, self.variance), _figures(heads, self.variance)
-        )
+        said = _findings(heads, self.variance)
+        if any(exact_moments(run, *job, self.weights) is not None for job in jobs[:1]):
+            said.append(told(run, "Ranks of heads are"))
+        return Result({"heads": heads, "layers": joint}, said, _figures(heads, self.variance))
 
     def _layer(self, run: Run, layer: int, kind: str) -> tuple[pl.DataFrame, pl.DataFrame]:
+        heads = run.heads(layer, kind)
+        exact = exact_moments(run, layer, kind, self.weights, heads)
+        if exact is not None and not has_rows(run, layer, kind):
+            table = self._table(layer, kind, heads, exact, int(exact.weight))
+            return table, table.head(0).drop("head")
         rows = load(run, layer, kind, self.weights)
-        return self._table(rows, rows.heads), self._table(side_by_side(rows), (-1,)).drop("head")
+        side, n = moments_of(side_by_side(rows)), len(rows)
+        table = self._table(layer, kind, heads, exact or moments_of(rows), int(exact.weight) if exact else n)
+        return table, self._table(layer, kind, (-1,), side, n).drop("head")
 
-    def _table(self, rows: LayerVectors, heads: tuple[int, ...]) -> pl.DataFrame:
-        values = spectrum(moments_of(rows))
+    def _table(self, layer: int, kind: str, heads: tuple[int, ...], found: Moments, rows: int) -> pl.DataFrame:
+        values = spectrum(found)
         table = head_columns(
-            rows.layer,
+            layer,
             heads,
             rank=rank_at(values, self.variance),
             effective_rank=effective_rank(values),
             dim=[values.shape[1]] * len(heads),
-            rows=[len(rows)] * len(heads),
+            rows=[rows] * len(heads),
         )
-        return table.with_columns(pl.lit(rows.kind).alias("kind"))
+        return table.with_columns(pl.lit(kind).alias("kind"))
 
 
 def side_by_side(rows: LayerVectors) -> LayerVectors:

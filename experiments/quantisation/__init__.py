@@ -13,10 +13,11 @@ from sniffer.errors import ConfigError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
+from ..common.exact import exact_moments, root_mean_square, told
 from ..common.figures import head_map, lines
 from ..common.results import Result, head_columns, middle
 from ..common.rows import LayerVectors, chosen_layers, load, of_sections
-from .core import PER, channel_size, outliers, quantised, relative_error
+from .core import PER, channel_size, outliers, over_median, quantised, relative_error
 
 KEYS = {"k_pre": "Before RoPE", "k": "After RoPE"}
 
@@ -52,17 +53,20 @@ class Quantisation:
         run = of_sections(run, self.sections)
         layers = chosen_layers(run, self.layers, "k")
         jobs = [(layer, kind) for layer in layers for kind in KEYS if kind in run.manifest.selection[layer]]
-        found = [self._layer(load(run, *job, self.weights)) for job in progress(jobs, "quantisation")]
+        found = [self._layer(run, load(run, *job, self.weights)) for job in progress(jobs, "quantisation")]
         errors, channels = (pl.concat(tables) for tables in zip(*found, strict=True))
         heads = _by_head(errors, channels)
-        tables = {"heads": heads, "errors": errors, "channels": channels}
-        return Result(tables, _findings(errors, channels, self), _figures(heads, errors))
+        tables, said = {"heads": heads, "errors": errors, "channels": channels}, _findings(errors, channels, self)
+        if any(exact_moments(run, *job, self.weights) is not None for job in jobs[:1]):
+            said.append(told(run, "Sizes of channels are"))
+        return Result(tables, said, _figures(heads, errors))
 
-    def _layer(self, rows: LayerVectors) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _layer(self, run: Run, rows: LayerVectors) -> tuple[pl.DataFrame, pl.DataFrame]:
         # Groups of a channel are tokens that follow one another in their document, as far as they were sampled.
         rows = rows.take(np.lexsort((rows.positions, rows.example_ids)))
         errors = [self._errors(rows, bits, per) for bits in self.bits for per in PER]
-        size = channel_size(rows.vectors, rows.weights)
+        exact = exact_moments(run, rows.layer, rows.kind, self.weights, rows.heads)
+        size = channel_size(rows.vectors, rows.weights) if exact is None else over_median(root_mean_square(exact))
         heads, dim = size.shape
         channels = pl.DataFrame(
             {

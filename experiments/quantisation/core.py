@@ -52,7 +52,11 @@ def channel_size(
     x: Float[np.ndarray, "heads n dim"], weights: Float64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, "heads dim"]:
     """Root mean square of each channel over that of the head's median channel."""
-    size = np.sqrt(np.einsum("n,hnd->hd", weights / weights.sum(), x.astype(np.float64) ** 2))
+    return over_median(np.sqrt(np.einsum("n,hnd->hd", weights / weights.sum(), x.astype(np.float64) ** 2)))
+
+
+def over_median(size: Float64[np.ndarray, "heads dim"]) -> Float64[np.ndarray, "heads dim"]:
+    """Sizes of channels over that of the head's median channel."""
     return ratio(size, np.median(size, axis=1, keepdims=True))
 
 

@@ -14,8 +14,9 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
+from ..common.exact import exact_moments, told
 from ..common.figures import by_layer, head_map, lines
-from ..common.moments import moments_of
+from ..common.moments import Moments, moments_of
 from ..common.results import Result, head_columns, middle
 from ..common.rows import LayerVectors, chosen_layers, key_places, load, of_sections
 from .core import distance, recalls
@@ -66,7 +67,10 @@ class QueryKeyGap:
         tables = {"heads": heads}
         if self.recall:
             tables["recall"] = pl.concat([table for _, table in found])
-        return Result(tables, _findings(tables, self), _figures(tables))
+        said = _findings(tables, self)
+        if layers and all(exact_moments(run, layers[0], kind, self.weights) is not None for kind in ("q", "k")):
+            said.append(told(run, "Distances are"))
+        return Result(tables, said, _figures(tables))
 
     def _layer(self, run: Run, layer: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         queries, keys = load(run, layer, "q", self.weights), load(run, layer, "k", self.weights)
@@ -75,9 +79,11 @@ class QueryKeyGap:
         left_out = np.zeros(len(keys), dtype=bool)
         left_out[rng.choice(len(keys), size=len(keys) // 4, replace=False)] = True
         inside, outside = keys.take(~left_out), keys.take(left_out)
-        law = moments_of(inside)
-        distance_q = distance(moments_of(queries), law.of_heads(places), self.shrinkage)
-        distance_k = distance(moments_of(outside), law, self.shrinkage)[places]
+        exact = self._exact(run, layer, queries, keys)
+        # Of all positions there is no need to leave keys out: a law of so many keys fits them as it would others.
+        of_queries, law, others = exact or (moments_of(queries), moments_of(inside), moments_of(outside))
+        distance_q = distance(of_queries, law.of_heads(places), self.shrinkage)
+        distance_k = distance(others, law, self.shrinkage)[places]
         columns = {"distance_q": distance_q, "distance_k": distance_k, "gap": distance_q / distance_k}
         recall = pl.DataFrame()
         if self.recall:
@@ -87,6 +93,15 @@ class QueryKeyGap:
             shown = int(np.argmin(np.abs(np.array(self.probes) - 0.125)))
             columns |= {"recall_q": found[0, :, shown], "recall_k": found[1, :, shown]}
         return head_columns(layer, queries.heads, **columns), recall
+
+    def _exact(
+        self, run: Run, layer: int, queries: LayerVectors, keys: LayerVectors
+    ) -> tuple[Moments, Moments, Moments] | None:
+        """Of queries, of keys, and of keys again."""
+        of_queries, of_keys = (
+            exact_moments(run, layer, rows.kind, self.weights, rows.heads) for rows in (queries, keys)
+        )
+        return None if of_queries is None or of_keys is None else (of_queries, of_keys, of_keys)
 
     def _recalls(
         self,
@@ -140,13 +155,13 @@ def _findings(tables: dict[str, pl.DataFrame], settings: QueryKeyGap) -> list[st
     ]
     if "recall" in tables:
         curve = tables["recall"].group_by("share_of_cells").agg(pl.col("recall_q", "recall_k").mean())
-        told = [
+        shares = [
             f"{row['share_of_cells']:.0%} of its clusters finds {row['recall_q']:.0%} for queries and "
             f"{row['recall_k']:.0%} for keys"
             for row in curve.sort("share_of_cells").iter_rows(named=True)
         ]
         said.append(
-            f"Of the {settings.top} keys that an index over keys should find, looking through {'; '.join(told)} "
+            f"Of the {settings.top} keys that an index over keys should find, looking through {'; '.join(shares)} "
             "(means over heads)."
         )
     return said

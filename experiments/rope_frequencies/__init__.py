@@ -13,10 +13,11 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
+from ..common.exact import exact_heads, told
 from ..common.figures import head_map
 from ..common.results import Result, middle
 from ..common.rows import chosen_layers, load, of_sections
-from .core import LAYOUTS, concentration, find_layout, norms, rotary_pairs, speeds
+from .core import LAYOUTS, Numbers, concentration, exact_pairs, find_layout, norms, rotary_pairs, speeds
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class RopeFrequencies:
         tables = [self._layer(run, layer) for layer in progress(layers, "rope frequencies")]
         pairs = pl.concat(tables)
         heads = _by_head(pairs)
-        return Result({"heads": heads, "pairs": pairs}, _findings(pairs, heads), _figures(pairs, heads))
+        said = _findings(pairs, heads)
+        if layers and exact_heads(run, layers[0], "q_pre", self.weights) is not None:
+            said.append(told(run, "Norms and concentrations are"))
+        return Result({"heads": heads, "pairs": pairs}, said, _figures(pairs, heads))
 
     def _layer(self, run: Run, layer: int) -> pl.DataFrame:
         queries = load(run, layer, "q_pre", self.weights)
@@ -71,20 +75,44 @@ class RopeFrequencies:
     def _kind(
         self, run: Run, layer: int, kind: str, layout: str, rotary: int | None, speed: np.ndarray | None
     ) -> pl.DataFrame:
+        exact = self._exact(run, layer, kind, layout, rotary)
+        if exact is not None:
+            return self._table(layer, kind, run.heads(layer, kind), *exact, speed)
         rows = load(run, layer, kind, self.weights)
         self._check(rotary, rows.vectors.shape[2])
         z = rotary_pairs(rows.vectors, layout, self._width(rotary, rows.vectors))
-        norm, share = norms(z, rows.weights)
+        return self._table(layer, kind, rows.heads, *norms(z, rows.weights), concentration(z, rows.weights), speed)
+
+    def _exact(self, run: Run, layer: int, kind: str, layout: str, rotary: int | None) -> Numbers | None:
+        """From moments over all positions, which pair dimensions as the layer does; None without them."""
+        found, heads = exact_heads(run, layer, kind, self.weights), run.heads(layer, kind)
+        if found is None or not set(heads) <= found.keys() or any(found[head].pairs is None for head in heads):
+            return None
+        rope = run.rope(layer)
+        if layout != rope.layout.split("_")[0] or rotary not in (None, rope.rotary) or rope.first:
+            return None
+        return exact_pairs([found[head] for head in heads], rope.places(pre=True))
+
+    @staticmethod
+    def _table(
+        layer: int,
+        kind: str,
+        of_heads: tuple[int, ...],
+        norm: np.ndarray,
+        share: np.ndarray,
+        concentrated: np.ndarray,
+        speed: np.ndarray | None,
+    ) -> pl.DataFrame:
         heads, count = norm.shape
         return pl.DataFrame(
             {
                 "layer": np.full(heads * count, layer, dtype=np.int16),
-                "head": np.repeat(np.array(rows.heads, dtype=np.int16), count),
+                "head": np.repeat(np.array(of_heads, dtype=np.int16), count),
                 "kind": [kind] * (heads * count),
                 "pair": np.tile(np.arange(count, dtype=np.int16), heads),
                 "norm": norm.ravel(),
                 "energy_share": share.ravel(),
-                "concentration": concentration(z, rows.weights).ravel(),
+                "concentration": concentrated.ravel(),
                 "speed": pl.Series(
                     [None] * (heads * count) if speed is None else np.tile(speed, heads), dtype=pl.Float64
                 ),

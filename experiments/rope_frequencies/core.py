@@ -11,10 +11,13 @@ Norms do not depend on RoPE, concentration does: hence vectors before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Complex, Float, Float64
 
 from sniffer.errors import RunError
+from sniffer.types import Moments
 
 from ..common.moments import ratio
 from ..common.rows import LayerVectors
@@ -85,6 +88,27 @@ def concentration(
     """|E z| / E|z|."""
     share = weights / weights.sum()
     return ratio(np.abs(np.einsum("n,hnp->hp", share, z)), np.einsum("n,hnp->hp", share, np.abs(z)))
+
+
+Numbers = tuple[
+    Float64[np.ndarray, "heads pairs"], Float64[np.ndarray, "heads pairs"], Float64[np.ndarray, "heads pairs"]
+]
+"""Norms, shares of energy, and concentrations."""
+
+
+def exact_pairs(heads: Sequence[Moments], places: tuple[slice, slice]) -> Numbers | None:
+    """The same as `norms` and `concentration`, from sums over all positions.
+
+    Args:
+        places: of the first and the second dimension of each pair.
+    """
+    norm = np.stack([one.pairs for one in heads if one.pairs is not None])
+    mean = np.stack([np.hypot(one.mean[places[0]], one.mean[places[1]]) for one in heads])
+    squares = np.stack([one.squares / one.n + one.mean**2 for one in heads if one.squares is not None])
+    if len(norm) < len(heads) or len(squares) < len(heads):
+        return None
+    power = squares[:, places[0]] + squares[:, places[1]]
+    return norm, ratio(power, power.sum(1, keepdims=True)), ratio(mean, norm)
 
 
 def speeds(

@@ -40,6 +40,11 @@ class Run(Held):
         super().__init__(folder, manifest)
         self._only = only
 
+    @property
+    def sections_only(self) -> tuple[str, ...] | None:
+        """The sections that it is opened for; None for all rows."""
+        return self._only
+
     @cached_property
     def sections(self) -> tuple[str, ...]:
         """The sections that its documents have; none in a run without sections."""
