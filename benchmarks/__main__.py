@@ -24,6 +24,7 @@ from sniffer.terminal.tables import show_table
 SUITES = {
     "overhead": "what capturing adds to the forward pass",
     "attention": "exact statistics of attention, beside the forward",
+    "moments": "sums over all positions, beside the forward",
     "heap": "freed memory kept for the next forward, on a CPU",
     "batching": "documents of mixed lengths together",
     "storage": "writing, against one default file per head",

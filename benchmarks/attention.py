@@ -49,7 +49,7 @@ def measure(repeats: int) -> list[Figure]:
         text = Path(scratch, "long.txt")
         text.write_text("\n".join(str(text) for _, _, text in Pydoc().texts()), encoding="utf-8")
         without, beside = (
-            _run(Path(scratch, name), text, *more)
+            long_run(Path(scratch, name), text, *more)
             for name, more in (("without", ()), ("with", ("capture.attention=all",)))
         )
     more = (beside.child.peak - without.child.peak) / 1e6
@@ -80,7 +80,8 @@ def inside(bench: Bench, repeats: int) -> list[Timed]:
     return shares[1:]
 
 
-def _run(folder: Path, text: Path, *more: str) -> WholeRun:
+def long_run(folder: Path, text: Path, *more: str) -> WholeRun:
+    """Over a text of LONG tokens, by a small model."""
     return whole_run(
         folder,
         "model=llama3",

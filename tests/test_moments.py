@@ -147,6 +147,27 @@ def test_documents_together_are_documents_one_by_one(monkeypatch: pytest.MonkeyP
                 assert torch.allclose(mine.double(), theirs.double(), rtol=1e-5, atol=2e-4)
 
 
+def test_heads_on_several_cores_are_those_on_one():
+    states = torch.randn(2, 5, 90, 8, generator=torch.Generator().manual_seed(6))
+    members = tuple(Document(row, str(row), np.zeros(n, np.int32), False) for row, n in enumerate((90, 60)))
+    plan = MomentsPlan(FULL, {(0, "q"): tuple(range(5))}, Picker(LogUniform(min_bucket_size=16), 0), {0: Rope((1.0,))})
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            counting = Counting(plan, TokenBatch(members, 0))
+            counting.see(0, "q", states, None)
+            assert torch.get_num_threads() == threads
+            found.append(counting.sums[0, "q"])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert found[0].keys() == other.keys()
+        for key, one in found[0].items():
+            for mine, theirs in zip(one.tensors(), other[key].tensors(), strict=True):
+                assert torch.allclose(mine.double(), theirs.double(), rtol=1e-6, atol=1e-5)
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.integers(0, 99))
 def test_moments_of_pieces_are_those_of_the_whole(lengths: list[int], seed: int):
     random = np.random.default_rng(seed)

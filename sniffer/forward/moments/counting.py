@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
+from sniffer.forward.moments.cores import by_heads
 from sniffer.forward.moments.sums import Stretch, Sums
 from sniffer.sampler import Picker
 from sniffer.types import KIND, NONE, Document, MomentRows, MomentsLayout, Rope, TokenBatch
@@ -118,15 +119,21 @@ class Counting:
         """
         if heads is not None:
             states = states.index_select(1, heads)
-        found = self.sums.setdefault((layer, kind), {})
-        pairs = self.plan.pairs(layer, kind)
         together = TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE)
-        for first, last, start, end, key in _grouped(self._stretches[KIND[kind].draw], together):
-            sums = Sums.of(Stretch.of(states[first : last + 1, :, start:end], self.plan.layout.second, pairs))
-            if key in found:
-                found[key].add(sums)
-            else:
-                found[key] = sums
+        groups, pairs = list(_grouped(self._stretches[KIND[kind].draw], together)), self.plan.pairs(layer, kind)
+
+        def summed(some: Tensor) -> dict[Key, Sums]:
+            found: dict[Key, Sums] = {}
+            for first, last, start, end, key in groups:
+                sums = Sums.of(Stretch.of(some[first : last + 1, :, start:end], self.plan.layout.second, pairs))
+                if key in found:
+                    found[key].add(sums)
+                else:
+                    found[key] = sums
+            return found
+
+        pieces = by_heads(summed, states)
+        self.sums[layer, kind] = {key: Sums.of_heads([piece[key] for piece in pieces]) for key in pieces[0]}
 
 
 def _grouped(stretches: list[tuple[int, int, int, Key]], together: int) -> Iterator[tuple[int, int, int, int, Key]]:

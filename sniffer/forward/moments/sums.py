@@ -130,6 +130,17 @@ class Sums:
             stretch.lengths.sum(0),
         )
 
+    @classmethod
+    def of_heads(cls, pieces: Sequence[Sums]) -> Sums:
+        """Those of some heads, then those of others, of the same vectors otherwise."""
+        if len(pieces) == 1:
+            return pieces[0]
+        seconds = [one.second for one in pieces if one.second is not None]
+        names = ("minimum", "maximum", "lengths")
+        others = (torch.cat([getattr(one, name) for one in pieces]) for name in names)
+        mean = torch.cat([one.mean for one in pieces])
+        return cls(pieces[0].n, mean, torch.cat(seconds) if seconds else None, *others)
+
     def add(self, other: Sums) -> None:
         """Takes another set of vectors in."""
         n = self.n + other.n
