@@ -12,7 +12,7 @@ OLD_TRANSFORMERS := 5.0.0
 QUANTIZED := .venv-quantized
 MODELS_TESTS := tests/models tests/notebook
 
-# Analyses of the report's run, in the order of the page; sampling_error has a run of its own.
+# Analyses of the report's run, in the order of the page; sampling_error and output_error have a run of every position.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap attention
 
 .PHONY: help demo demo-report browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
@@ -51,7 +51,8 @@ demo-report: embedded
 	$(RUN) -m sniffer experiment=report hydra.run.dir=$$run; \
 	$(RUN) -m sniffer experiment=report_every_position hydra.run.dir=$$run-every-position; \
 	for name in $(ANALYSES); do $(RUN) -m sniffer.experiments $$name run=$$run; done; \
-	$(RUN) -m sniffer.experiments sampling_error run=$$run-every-position out=$$run/experiments/sampling_error; \
+	for name in sampling_error output_error; do \
+		$(RUN) -m sniffer.experiments $$name run=$$run-every-position out=$$run/experiments/$$name; done; \
 	$(RUN) -m sniffer.experiments report run=$$run
 
 browser-test: $(INSTALLED)

@@ -10,6 +10,7 @@ ORDER = {
             "attention_plasticity",
             "key_rank",
             "quantisation",
+            "output_error",
             "rope_frequencies",
             "query_key_gap",
             "attention",
@@ -60,6 +61,16 @@ ABOUT = {
     "key_rank.effective_rank": "exponential of the entropy of the spectrum",
     "quantisation.outlier_channels": "channels far larger than the median one",
     "quantisation.largest_channel": "largest channel over the median one",
+    **{
+        f"output_error.{grid}_{bits}bit": f"relative error of the head's output, cache on {name} of {bits} bits"
+        for grid, name in (("kivi", "even grids"), ("kvquant", "uneven grids with outliers kept"))
+        for bits in (2, 3, 4, 8)
+    },
+    **{
+        f"output_error.{kept}_{share}": f"relative error of the head's output with {share}% of the keys: {which}"
+        for kept, which in (("recent", "the first and the latest"), ("heavy", "the latest and heavy hitters"))
+        for share in (50, 25, 10)
+    },
     "rope_frequencies.concentration": "1: all vectors point one way in each rotary pair; 0: they point anywhere",
     "rope_frequencies.largest_concentration": "the same of the most fixed pair",
     "rope_frequencies.most_fixed_pair": "which pair that is; RoPE turns pair 0 fastest",

@@ -66,7 +66,7 @@ def logits_of(
     """
     if layer.scaling is None:
         raise RunError(f"layer {layer.layer} has no scaling in its manifest: capture again")
-    products = queries.astype(np.float64) @ keys.astype(np.float64).T
+    products = queries.astype(np.float64) @ keys.astype(np.float64, copy=False).T
     logits = facts.logits(products, layer.scaling, to[None, :], q_head)
     seen = (to[None, :] <= at[:, None]) & (to[None, :] >= layer.first_key(at)[:, None])
     return np.where(seen, logits, -math.inf)

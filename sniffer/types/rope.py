@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,14 +51,21 @@ class Rope:
         self, vectors: Float[np.ndarray, "... n dim"], positions: Int[np.ndarray, " n"]
     ) -> Float64[np.ndarray, "... n dim"]:
         """Vectors before RoPE as they are after it, in float64."""
-        found = vectors.astype(np.float64)
-        if not self.inv_freq:
-            return found
-        before, after = self.places(pre=True), self.places(pre=False)
+        return self.at(positions)(vectors)
+
+    def at(self, positions: Int[np.ndarray, " n"]) -> Callable[[np.ndarray], np.ndarray]:
+        """What `turned` does with vectors at these positions, for several that share them."""
         angles = positions[:, None] * np.array(self.inv_freq)
-        cos, sin = self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles)
-        x, y = (found[..., place].copy() for place in before)
-        found[..., after[0]], found[..., after[1]] = x * cos - y * sin, x * sin + y * cos
+        return partial(self._turned, self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles))
+
+    def _turned(self, cos: np.ndarray, sin: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        found = vectors.astype(np.float64)
+        before, after = self.places(pre=True), self.places(pre=False)
+        x, y = (vectors[..., place].astype(np.float64) for place in before)
+        found[..., after[0]] = x * cos - y * sin
+        x *= sin
+        y *= cos
+        found[..., after[1]] = np.add(x, y, out=x)
         return found
 
     def places(self, *, pre: bool) -> tuple[slice, slice]:

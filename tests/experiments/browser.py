@@ -16,8 +16,8 @@ from sniffer.experiments.report import write
 from sniffer.experiments.report.glossary import ORDER
 
 from sniffer.sampler import All
-from sniffer.types import Sections
-from tests.experiments.planted import HEADS, planted_run, roped
+from sniffer.types import Rope, Sections
+from tests.experiments.planted import HEADS, SPEEDS, planted_run, roped
 from tests.helpers_runs import Runs
 from tests.tiny_run import save_texts
 
@@ -56,10 +56,11 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = planted_run(
             sweep / job,
             roped(),
-            kinds=("q", "k", "q_pre", "k_pre"),
+            kinds=("q", "k", "v", "q_pre", "k_pre"),
             sampler=All(bucket_size=64),
             lengths=[128, 100],
             sections=in_two if job == "1" else None,
+            turns=Rope(tuple(SPEEDS)),
         )
         for name in ORDER:
             assert name == "attention" or main(name, [f"run={run.folder}"]) == 0

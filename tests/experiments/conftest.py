@@ -13,6 +13,8 @@ CHECKED = (
     "attention_plasticity.core",
     "attention_plasticity.pairs",
     "quantisation.core",
+    "output_error.core",
+    "output_error.grids",
     "rope_frequencies.core",
     "query_key_gap.core",
     "sampling_error.statistics",

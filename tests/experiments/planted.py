@@ -19,7 +19,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Example, Footer
 from sniffer.storage.writer import write_part
-from sniffer.types import KIND, Document, LayerGeometry, Rows, Sections, TokenBatch
+from sniffer.types import KIND, Document, LayerGeometry, Rope, Rows, ScoreFacts, Sections, TokenBatch, by_rope
 from tests.helpers_storage import write_examples
 
 HEADS = {"q": 4, "k": 2, "v": 2, "q_pre": 4, "k_pre": 2}
@@ -33,6 +33,7 @@ def noise(layer: int, kind: str, positions: np.ndarray, rng: np.random.Generator
     return rng.normal(size=(len(positions), HEADS[kind], DIM))
 
 
+PLAIN = ScoreFacts()
 SPEEDS = np.array([1.0, 0.1, 0.01, 0.0003])
 
 
@@ -54,7 +55,7 @@ def roped(layout: str = "half") -> Formula:
         x = noise(layer, kind, positions, np.random.default_rng([layer, ord(kind[0])]))
         i, j = (2, 2 + DIM // 2) if layout == "half" else (4, 5)
         x[..., [i, j]] += 30
-        return x if kind.endswith("pre") else rope(x.swapaxes(0, 1), positions, layout).swapaxes(0, 1)
+        return x if kind.endswith("pre") or kind == "v" else rope(x.swapaxes(0, 1), positions, layout).swapaxes(0, 1)
 
     return formula
 
@@ -69,10 +70,13 @@ def planted_run(
     sampler: Sampler | None = None,
     heads: Mapping[str, int] = HEADS,
     sections: Callable[[int], Sections] | None = None,
+    facts: ScoreFacts = PLAIN,
+    turns: Rope | None = None,
+    window: int | None = None,
 ) -> Run:
     """A complete run whose vectors follow the formula; q and k share positions by default.
 
-    `sections`: of a document of so many tokens.
+    `sections`: of a document of so many tokens. `facts` of logits, `turns` and `window` are told of all layers.
     """
     sampler = sampler or Uniform(base_rate=32.0, bucket_size=64, seed_by=["example", "layer"])
     picker = Picker(sampler, seed=7)
@@ -116,12 +120,14 @@ def planted_run(
         model={"checkpoint": "planted"},
         dataset={"path": "texts", **({} if sections is None else {"sections": True})},
         sampler={**describe(sampler), "probability_by_bucket": picker.probability_by_bucket(max(lengths))},
-        geometry=tuple(LayerGeometry(layer, f"layers.{layer}", heads, dims, 0.5, None) for layer in layers),
+        geometry=tuple(LayerGeometry(layer, f"layers.{layer}", heads, dims, 0.5, window) for layer in layers),
         selection={layer: {kind: tuple(range(heads[kind])) for kind in kinds} for layer in layers},
         counts={"examples": len(lengths), "tokens": sum(lengths), "truncated": 0, "skipped_empty": 0},
         timings={"inference": 1.0},
         parts=tuple(parts),
         examples=write_examples(folder, map(Example.of, documents)),
+        scores={layer: facts.as_json() for layer in layers},
+        rope=() if turns is None else by_rope(dict.fromkeys(layers, turns)),
     )
     replace(manifest).save(folder)
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 7}))

@@ -19,10 +19,10 @@ from sniffer.experiments.report.glossary import ABOUT, ORDER
 from sniffer import open_run
 from sniffer.reader.run import Run
 from sniffer.sampler import All
-from sniffer.types import Sections
-from tests.experiments.planted import HEADS, planted_run, roped
+from sniffer.types import Rope, Sections
+from tests.experiments.planted import HEADS, SPEEDS, planted_run, roped
 
-KINDS = ("q", "k", "q_pre", "k_pre")
+KINDS = ("q", "k", "v", "q_pre", "k_pre")
 
 
 def analysed(folder: Path, *names: str, **options) -> Path:
@@ -127,9 +127,8 @@ def test_sections_are_counted_where_there_are_some(run: Path, tmp_path: Path):
 def test_all_analyses_of_vectors_fit_on_one_page(tmp_path: Path):
     """That of attention is in tests/experiments/test_attention.py."""
     of_vectors = [name for name in ORDER if name != "attention"]
-    folder = analysed(
-        tmp_path / "run", *of_vectors, formula=roped(), kinds=KINDS, sampler=All(bucket_size=64), lengths=[128, 100]
-    )
+    planted = {"formula": roped(), "kinds": KINDS, "turns": Rope(tuple(SPEEDS))}
+    folder = analysed(tmp_path / "run", *of_vectors, **planted, sampler=All(bucket_size=64), lengths=[128, 100])
     job = data_of(Report().page(str(folder)))["jobs"][0]
     assert [one["analysis"] for one in job["findings"]] == of_vectors
     assert job["plane"]["0"]["0"].keys() == {"q", "k"}
