@@ -40,6 +40,7 @@ class OutputError:
         bits: the widths to try.
         group: numbers that share a scale in even grids: tokens of a key's channel, or channels of a value.
         outliers: share of numbers that uneven grids keep as they are.
+        first: positions from the beginning that uneven grids keep as they are.
         keep: shares of the keys a query sees that are left when others are dropped.
         sinks: first positions that are never dropped where the latest keys are kept.
         history: captured queries of each document over whose weights heavy hitters are summed, evenly spaced.
@@ -52,19 +53,22 @@ class OutputError:
     bits: list[int] = field(default_factory=lambda: [2, 3, 4, 8])
     group: int = 32
     outliers: float = 0.01
+    first: int = 1
     keep: list[float] = field(default_factory=lambda: [0.5, 0.25, 0.1])
     sinks: int = 4
     history: int = 64
 
     def __post_init__(self) -> None:
-        if not self.bits or not all(1 <= width <= 12 for width in self.bits):
-            raise ConfigError(f"output_error.bits={self.bits} must be widths from 1 to 12")
+        if not self.bits or not all(1 <= width <= 8 for width in self.bits):
+            raise ConfigError(f"output_error.bits={self.bits} must be widths from 1 to 8")
         if not all(0 < share <= 1 for share in self.keep):
             raise ConfigError(f"output_error.keep={self.keep} must be shares above 0, 1 at most")
         if not 0 <= self.outliers < 1:
             raise ConfigError(f"output_error.outliers={self.outliers} must be a share below 1")
-        if min(self.queries, self.history) < 1 or self.group < 2 or self.sinks < 0:
-            raise ConfigError("output_error wants queries and history 1 or more, group 2 or more, and sinks 0 or more")
+        if min(self.queries, self.history) < 1 or self.group < 2 or min(self.sinks, self.first) < 0:
+            raise ConfigError(
+                "output_error wants queries and history 1 or more, group 2 or more, sinks and first 0 or more"
+            )
         if self.weights not in WEIGHTS:
             raise ConfigError(f"weights={self.weights} must be one of {', '.join(WEIGHTS)}")
 
@@ -114,12 +118,13 @@ class OutputError:
                 even[0][:, text.keys] = quantised(keys[:, text.keys], width, "channel", self.group)
             yield "kivi", width, [even] * len(texts)
         rows, turn, _ = before
-        source = keys if rows is None else rows.vectors
+        source, kept = keys if rows is None else rows.vectors, here.keys.positions < self.first
         by_channel = uneven(_channels(source), self.bits, self.outliers)
         by_token = uneven(_tokens(values), self.bits, self.outliers)
         for width, some_keys, some_values in zip(self.bits, by_channel, by_token, strict=True):
             back = np.ascontiguousarray(some_keys.reshape(*source.shape[::2], -1).swapaxes(1, 2))
             restored = some_values.reshape(values.shape[1], len(values), -1).swapaxes(0, 1)
+            back[:, kept], restored[:, kept] = source[:, kept], values[:, kept]
             yield "kvquant", width, [(turn(back), restored)] * len(texts)
 
     def _dropped(self, here: Layer, texts: list[Text]) -> Iterator[tuple[str, float, Any]]:

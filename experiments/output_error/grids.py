@@ -4,7 +4,8 @@ What KVQuant does (Hooper and others, 2024, arXiv 2401.18079): a line is one cha
 token of the values. Its largest and smallest numbers are kept as they are, a per cent in all; what lies between is
 scaled to [-1, 1], and rounded to the nearest of 2^bits levels, which are the centres that k-means finds among the
 scaled numbers of a layer (Lloyd, 1982). Two things are left out: numbers weigh alike here, while KVQuant weighs them by
-gradients; and scales and levels come from the very numbers that are rounded, not from another text.
+gradients; and scales and levels come from the very numbers that are rounded, not from another text. Its first token,
+which it keeps too, is its caller's.
 
 Even levels within groups, as KIVI has them, are those of `quantisation.core.quantised`.
 """

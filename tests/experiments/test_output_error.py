@@ -147,7 +147,7 @@ def test_uneven_grids_are_of_keys_before_rope_where_these_are_there(tmp_path: Pa
 
     turns = Rope(tuple(SPEEDS))
     run = planted_run(tmp_path / "run", formula, kinds=(*KINDS, "k_pre"), turns=turns, **SHORT)
-    asked = OutputError(bits=[1], outliers=0.0)
+    asked = OutputError(bits=[1], outliers=0.0, first=0)
     result = asked.measure(run)
     errors = result.tables["errors"].filter(method="kvquant")
     assert errors["error_keys"].max() < 1e-6 and errors["logit_error"].max() < 1e-5
@@ -167,6 +167,14 @@ def test_more_bits_lose_less(tmp_path: Path):
     for method in ("kivi", "kvquant"):
         by_bits = [heads[f"{method}_{bits}bit"].median() for bits in (2, 3, 4, 8)]
         assert by_bits == sorted(by_bits, reverse=True) and by_bits[-1] < 0.02
+
+
+def test_first_tokens_stay_on_uneven_grids(tmp_path: Path):
+    run = planted_run(tmp_path / "run", kinds=KINDS, **SHORT)
+    none, one, every = (OutputError(bits=[2], first=n).measure(run).tables["heads"] for n in (0, 1, 40))
+    assert every["kvquant_2bit"].max() < 1e-12 < one["kvquant_2bit"].min()
+    assert (one["kvquant_2bit"] != none["kvquant_2bit"]).any()
+    assert (every["kivi_2bit"] == none["kivi_2bit"]).all()
 
 
 def test_outliers_stay_and_the_rest_goes_to_the_nearest_level():
@@ -263,7 +271,17 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path, planted: dict, told: str
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"bits": []}, {"bits": [0]}, {"keep": [0.0]}, {"outliers": 1.0}, {"queries": 0}, {"group": 1}, {"weights": "x"}],
+    [
+        {"bits": []},
+        {"bits": [0]},
+        {"bits": [9]},
+        {"first": -1},
+        {"keep": [0.0]},
+        {"outliers": 1.0},
+        {"queries": 0},
+        {"group": 1},
+        {"weights": "x"},
+    ],
 )
 def test_settings_that_cannot_be_used_are_refused(wrong: dict):
     with pytest.raises(ConfigError):
