@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from sniffer.errors import first_line, of_a_device
 from sniffer.tap import Seen
 from sniffer.types import ROPE_LAYOUTS, LengthClasses, Rope
 
@@ -56,11 +57,17 @@ def ropes_of(
         lengths: which lengths of a text the model treats alike.
         why: the pre kinds are missing; empty where they are there.
     """
-    known, found = list(dict.fromkeys(kept(module))), {}
-    for event in seen:
-        layer = numbers[event.module]
-        told = _told(module.config, layer)
-        found[layer] = replace(told, missing=why) if why else _of_layer(event, told, known, lengths)
+    try:
+        known, found = list(dict.fromkeys(kept(module))), {}
+        for event in seen:
+            layer = numbers[event.module]
+            told = _told(module.config, layer)
+            found[layer] = replace(told, missing=why) if why else _of_layer(event, told, known, lengths)
+    except Exception as error:  # of upstream code: any. A run does not need to know.
+        if of_a_device(error):
+            raise
+        reason = f"looking for it failed: {type(error).__name__}: {first_line(error)}"
+        found = {number: Rope(missing=reason) for number in numbers.values()}
     return dict(sorted(found.items()))
 
 
@@ -79,7 +86,7 @@ def kept(module: nn.Module) -> Iterator[Frequencies]:
 
 
 def _numbers(tensor: Tensor) -> tuple[float, ...]:
-    return tuple(tensor.detach().double().cpu().tolist())
+    return tuple(tensor.detach().cpu().double().tolist())
 
 
 def _of_table(tensor: Tensor) -> tuple[float, ...] | None:
@@ -89,7 +96,7 @@ def _of_table(tensor: Tensor) -> tuple[float, ...] | None:
     pairs = tensor.shape[1] // 2
     if tensor[0, :pairs].any() or not (tensor[0, pairs:] == 1).all():
         return None
-    table = tensor.detach().double().cpu()
+    table = tensor.detach().cpu().double()
     speeds = torch.atan2(table[1, :pairs], table[1, pairs:])
     angles = torch.arange(len(table))[:, None] * speeds
     whole = torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -115,7 +122,7 @@ def _of_layer(event: Seen, told: Rope, known: Sequence[Frequencies], lengths: Le
     until = min(changes) - 1 if changes else None
     if until is not None and until < event.q.shape[2]:
         return replace(told, missing="it may turn positions otherwise in a text of another length")
-    shown = [tuple(one.double().cpu().numpy() for one in pair) for pair in pairs]
+    shown = [tuple(one.cpu().double().numpy() for one in pair) for pair in pairs]
     rounding = torch.finfo(event.q.dtype).eps * (ROUNDINGS + event.q.shape[2])
     fits = [one for one in _possible(told, known, event.q.shape[3]) if _gives(one, shown, rounding)]
     alike = {(one.inv_freq, one.attention_factor, one.layout, one.first): one for one in fits}

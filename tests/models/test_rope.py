@@ -174,3 +174,15 @@ def test_a_buffer_that_is_not_the_layers_is_not_taken_for_it(monkeypatch: pytest
 
     monkeypatch.setattr(rope_module, "kept", other)
     assert all(one.missing for one in backbone_of("llama").rope.values())
+
+
+def test_a_search_that_fails_costs_no_run(monkeypatch: pytest.MonkeyPatch):
+    from sniffer.models import rope as rope_module
+
+    def broken(module: torch.nn.Module):
+        raise TypeError("no number")
+
+    monkeypatch.setattr(rope_module, "kept", broken)
+    ropes = backbone_of("llama").rope
+    assert list(ropes) == [0, 1, 2, 3]
+    assert {one.missing for one in ropes.values()} == {"looking for it failed: TypeError: no number"}

@@ -69,7 +69,7 @@ def _straight(backbone: Backbone, layer: LayerGeometry, scaling: float | None, f
     except Exception:  # of upstream code: any; of a table of positions that ends before
         return True
     (queries,) = all_queries(scores)
-    found = logits_of(scores, queries).double().cpu().numpy().swapaxes(0, 1)
+    found = logits_of(scores, queries).cpu().double().numpy().swapaxes(0, 1)
     logits = _gathered(scores, found[:, :, :LONGER], None)
     told = scaling * logits.products + np.array(facts.alibi)[:, None] * logits.keys
     return bool(np.abs(np.where(logits.seen, logits.found - told, 0.0)).max() <= logits.rounding)
@@ -80,7 +80,7 @@ def _facts(layer: LayerGeometry, shown: Probe) -> tuple[float | None, ScoreFacts
         scores = scores_of(layer.layer, shown)
     except SnifferError as error:
         return layer.scaling, ScoreFacts(missing=str(error))
-    pieces = [logits_of(scores, queries).double().cpu().numpy() for queries in all_queries(scores)]
+    pieces = [logits_of(scores, queries).cpu().double().numpy() for queries in all_queries(scores)]
     whole = np.concatenate([piece.swapaxes(0, 1) for piece in pieces])
     softcap = scores.call.options.get("softcap") if isinstance(scores, FromCall) else None
     n_keys = scores.k.shape[2]
@@ -95,7 +95,7 @@ def _facts(layer: LayerGeometry, shown: Probe) -> tuple[float | None, ScoreFacts
 
 
 def _gathered(scores: FromCall | FromSoftmax, found: np.ndarray, softcap: float | None) -> Logits:
-    q, k = (one.double().cpu().numpy() for one in (scores.q, scores.k))
+    q, k = (one.cpu().double().numpy() for one in (scores.q, scores.k))
     k = np.repeat(k, q.shape[1] // k.shape[1], axis=1)
     products = (q @ k.swapaxes(2, 3)).swapaxes(1, 2).reshape(found.shape)
     seen = np.isfinite(found) & (found > max(MASKED, torch.finfo(scores.q.dtype).min / 2))
