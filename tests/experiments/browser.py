@@ -180,7 +180,7 @@ def test_sections_are_listed_for_the_job_that_has_some(browser: Browser):
     assert not table.is_displayed()
     Select(browser.find_element(By.ID, "job")).select_by_index(1)
     found = [row.text.split() for row in table.find_elements(By.TAG_NAME, "tr")]
-    assert found[0] == ["section", "tokens", "q", "k", "q_pre", "k_pre"]
+    assert found[0] == ["section", "tokens", "q", "k", "v", "q_pre", "k_pre"]
     assert [row[:2] for row in found[1:]] == [["answer", "168"], ["question", "60"]]
     assert found[2][2] == str(2 * HEADS["q"] * 60)  # of two layers, every position
     picture(browser, "sections")
