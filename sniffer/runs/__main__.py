@@ -45,7 +45,7 @@ def run(arguments: Sequence[str] | None) -> int:
     with logging_to(chosen.run if chosen.verb == "resume" else None):
         code = VERBS[chosen.verb](chosen)
     # These do nothing but tell.
-    return code or int(chosen.verb in ("list", "inspect", "verify") and output_is_lost())
+    return code or int(chosen.verb in ("list", "inspect", "verify", "compare") and output_is_lost())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -80,6 +80,10 @@ def parser() -> argparse.ArgumentParser:
     reproduce = add("reproduce", "run the saved configuration again and compare every row")
     reproduce.add_argument("--to", type=Path, metavar="FOLDER", help="of the new run (RUN_reproduced)")
     _add_trust(reproduce)
+
+    compare = add("compare", "how far apart two runs are, where they have the same text, position and head")
+    compare.add_argument("other", type=Path, metavar="OTHER", help="the run to compare it with")
+    compare.add_argument("--to", type=Path, metavar="FILE", help="a Parquet file for all of it")
 
     export = add("export", "write a run in another layout")
     export.add_argument("--layout", choices=("heads",), default="heads", help="heads: l00h00q/data.parquet, and so on")
@@ -162,6 +166,17 @@ def _reproduce(chosen: argparse.Namespace) -> int:
     return 0 if identical else 1
 
 
+def _compare(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.compare import told
+
+    target = None if chosen.to is None else chosen.to.absolute()
+    table, lines = told(chosen.run.absolute(), chosen.other.absolute(), target)
+    _print(table)
+    for said in lines:
+        line(said)
+    return 0
+
+
 def _export(chosen: argparse.Namespace) -> int:
     from sniffer.runs.export import export
 
@@ -189,6 +204,7 @@ VERBS = {
     "verify": _verify,
     "resume": _resume,
     "reproduce": _reproduce,
+    "compare": _compare,
     "export": _export,
     "publish": _publish,
 }

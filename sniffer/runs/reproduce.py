@@ -87,7 +87,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
     copies = list(told_copies(first, trust.prefixes))
     apart = moments_apart(Run(folder, first), Run(target, second))
     if first.digest == second.digest:
-        told, differing = f"identical: {first.rows:,} rows, digest {first.digest}", _elsewhere(first, second)
+        told, differing = f"identical: {first.rows:,} rows, digest {first.digest}", elsewhere(first, second)
         if apart is not None:
             told += f"; moments differ by at most {apart:.2g} of their size"
         although = [f"although these differ: {'; '.join(differing)}"] if differing else []
@@ -184,10 +184,10 @@ def _told(distance: Distance, first: Manifest, second: Manifest) -> Iterator[str
         yield f"{distance.only_first:,} rows are in the first run only, {distance.only_second:,} in the second only"
     if distance.resectioned:
         yield f"{distance.resectioned:,} rows that both have are of another section in each"
-    yield "what differs: " + ("; ".join(_elsewhere(first, second)) or "nothing that the manifests record")
+    yield "what differs: " + ("; ".join(elsewhere(first, second)) or "nothing that the manifests record")
 
 
-def _elsewhere(first: Manifest, second: Manifest) -> list[str]:
+def elsewhere(first: Manifest, second: Manifest) -> list[str]:
     """What rows may depend on and is not the same in both runs."""
     found = differences(first.as_json(), second.as_json())
     return [
