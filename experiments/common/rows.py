@@ -15,7 +15,7 @@ import polars as pl
 from jaxtyping import Float32, Float64, Int32, Int64
 
 from sniffer.errors import ConfigError, RunError, first_line
-from sniffer.forward.selection import numbers
+from sniffer.forward.numbers import numbers
 from sniffer.reader.run import Run
 from sniffer.storage.finite import count_not_finite
 

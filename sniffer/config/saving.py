@@ -118,7 +118,14 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)
     plain["capture"]["kinds"] = listed(plain["capture"]["kinds"])
-    return _with_absolute_paths({str(key): value for key, value in plain.items()})
+    return _with_absolute_paths(_with_text_keys(plain))
+
+
+def _with_text_keys(node: Any) -> Any:
+    """As JSON has them, which the manifest is in: of `capture.heads` by layer, say."""
+    if isinstance(node, dict):
+        return {str(key): _with_text_keys(value) for key, value in node.items()}
+    return [_with_text_keys(one) for one in node] if isinstance(node, list) else node
 
 
 def _with_absolute_template(node: Any, key: str) -> None:

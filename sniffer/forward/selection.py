@@ -6,13 +6,13 @@ key head = query head * n_key_heads // n_query_heads, so that every captured que
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sniffer.errors import ConfigError
 from sniffer.forward.moments.request import MomentsConfig, check_kinds
+from sniffer.forward.numbers import Heads, heads_of, layers_of, numbers
 from sniffer.hashing import key_of
 from sniffer.limits import HEADS, LAYERS
 from sniffer.types import (
@@ -51,7 +51,8 @@ class CaptureConfig:
     """Which vectors to keep, and which statistics of attention.
 
     `kinds` are a list, or one. `layers` and `heads` (query heads) are null for all, or numbers and ranges: 3, "0-7"
-    (both ends included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. `attention` is
+    (both ends included), "0:8" (the end left out), or a list of these. Here they become sorted tuples. Heads may be
+    given by layer, {0: [1, 2], 5: "0-3"}, which says the layers too. `attention` is
     null, one or several names of sniffer.types.STATISTICS, or all; here it becomes a tuple in their order.
     `attention_top` is how many of the largest weights `top` keeps, `attention_sections` those that `section` weighs.
     `moments` says of what sums over all positions are kept.
@@ -77,7 +78,9 @@ class CaptureConfig:
         if unknown or not self.kinds or len(set(self.kinds)) != len(self.kinds):
             raise ConfigError(f"capture.kinds={self.kinds} must name some of {list(KINDS)}, each once")
         self.layers = numbers("capture.layers", self.layers)
-        self.heads = numbers("capture.heads", self.heads)
+        self.heads = heads_of("capture.heads", self.heads)
+        if isinstance(self.heads, dict):
+            self.layers = layers_of(self.heads, self.layers)
 
 
 MOST_TOP = 1 << 16
@@ -121,38 +124,6 @@ def statistics(key: str, value: Any, sections: Sequence[str] = ()) -> tuple[str,
 def listed(kinds: Any) -> list[Any]:
     """Kinds as a list, where one was given too."""
     return [*kinds] if isinstance(kinds, list | tuple) else [] if kinds is None else [kinds]
-
-
-def numbers(key: str, value: Any) -> tuple[int, ...] | None:
-    """Numbers and ranges as a sorted tuple: 3, "0-7", "0:8", or a list of these; None stays None.
-
-    Raises:
-        ConfigError: anything else, a negative number, or nothing at all.
-    """
-    if value is None:
-        return None
-    items = value if isinstance(value, list | tuple) else [value]
-    found = {number for item in items for number in _range(key, item)}
-    if not found:
-        raise ConfigError(f"{key}={value} names nothing: use null for all")
-    return tuple(sorted(found))
-
-
-MOST = 1 << 20
-"""Beyond any model's layers and heads; a range is written out as numbers."""
-
-
-def _range(key: str, item: Any) -> Sequence[int]:
-    if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
-        return (item,)
-    if isinstance(item, str) and (match := re.fullmatch(r"(\d{1,99})(?:([-:])(\d{1,99}))?", item)):
-        first, last = int(match[1]), int(match[3] or match[1]) + (match[2] != ":")
-        if last > MOST:
-            raise ConfigError(f"{key} has {item!r}, and no model has so many: name the last one")
-        if last <= first:
-            raise ConfigError(f"{key} has {item!r}, which names nothing: give the lower end first, as in 0-7 or 0:8")
-        return range(first, last)
-    raise ConfigError(f"{key} has {item!r:.60}, which is neither a number from 0 nor a range such as 0-7 or 0:8")
 
 
 @dataclass(frozen=True)
@@ -200,7 +171,9 @@ def check_request(capture: CaptureConfig, limits: ModelLimits) -> None:
     if limits.layers is not None and capture.layers is not None:
         _check_members("capture.layers", capture.layers, range(limits.layers), "layers")
     if limits.query_heads is not None and capture.heads is not None:
-        _check_members("capture.heads", capture.heads, range(limits.query_heads), "query heads")
+        by_layer = capture.heads.values() if isinstance(capture.heads, dict) else [capture.heads]
+        for heads in by_layer:
+            _check_members("capture.heads", heads, range(limits.query_heads), "query heads")
 
 
 def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missing: str = "") -> Selection:
@@ -237,11 +210,12 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     return Selection(heads, moments)
 
 
-def _requested_heads(layers: Iterable[LayerGeometry], heads: Sequence[int] | None) -> dict[int, tuple[int, ...]]:
+def _requested_heads(layers: Iterable[LayerGeometry], heads: Heads) -> dict[int, tuple[int, ...]]:
     requested = {}
     for layer in layers:
         existing = range(layer.heads["q"])
-        wanted = existing if heads is None else sorted(set(heads))
+        named = heads.get(layer.layer, ()) if isinstance(heads, dict) else heads
+        wanted = existing if named is None else sorted(set(named))
         _check_members("capture.heads", wanted, existing, f"query heads of layer {layer.layer}")
         requested[layer.layer] = tuple(wanted)
     return requested

@@ -25,7 +25,7 @@ from sniffer.config.resolve import conf_folder, register, resolve
 from sniffer.config.saving import ONCE, holds_results, plain_values, refuse_results
 from sniffer.config.schema import Config, Keys, OutputConfig
 from sniffer.errors import CaptureError, ConfigError, RunError, SnifferError
-from sniffer.forward.selection import numbers
+from sniffer.forward.numbers import numbers
 from sniffer.sampler import LogUniform, Sampler
 from sniffer.words import one_line
 from tests.helpers_config import save_config

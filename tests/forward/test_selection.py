@@ -47,6 +47,37 @@ def test_sampled_heads_are_deterministic_and_nest():
     assert sampled(5, seed=1) != sampled(5)
 
 
+def test_heads_by_layer_say_the_layers_too():
+    """Also as text, which is how config.yaml and the manifest have the layers."""
+    for heads in ({5: "0-2", 0: [7, 1]}, {"5": [0, 1, 2], "0": [1, 7]}):
+        selection = select(MODEL, CaptureConfig(heads=heads))
+        assert selection.heads == {(0, "q"): (1, 7), (0, "k"): (0, 1), (5, "q"): (0, 1, 2), (5, "k"): (0, 1, 2)}
+    assert select(MODEL, CaptureConfig(layers=[0], heads={0: 3})).heads == {(0, "q"): (3,), (0, "k"): (0,)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"heads": {0: [1], 2: [1]}, "layers": [0]}, "it follows from capture.heads"),
+        ({"heads": {}}, "names nothing"),
+        ({"heads": {"first": [1]}}, "give heads by layer as in"),
+        ({"heads": {0: None}}, "give heads by layer as in"),
+        ({"heads": {0: "3-1"}}, "capture.heads.0 has '3-1'"),
+    ],
+)
+def test_heads_by_layer_that_make_no_sense(options: dict, said: str):
+    with pytest.raises(ConfigError, match=said):
+        CaptureConfig(**options)
+
+
+def test_a_head_that_a_layer_does_not_have_is_named():
+    with pytest.raises(ConfigError, match=r"capture.heads names \[6\], but the model's query heads of layer 5"):
+        select(MODEL, CaptureConfig(heads={0: [6], 5: [6]}))
+    limits = ModelLimits(layers=6, query_heads=8, key_heads=2, max_positions=None)
+    with pytest.raises(ConfigError, match=r"capture.heads names \[9\]"):
+        check_request(CaptureConfig(heads={0: [1], 1: [9]}), limits)
+
+
 def test_full_attention_only_leaves_sliding_layers_out():
     assert select(MODEL, CaptureConfig(full_attention_only=True)).layers == (0, 2, 5)
 
