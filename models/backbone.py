@@ -14,13 +14,13 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sniffer.errors import ConfigError, UnsupportedModelError
 from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
 
 from . import adapter, locate, quantized, stand_in
-from .choices import DTYPES, WEIGHTS, check_choice, check_device, kernels_of
+from .choices import DTYPES, WEIGHTS, check_choice, check_device, check_random, kernels_of
 from .fingerprint import digests, snapshot_commit, unchanged
 from .tokenizer import Tokenizer
 
@@ -59,6 +59,7 @@ class Checkpoint:
         adapter: a folder or hub id of an adapter to put on the weights (adapter.py); `merge_adapter`: into them.
         quantization: how linear layers are quantised as they are loaded, of `quantized.METHODS`; None: as they are.
         allow_missing: tensors that the checkpoint lacks are drawn from `seed`, and recorded, instead of refused.
+        headed: the head is loaded too, for a run that goes on with its documents.
     """
 
     checkpoint: str
@@ -81,6 +82,7 @@ class Checkpoint:
     merge_adapter: bool = False
     quantization: str | None = None
     allow_missing: bool = False
+    headed: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_choice("model.weights", self.weights, WEIGHTS)
@@ -95,10 +97,8 @@ class Checkpoint:
         object.__setattr__(self, "sdpa_kernels", kernels_of(self.sdpa_kernels, self.attn_implementation))
         if self.adapter is not None:
             adapter.require_peft(self.adapter)
-        if self.weights == "random" and (self.adapter is not None or self.allow_missing):
-            raise ConfigError("model.adapter and model.allow_missing are for the weights of a checkpoint: drop them")
-        if self.weights == "random" and not -(1 << 63) <= self.seed < 1 << 64:
-            raise ConfigError(f"model.seed={self.seed} must be from -2^63 to 2^64 - 1")
+        if self.weights == "random":
+            check_random(self.seed, put_on=self.adapter is not None or self.allow_missing)
         if self.gguf_file is None and self.checkpoint.endswith(".gguf"):
             folder, file = Path(self.checkpoint).parent, Path(self.checkpoint).name
             object.__setattr__(self, "checkpoint", str(folder.expanduser().absolute()))
@@ -120,20 +120,20 @@ class Checkpoint:
     def limits(self) -> ModelLimits:
         """What the config tells of the text model, read without any weights."""
         from . import finder
-        from .limits import limits_of
+        from .limits import check_writes, limits_of
 
         with finder.installed():
             config = self._config()
             if self._geometry() == stand_in.DEFAULT:
                 stand_in.warn_of_defaults(self.checkpoint, config)
+            check_writes(config, self.checkpoint, wanted=self.headed)
             return limits_of(config, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> tuple[Tokenize, int]:
         """A tokenize function and the id to pad with.
 
         Raises:
-            CheckpointError: there is no tokenizer.
-            ConfigError: with random weights, it has more tokens than the model.
+            CheckpointError, ConfigError: there is none; with random weights, it has more tokens than the model.
         """
         place, named, options = self._tokenizer_source()
         tokenize = Tokenizer.read(place, named, trust_remote_code=self.trust_remote_code, **options)
@@ -147,8 +147,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights cannot be loaded.
             CaptureError: the device has not the memory for it, or fails.
-            UnsupportedModelError: the model cannot be tapped soundly.
-            ConfigError: it cannot be compiled.
+            UnsupportedModelError, ConfigError: the model cannot be tapped soundly; or not be compiled.
         """
         from . import finder
 
@@ -163,12 +162,17 @@ class Checkpoint:
                 compile_layers(backbone)
         return backbone
 
+    def with_head(self) -> Checkpoint:
+        """The same, whose backbone has a language model too."""
+        made = replace(self)
+        object.__setattr__(made, "headed", True)
+        return made
+
     def outline(self) -> Outline:
         """The shapes that `load` would bring, without any weights.
 
         Raises:
-            CheckpointError: its config cannot be had.
-            UnsupportedModelError: the model cannot be tapped, or its shapes depend on values.
+            CheckpointError, UnsupportedModelError: no config; it cannot be tapped, or its shapes depend on values.
         """
         from . import finder
         from .outline import outline
@@ -198,8 +202,7 @@ class Checkpoint:
         """What modelling modules of transformers would be made from now: a digest of each, and whether of a copy."""
         from .finder import source_of
 
-        found = {name: source_of(name) for name in names}
-        return {name: told for name, told in found.items() if told is not None}
+        return {name: told for name in names if (told := source_of(name)) is not None}
 
     def describe(self) -> dict[str, Any]:
         """What the manifest records: architecture, revision, digests of the files on this machine."""
@@ -234,12 +237,11 @@ class Checkpoint:
 
         config = self._config()
         how = weights.How(self.dtype, self.device, self.device_map, self.attn_implementation, self.sdpa_kernels)
+        how = replace(how, headed=self.headed, trust_remote_code=self.trust_remote_code)
         if self.weights == "random":
             return weights.draw(config, self.seed, how, f"a random {self.checkpoint}")
-        how = replace(how, trust_remote_code=self.trust_remote_code, options=self._options())
-        how = replace(how, quantization=self.quantization)
-        if self.allow_missing:
-            how = replace(how, missing_seed=self.seed)
+        seed = self.seed if self.allow_missing else None
+        how = replace(how, options=self._options(), quantization=self.quantization, missing_seed=seed)
         if self.adapter is not None:
             how = replace(how, adapter=adapter.folder_of(self.adapter), merge_adapter=self.merge_adapter)
         plain = replace(self, config_overrides={})._config if self.config_overrides else None
@@ -250,8 +252,8 @@ class Checkpoint:
 
         source, overrides = self._source(), self.config_overrides or {}
         if source is None:
-            alone = self.tokenizer is None
-            return stand_in.config_of(str(self.model_type), self._numbers(), overrides, tokenizer=alone)
+            alone, stated = self.tokenizer is None, self._numbers()
+            return stand_in.config_of(str(self.model_type), stated, overrides, tokenizer=alone)
         config = read_config(source, overrides, trust_remote_code=self.trust_remote_code, **self._options())
         if self.quantization is not None:
             adapted = (Path(source) / locate.ADAPTER).is_file()
@@ -272,13 +274,12 @@ class Checkpoint:
         """A folder or an accessible hub id; None for random weights whose config comes from `model_type`."""
         if self.weights == "pretrained":
             return locate.locate(self.checkpoint, self.revision, self.gguf_file)
-        folder = self._on_disk()
-        if folder is None and self.model_type is None:
+        if (folder := self._on_disk()) is None and self.model_type is None:
             raise ConfigError(
-                f"model.weights=random: the config of {self.checkpoint} is not on this machine, so"
-                " model.model_type (such as llama) is needed to know the architecture"
+                f"model.weights=random: the config of {self.checkpoint} is not on this machine, so model.model_type"
+                " (such as llama) is needed to know the architecture"
             )
-        return str(folder) if folder is not None else None
+        return None if folder is None else str(folder)
 
     def _on_disk(self) -> Path | None:
         return locate.on_disk(self.checkpoint, self.revision, self.gguf_file)
@@ -294,7 +295,6 @@ class Checkpoint:
             return locate.tokenizer_source(self.tokenizer), self.tokenizer, {}
         if self.weights == "pretrained":
             return str(self._source()), None, self._options()
-        folder = self._on_disk()
-        if folder is not None and (self.gguf_file is not None or any(folder.glob("tokenizer*"))):
+        if (folder := self._on_disk()) is not None and (self.gguf_file is not None or any(folder.glob("tokenizer*"))):
             return str(folder), None, self._options()
         return stand_in.tokenizer_for(self.checkpoint), stand_in.TOKENIZER, {"stands_in": True}

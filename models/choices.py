@@ -20,6 +20,14 @@ def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{key}={value!r} is not one of {', '.join(choices)}")
 
 
+def check_random(seed: int, *, put_on: bool) -> None:
+    """Of random weights; `put_on`: something is asked for that needs those of a checkpoint."""
+    if put_on:
+        raise ConfigError("model.adapter and model.allow_missing are for the weights of a checkpoint: drop them")
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ConfigError(f"model.seed={seed} must be from -2^63 to 2^64 - 1")
+
+
 def check_device(device: str, device_map: Any) -> None:
     if not DEVICE.fullmatch(device):
         raise ConfigError(f"model.device={device!r} is no device: use auto, cpu, cuda, cuda:1 or mps")

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from sniffer.errors import UnsupportedModelError
 from sniffer.types import ModelLimits
 
 from .architecture import auto_class
@@ -78,3 +79,13 @@ def _rows_before_positions(config: PretrainedConfig, rows: int, trust_remote_cod
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def check_writes(config: PretrainedConfig, title: str, *, wanted: bool = True) -> None:
+    """Raises UnsupportedModelError, before any weight is read, for a model that does not write texts."""
+    if not wanted:
+        return
+    if getattr(config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{title} is an encoder and a decoder: only decoders go on with prompts (generate)")
+    if auto_class(config).__name__ == "AutoModel":
+        raise UnsupportedModelError(f"{title} has no head that says which token comes next: leave generate out")

@@ -27,6 +27,7 @@ from .config_keys import POSITION_KEYS, value_of
 from .coverage import check_alone, check_lengths, check_parts, check_silent
 from .finder import DERIVED_NAME
 from .kernels import allowed
+from .language_model import LoadedLanguageModel
 from .layers import accepts, check_skipped, number_layers, sight_of, skipped_layers, tapped
 from .lengths import UNKNOWN, PositionCall, study, watched
 from .provenance import code_of, packages_in_use
@@ -58,7 +59,10 @@ class LoadedBackbone:
         lengths: which lengths of a forward the model treats alike.
         rope: how each layer turns q and k by position (rope.py).
         config: of the whole model, of which this is a part.
+        language_model: the whole model, where it was asked for, which goes on with prompts.
     """
+
+    language_model: LoadedLanguageModel | None = None
 
     def __init__(self, module: PreTrainedModel, sdpa_kernels: Sequence[str] | None = None) -> None:
         """Finds the layers of a backbone and proves its taps.
@@ -158,12 +162,16 @@ class LoadedBackbone:
 
         What ran before has no say in it. Returns the last hidden state, or None from a backbone that gives none.
         """
-        for state in self._changing:
-            state.restore()
+        self.forget()
         options = {"use_cache": False} if self._takes_use_cache else {}
         with allowed(self.sdpa_kernels, self.device):
             output = self.module(input_ids=input_ids, **options)
         return getattr(output, "last_hidden_state", None)
+
+    def forget(self) -> None:
+        """Puts back what changes from one forward to the next."""
+        for state in self._changing:
+            state.restore()
 
 
 def _without_places(value: Any) -> Any:

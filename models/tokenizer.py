@@ -125,6 +125,7 @@ class Tokenizer:
             tools=None if chat.tools is None else list(chat.tools),
             chat_template=chat.template,
             continue_final_message=chat.continue_final,
+            add_generation_prompt=chat.prompts,
             **how,
             **told,
         )

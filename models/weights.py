@@ -21,6 +21,7 @@ from . import kernels, quantized
 from .adapted import put_on
 from .architecture import auto_class, type_of
 from .devices import check_device_map, device_of
+from .language_model import LoadedLanguageModel
 from .layers import find_backbone
 from .loaded import LoadedBackbone
 from .retrofit import retrofit
@@ -36,7 +37,7 @@ NO_SUCH_ATTENTION = "does not support an attention implementation"
 class How:
     """How a model is brought in: the keys of the config group `model` that say so, and `options` to read with.
 
-    `missing_seed`: draws the tensors that a checkpoint lacks; None refuses it.
+    `missing_seed`: draws the tensors that a checkpoint lacks; None refuses it. `headed`: the head is kept, to generate.
     """
 
     dtype: str = "auto"
@@ -50,6 +51,7 @@ class How:
     adapter: Path | None = None
     merge_adapter: bool = False
     quantization: str | None = None
+    headed: bool = False
 
 
 def read(
@@ -155,12 +157,15 @@ def _backbone(
     try:
         backbone, config = find_backbone(model), model.config
         check(model, backbone)
-        del model  # and with it the language-model head
+        whole = model if how.headed else None
+        del model  # and, where nobody wants it, with it the language-model head
         if device is not None:
             with told(f"while the model was moved to {device}"):
-                torch.nn.Module.to(backbone, device)
+                torch.nn.Module.to(whole or backbone, device)
         with told("in a short probe of the model"):
             loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
+            if whole is not None:
+                loaded.language_model = LoadedLanguageModel(whole, loaded)
         loaded.config = config
     except BaseException:
         undo()

@@ -19,7 +19,7 @@ from sniffer.config.choosing import with_batch_tokens
 from sniffer.config.saving import save_plain
 from sniffer.config.schema import Config
 from sniffer.dataset.batching import batch_tokens
-from sniffer.dataset.encoding import tokenizer_for
+from sniffer.dataset.encoding import Encoder, tokenizer_for
 from sniffer.dataset.feed import Feed
 from sniffer.dataset.kept import check_kept, require_kept, unkept
 from sniffer.dataset.source import Shard
@@ -28,11 +28,13 @@ from sniffer.engine.base import Plan, dtype_name
 from sniffer.engine.beginning import first_manifest
 from sniffer.engine.crew import Crew
 from sniffer.engine.engine import Engine
+from sniffer.engine.facts import Facts
+from sniffer.engine.generating import EACH_APART, check_generation, continuing_of, loaded_by, with_new
+from sniffer.engine.lengths import longest_document, new_tokens, pack_of, token_limit, window_of
 from sniffer.engine.local import LocalEngine
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.shift import Shift
-from sniffer.engine.worker import Facts
-from sniffer.errors import IN_A_FORWARD, CaptureError, ConfigError, DatasetError, device_trouble
+from sniffer.errors import IN_A_FORWARD, CaptureError, DatasetError, device_trouble
 from sniffer.forward.attention.layout import check_attention, layout_of
 from sniffer.forward.estimate import (
     Room,
@@ -53,8 +55,8 @@ from sniffer.storage.model_config import with_model_config
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import capture_progress, waiting_for
-from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary, to_extend
-from sniffer.types import Document, ModelFacts, ModelLimits, by_number, has_sections
+from sniffer.terminal.summary import estimate_line, remarks, resume_line, show_summary
+from sniffer.types import Document, ModelLimits, by_number, has_sections
 from sniffer.words import one_line
 
 log = logging.getLogger(__name__)
@@ -80,7 +82,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             limits = check(config)
             tokenize, pad_id = tokenizer_for(config.dataset, config.model)
             longest = token_limit(config, limits)
-            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest, breaks=config.batch.breaks or ())
+            breaks, new = config.batch.breaks or (), new_tokens(config)
+            feed = Feed(config.dataset, tokenize, pad_id, max_tokens=longest, breaks=breaks, new_tokens=new)
             try:
                 if limits.vocabulary is not None and getattr(config.dataset, "tokens_column", None) is not None:
                     feed.fit(limits.vocabulary)
@@ -92,7 +95,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                     make_plan, model=model, feed=feed, room=room, longest=longest_document(config, limits)
                 )
                 if earlier.manifest is None and model.device_free is not None:
-                    known = [document.n_tokens for document in feed.first.documents], model.device_free, room.available
+                    lengths = [document.n_tokens + feed.new_tokens for document in feed.first.documents]
+                    known = lengths, model.device_free, room.available
                     config = with_batch_tokens(config, folder, *known, lambda it: planned(it).expected.batch_bytes)
                 plan = planned(config)
                 log.info("%s", estimate_line(plan.expected))
@@ -197,60 +201,30 @@ def explained(error: BaseException) -> BaseException:
 
 def check(config: Config) -> ModelLimits:
     """Meets everything that can be known to be wrong before the model loads."""
-    check_kept(config.sampler.keep_sections, config.dataset)
-    check_attention(config.capture, config.model, config.dataset)
-    check_moments(config.capture.moments, config.dataset)
+    generates = config.generate is not None
+    check_kept(config.sampler.keep_sections, config.dataset, generates=generates)
+    check_attention(config.capture, config.model, config.dataset, generates=generates)
+    check_moments(config.capture.moments, config.dataset, generates=generates)
+    check_generation(config)
     config.dataset.check()
-    limits = config.model.limits()
+    limits = loaded_by(config).limits()
     check_request(config.capture, limits)
     return limits
 
 
 def documents(config: Config) -> Iterator[Document]:
-    """The documents that a run of this configuration would have, in order, read anew.
+    """The documents that a run of this configuration would have, in order, read anew; before a model goes on with them.
 
     Raises:
         SnifferError: as a run before its model loads.
     """
     config.dataset.check()
     tokenize, _ = tokenizer_for(config.dataset, config.model)
-    return Tokenizer(tokenize, token_limit(config, config.model.limits())).documents(config.dataset)
+    tokenizer = Tokenizer(tokenize, token_limit(config, config.model.limits()))
+    return tokenizer.encoded(config.dataset, Encoder.of(config.dataset, tokenize, prompts=config.generate is not None))
 
 
-def token_limit(config: Config, limits: ModelLimits) -> int | None:
-    """The most tokens of a text: what the user says, else, unless it comes in windows, what the model was made for.
-
-    Raises:
-        ConfigError: the user asks for more positions than the model has.
-    """
-    longest, window, pack = config.dataset.max_tokens, window_of(config), pack_of(config)
-    key, wanted = ("max_tokens", longest) if window is None else ("window", window)
-    if pack is not None:
-        key, wanted, longest = "pack_to", pack, min(longest or pack, pack)
-    possible = limits.max_positions
-    if wanted is not None and possible is not None and wanted > (most := max(possible, limits.reach or 0)):
-        way = to_extend(limits, wanted)
-        raise ConfigError(f"dataset.{key}={wanted} is more than the model's {most} positions: lower it, {way}")
-    return longest if longest is not None or window is not None else possible
-
-
-def longest_document(config: Config, limits: ModelLimits) -> int | None:
-    """Tokens that no document has more than; None where nothing says so."""
-    known = (pack_of(config),) if pack_of(config) else (token_limit(config, limits), window_of(config))
-    return min((n for n in known if n is not None), default=None)
-
-
-def window_of(config: Config) -> int | None:
-    """The tokens of a window; a dataset of a user's own may not have the key."""
-    return getattr(config.dataset, "window", None)
-
-
-def pack_of(config: Config) -> int | None:
-    """The tokens that texts are packed into."""
-    return getattr(config.dataset, "pack_to", None)
-
-
-def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest: int | None = None) -> Plan:
+def make_plan(config: Config, model: Facts, feed: Feed, room: Room, longest: int | None = None) -> Plan:
     """Resolves the request against the model and expects its size from the documents read so far.
 
     `longest`: tokens that no document has more than; None where nothing says so.
@@ -263,9 +237,10 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
     picker = picker_of(config.sampler, config.seed)
     attention = layout_of(config.capture, picker, longest)
     geometry = by_number(model.geometry if attention is None else map(attention.of_layer, model.geometry))
-    require_kept(config.sampler.keep_sections, config.dataset, feed.first)
-    lengths = [document.n_tokens for document in feed.first.documents]
-    sections = [document.sections for document in feed.first.documents]
+    continuing = continuing_of(config, model, feed.encoder.tokenize, feed.encoder.answer)
+    to_come = () if continuing is None else continuing.answer.known
+    require_kept(config.sampler.keep_sections, config.dataset, feed.first, to_come)
+    lengths, sections = with_new(feed.first.documents, continuing)
     # A shard of few documents may be left without any; of texts that are packed there are fewer than texts.
     shard = getattr(config.dataset, "shard", Shard())
     if not lengths and len(config.dataset) and not (pack_of(config) is not None and shard.index):
@@ -277,8 +252,9 @@ def make_plan(config: Config, model: ModelFacts, feed: Feed, room: Room, longest
     stored, moments = stored_bytes(compression, dtype), config.capture.moments.layout
     known = lengths or [1], documents, model.dtype.itemsize, batch, stored, sections
     expected = estimate(picker, selection, geometry, *known, moments)
-    lasting = model.lengths, config.output.checkpoint_every, room.limit, attention, longest or 0
-    what = *lasting, has_sections(config.dataset), moments
+    alike = model.lengths if continuing is None or model.pads else EACH_APART
+    lasting = alike, config.output.checkpoint_every, room.limit, attention, longest or 0
+    what = *lasting, has_sections(config.dataset, generates=continuing is not None), moments, continuing
     return Plan(geometry, selection, picker, expected, batch, dtype, compression, *what)
 
 
@@ -286,7 +262,7 @@ def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None
     """Says before the first forward where the largest one may not fit, as far as is known of the documents by then."""
     if model.device_free is None:
         return
-    lengths = [document.n_tokens for document in feed.first.documents]
+    lengths = [document.n_tokens + feed.new_tokens for document in feed.first.documents]
     needed = largest_forward(config.model, lengths, plan.batch_tokens)
     if needed is not None and (line := device_warning(needed, plan.expected.batch_bytes, model.device_free)):
         log.warning("%s", line)

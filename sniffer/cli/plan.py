@@ -19,6 +19,8 @@ from sniffer.dataset.kept import check_kept
 from sniffer.dataset.packing import most_lengths as packs
 from sniffer.dataset.source import Shard
 from sniffer.dataset.tokenizing import spans
+from sniffer.engine.generating import check_generation, loaded_by
+from sniffer.engine.lengths import longest_document, new_tokens, token_limit
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.estimate import Estimate, estimate, largest_forward, peak_ram, stored_bytes
@@ -71,10 +73,9 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
     Raises:
         SnifferError: as the run itself would before its model loads.
     """
-    from sniffer.capture import longest_document, token_limit
-
-    check_kept(config.sampler.keep_sections, config.dataset)
-    speed, limits = speed_of(asked), config.model.limits()
+    check_kept(config.sampler.keep_sections, config.dataset, generates=config.generate is not None)
+    check_generation(config)
+    speed, limits = speed_of(asked), loaded_by(config).limits()
     check_request(config.capture, limits)
     token_limit(config, limits)  # refuses more positions than there are
     outline = config.model.outline()
@@ -92,6 +93,9 @@ def needs(config: Config, asked: PlanConfig) -> Needs:
         # Which tokens are of a section that is kept is not known: at most all of them.
         kept = config.sampler.keep_sections[:1]
         lengths, sections = most, [Sections.one(name, n) for n in most for name in kept]
+    if new := new_tokens(config):
+        # Where they end is not known: at the latest after so many.
+        read, lengths = False, [n + new for n in lengths]
     batch = config.batch.max_tokens or ELSEWHERE
     stored = stored_bytes(config.output.compression, outline.dtype)
     known = lengths or [1], len(lengths), outline.itemsize, batch, stored, sections

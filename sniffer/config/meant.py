@@ -31,6 +31,8 @@ def with_meant(said: str, conf: Path) -> str:
         return said
     known = {*keys(conf)}
     last = {one.rpartition(".")[2]: one for one in sorted(known)}
+    if found[1] in known:
+        return said.replace(f"key {found[1]}:", f"key {found[1]} here, where another choice of its group has it:", 1)
     near = get_close_matches(found[1], known, 1, NEAR)
     # layers=3 instead of capture.layers=3
     near = near or [last[one] for one in get_close_matches(found[1].rpartition(".")[2], last, 1, NEAR)]
@@ -41,7 +43,7 @@ def keys(conf: Path) -> Iterator[str]:
     """All keys that our files set: those at the top as they are, those of a group behind its name."""
     for path in conf.rglob("*.yaml"):
         group = "" if path.parent == conf else path.parent.relative_to(conf).as_posix()
-        if group in ("", "sampler", "dataset", "model", "engine"):
+        if group in ("", "sampler", "dataset", "model", "engine", "generate"):
             values = read_yaml(path)
             yield from _flat(values, group)
             for part in PARTS.get(group, ()):

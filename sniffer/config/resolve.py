@@ -18,6 +18,7 @@ from sniffer.config.saving import ONCE, is_free, plain_values
 from sniffer.config.schema import Config, Keys, PlanConfig
 from sniffer.config.typed import typed_strings
 from sniffer.errors import ConfigError
+from sniffer.forward.generation.request import GenerateConfig
 from sniffer.limits import LAYERS
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import is_held
@@ -83,10 +84,21 @@ def build_config(
         batch=keys.batch,
         output=keys.output,
         engine=keys.engine,
+        generate=generation_asked(plain.get("generate")),
         plan=plan_asked(plain["plan"]) if plain["plan"] else None,
         trusted_targets=tuple(wanted),
         saved={key: value for key, value in plain.items() if key not in ONCE},
     )
+
+
+def generation_asked(value: Any) -> GenerateConfig | None:
+    """The group `generate`: nothing, or a mapping; raises ConfigError as `plan_asked`."""
+    if not value:
+        return None
+    if not isinstance(value, dict):
+        raise ConfigError(f"generate={value} must be none, greedy or sample")
+    asked: GenerateConfig = checked(GenerateConfig, value, "generate")
+    return asked
 
 
 def plan_asked(value: Any) -> PlanConfig:

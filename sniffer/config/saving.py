@@ -118,6 +118,9 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)
     plain["capture"]["kinds"] = listed(plain["capture"]["kinds"])
+    if not plain["generate"]:
+        # As early releases saved it.
+        del plain["generate"]
     return _with_absolute_paths(_with_text_keys(plain))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from omegaconf import MISSING
 
 from sniffer.errors import ConfigError
+from sniffer.forward.generation.request import GenerateConfig
 from sniffer.forward.selection import CaptureConfig
 from sniffer.types import COMPRESSIONS, Checkpoint, Dataset
 
@@ -139,6 +140,7 @@ class Keys:
     batch: BatchConfig = field(default_factory=BatchConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    generate: Any = None
     plan: Any = False
     trusted_targets: list[str] = field(default_factory=list)
 
@@ -147,8 +149,9 @@ class Keys:
 class Config:
     """The root as a run gets it: checked, and built.
 
-    `plan`: what is asked of a plan; None where the run itself is wanted. `trusted_targets`: prefixes of the user's own
-    classes. `saved`: the same configuration in plain values, as config.yaml keeps it.
+    `generate`: how a model goes on with documents, if it does. `plan`: what is asked of a plan; None where the run
+    itself is wanted. `trusted_targets`: prefixes of the user's own classes. `saved`: the same configuration in plain
+    values, as config.yaml keeps it.
     """
 
     seed: int
@@ -159,6 +162,7 @@ class Config:
     batch: BatchConfig
     output: OutputConfig
     engine: EngineConfig
+    generate: GenerateConfig | None
     plan: PlanConfig | None
     trusted_targets: tuple[str, ...]
     saved: Mapping[str, Any] = field(repr=False, compare=False)

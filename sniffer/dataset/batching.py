@@ -16,17 +16,17 @@ ALL_ALIKE = LengthClasses()
 
 
 def batches(
-    documents: Sequence[Document], max_tokens: int, pad_id: int, lengths: LengthClasses = ALL_ALIKE
+    documents: Sequence[Document], max_tokens: int, pad_id: int, lengths: LengthClasses = ALL_ALIKE, new_tokens: int = 0
 ) -> Iterator[TokenBatch]:
     """Packs documents, longest first, into batches of at most `max_tokens` computed tokens.
 
     A document longer than `max_tokens` gets a batch of its own. All documents of a batch are of one class of
-    `lengths`: the model treats each as it would alone.
+    `lengths`: the model treats each as it would alone. To each come up to `new_tokens` that the model writes.
     """
     pending: list[Document] = []
     for document in sorted(documents, key=lambda document: (-document.n_tokens, document.example_id)):
         alike = not pending or lengths.of(document.n_tokens) == lengths.of(pending[0].n_tokens)
-        if pending and not (alike and _fits(pending, document, max_tokens)):
+        if pending and not (alike and _fits(pending, document, max_tokens, new_tokens)):
             yield TokenBatch(tuple(pending), pad_id)
             pending = []
         pending.append(document)
@@ -39,7 +39,8 @@ def batch_tokens(wanted: int | None, device_type: str) -> int:
     return wanted or (ON_CPU if device_type == "cpu" else ELSEWHERE)
 
 
-def _fits(pending: Sequence[Document], document: Document, max_tokens: int) -> bool:
-    computed = (len(pending) + 1) * pending[0].n_tokens
-    real = sum(other.n_tokens for other in pending) + document.n_tokens
+def _fits(pending: Sequence[Document], document: Document, max_tokens: int, new_tokens: int) -> bool:
+    rows = len(pending) + 1
+    computed = rows * (pending[0].n_tokens + new_tokens)
+    real = sum(other.n_tokens for other in pending) + document.n_tokens + rows * new_tokens
     return computed <= max_tokens and computed <= MAX_PADDING * real

@@ -9,7 +9,7 @@ ids are what they are, and a chat has what its template says.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,10 @@ from sniffer.dataset.roles import TEMPLATE, WITHOUT_ROLES, spans_of
 from sniffer.dataset.spans import sections_of
 from sniffer.errors import CheckpointError, DatasetError, first_line
 from sniffer.types import (
+    ASSISTANT,
     NONE,
+    PROMPT,
+    Answer,
     Chat,
     Checkpoint,
     Content,
@@ -44,6 +47,9 @@ class ChatKeys(NamedTuple):
 
 CHAT_KEYS = ChatKeys()
 
+TAGS = ("<think>", "</think>")
+"""Around thoughts, in templates that know of any; they are told where each is one token."""
+
 
 @dataclass
 class Encoder:
@@ -52,6 +58,7 @@ class Encoder:
     `template`: of chats, if there are any; the tokenizer's own where it is None. `begun`: texts so far that brought a
     beginning of their own, and would have got a second one. `sections`: documents have some; `by_characters`: told by
     the characters of their texts. `chat_keys`: those of the configuration, for messages.
+    `prompts`: a model is to go on with the documents.
     """
 
     tokenize: Tokenize
@@ -62,6 +69,7 @@ class Encoder:
     sections: bool = False
     by_characters: bool = False
     chat_keys: ChatKeys = CHAT_KEYS
+    prompts: bool = False
 
     def __post_init__(self) -> None:
         if self.special_tokens != "auto":
@@ -78,7 +86,7 @@ class Encoder:
             )
 
     @classmethod
-    def of(cls, dataset: Dataset, tokenize: Tokenize) -> Encoder:
+    def of(cls, dataset: Dataset, tokenize: Tokenize, *, prompts: bool = False) -> Encoder:
         """As the dataset wants it; one of a user's own may not have the keys.
 
         Raises:
@@ -97,6 +105,7 @@ class Encoder:
             sections=sections,
             by_characters=by_characters,
             chat_keys=getattr(dataset, "chat_keys", CHAT_KEYS),
+            prompts=prompts,
         )
 
     def encoded(self, content: Content, name: str = "") -> tuple[Int32[np.ndarray, " n_tokens"], Sections | None]:
@@ -110,9 +119,12 @@ class Encoder:
         if isinstance(content, SectionedText):
             ids = self.ids(content.text, name)
             return ids, self._sections_of(content, ids, name)
+        content = asking(content, name) if self.prompts and isinstance(content, Chat) else content
         ids = self.ids(content, name)
         if isinstance(content, Chat) and self.sections:
             return ids, self._sections_of_roles(content, ids, name)
+        if self.prompts and not self.sections:
+            return ids, Sections.one(PROMPT, len(ids))
         return ids, Sections.one(NONE, len(ids)) if self.sections else None
 
     def ids(self, content: Content, name: str = "") -> Int32[np.ndarray, " n_tokens"]:
@@ -149,6 +161,17 @@ class Encoder:
         if not self.chats:
             return described
         return {**described, "chat_template": hashlib.sha256(self._require_template().encode()).hexdigest()}
+
+    @property
+    def answer(self) -> Answer:
+        """How what a model writes after these documents is named: of chats by their template's tags, if it has any."""
+        if not (self.chats and self.sections):
+            return Answer()
+        template = self._require_template()
+        tags = [self._asked("without_special", self.chat_keys.asked)(tag) for tag in TAGS if tag in template]
+        if len(tags) != len(TAGS) or any(len(tag) != 1 for tag in tags):
+            return Answer(ASSISTANT)
+        return Answer(ASSISTANT, (int(tags[0][0]), int(tags[1][0])))
 
     def _of_text(self, text: str) -> Any:
         if not text.strip():
@@ -232,6 +255,26 @@ class Encoder:
         if found is None:
             raise CheckpointError(f"{by}: the model's tokenizer is a plain function, which cannot be asked for that")
         return found
+
+
+def asking(chat: Chat, name: str) -> Chat:
+    """A chat whose next words are the assistant's.
+
+    Raises:
+        DatasetError: it has its answer already, or is left open by somebody else.
+    """
+    last = chat.messages[-1].get("role")
+    if chat.continue_final and last != ASSISTANT:
+        raise DatasetError(
+            f"document {name!r}: its last message is of {last!r}, and dataset.chat.continue_final has a model go on "
+            "with it: only messages of the assistant are gone on with; set dataset.chat.continue_final=false"
+        )
+    if not chat.continue_final and last == ASSISTANT:
+        raise DatasetError(
+            f"document {name!r} ends with an answer of the assistant: leave it out of the data, or set "
+            "dataset.chat.continue_final=true to have the model go on with it"
+        )
+    return replace(chat, prompts=not chat.continue_final)
 
 
 def tokenizer_for(dataset: Dataset, model: Checkpoint) -> tuple[Tokenize, int]:

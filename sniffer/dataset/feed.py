@@ -56,6 +56,7 @@ class Feed:
     """A run's documents: reading starts at once, in the background; batches come chunk by chunk.
 
     `counts` is complete when the batches have ended. No batch has documents from before and after one of `breaks`.
+    `new_tokens`: a model goes on with each document by so many, at most.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class Feed:
         *,
         max_tokens: int | None,
         breaks: Collection[int] = (),
+        new_tokens: int = 0,
     ) -> None:
         tokenizer = Tokenizer(tokenize, max_tokens)
         self.counts = tokenizer.counts
-        self.encoder = Encoder.of(dataset, tokenize)
+        self.encoder = Encoder.of(dataset, tokenize, prompts=bool(new_tokens))
         self.pad_id = pad_id
+        self.new_tokens = new_tokens
         self._ahead = Ahead(chunks(tokenizer.encoded(dataset, self.encoder), frozenset(breaks)))
         self._chunks = iter(self._ahead)
         self._n_texts = len(dataset)
@@ -126,7 +129,7 @@ class Feed:
         """
         for chunk in chain([self.first], self._chunks):
             self._check(chunk)
-            yield from batches(chunk.documents, max_tokens, self.pad_id, lengths)
+            yield from batches(chunk.documents, max_tokens, self.pad_id, lengths, self.new_tokens)
 
     def close(self) -> None:
         """Stops reading; nothing more is needed."""

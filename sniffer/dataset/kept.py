@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from sniffer.dataset.feed import Chunk
 from sniffer.dataset.source import Shard
@@ -13,21 +13,23 @@ SHOWN = 12
 """Sections that an error names."""
 
 
-def check_kept(kept: Sequence[str], dataset: Dataset) -> None:
+def check_kept(kept: Sequence[str], dataset: Dataset, *, generates: bool = False) -> None:
     """Raises ConfigError where sections are to be kept, and no document of the dataset has any."""
-    if kept and not has_sections(dataset):
+    if kept and not has_sections(dataset, generates=generates):
         raise ConfigError(
             f"sampler.keep_sections={list(kept)}: documents of this dataset have no sections, which come with chats, a "
             "list as dataset.text_column, dataset.spans_column, .labels_column or .pack_to, and with dataset=niah"
         )
 
 
-def require_kept(kept: Sequence[str], dataset: Dataset, first: Chunk) -> None:
-    """Raises ConfigError where all documents are read, and none has a section that is to be kept.
+def require_kept(kept: Sequence[str], dataset: Dataset, first: Chunk, to_come: Collection[str] = ()) -> None:
+    """Raises ConfigError where all documents are read, and none has a section that is to be kept, nor will have it.
 
     A shard may well have none.
     """
+    kept = [name for name in kept if name not in to_come]
     lacking, known = _lacking(kept, (document.sections for document in first.documents))
+    known |= {*to_come}
     if lacking and first.last and getattr(dataset, "shard", Shard()).count == 1:
         there = ", ".join(map(repr, sorted(known)[:SHOWN])) or "none"
         raise ConfigError(f"sampler.keep_sections names {lacking[0]!r}, a section of no document: there are {there}")

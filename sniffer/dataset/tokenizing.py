@@ -18,7 +18,7 @@ from sniffer.dataset.packing import dealt, packed, packs
 from sniffer.errors import DatasetError
 from sniffer.hashing import key_of
 from sniffer.limits import TOKENS
-from sniffer.types import Dataset, Document, Tokenize
+from sniffer.types import Chat, Dataset, Document, Tokenize
 
 
 @dataclass
@@ -103,6 +103,12 @@ class Tokenizer:
                 raise DatasetError(
                     f"document {source_id!r} has {len(token_ids):,} tokens, more than the {self.max_tokens:,} that it "
                     "may have, and would lose its end if it were cut: make it shorter (dataset.lengths)"
+                )
+            if truncated and encoder.prompts and isinstance(content, Chat):
+                raise DatasetError(
+                    f"document {source_id!r} has {len(token_ids):,} tokens, more than the {self.max_tokens:,} that "
+                    "leave room for an answer, and would lose its question if it were cut: leave it out, or lower "
+                    "generate.max_new_tokens"
                 )
             kept = token_ids[: self.max_tokens].copy() if truncated else token_ids
             self.counts.truncated += truncated

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sniffer.forward.estimate import Estimate
+from sniffer.forward.generation.request import Continuing
 from sniffer.forward.selection import Selection
 from sniffer.process.devices import hardware
 from sniffer.sampler import Picker
@@ -22,6 +23,7 @@ class Plan:
     `longest` tokens. `lengths` says which documents may share a batch. Workers write what they hold after
     `checkpoint_every` documents in all, and beyond `memory_limit` bytes each. `sections`: whether documents have any.
     `moments`: what is summed over all positions, if anything.
+    `continuing`: how the model goes on with documents, if it does.
     """
 
     geometry: dict[int, LayerGeometry]
@@ -38,6 +40,7 @@ class Plan:
     longest: int = 0
     sections: bool = False
     moments: MomentsLayout | None = None
+    continuing: Continuing | None = None
 
     def moments_told(self) -> dict[str, Any] | None:
         """As the manifest has it: what is summed, and the heads by layer and kind."""

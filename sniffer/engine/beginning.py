@@ -8,7 +8,7 @@ from pathlib import Path
 from sniffer.config.saving import saved_config
 from sniffer.config.schema import Config
 from sniffer.engine.base import Plan
-from sniffer.engine.worker import Facts
+from sniffer.engine.facts import Facts
 from sniffer.sampler import describe
 from sniffer.storage.manifest import Manifest
 from sniffer.types import by_rope, described
@@ -20,7 +20,7 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, token
         status="running",
         seed=config.seed,
         model={**config.model.describe(), **({"tokenizer": dict(tokenizer)} if tokenizer else {})},
-        dataset=described(config.dataset),
+        dataset=described(config.dataset, generates=plan.continuing is not None),
         sampler=describe(config.sampler),
         geometry=tuple(plan.geometry.values()),
         selection=plan.selection.by_layer(),
@@ -32,4 +32,5 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, token
         moments=plan.moments_told(),
         scores={layer: facts.as_json() for layer, facts in model.scores.items()},
         rope=by_rope(model.rope),
+        generation=None if plan.continuing is None else plan.continuing.as_json(),
     )

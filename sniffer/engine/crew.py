@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sniffer.engine.base import Plan
+from sniffer.engine.facts import Facts
 from sniffer.engine.pool import WRITE, Member, Pool, WorkerLost, name_of
-from sniffer.engine.worker import Facts, Flushed, Report
+from sniffer.engine.worker import Flushed, Report
 from sniffer.errors import CaptureError
 from sniffer.process.environment import versions
 from sniffer.storage.same_run import VERSIONS, differences

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sniffer.config.schema import Config
 from sniffer.engine.crew import Crew
+from sniffer.engine.facts import Facts
 from sniffer.engine.pool import Pool
-from sniffer.engine.worker import Facts
 from sniffer.errors import CaptureError
 from sniffer.forward.estimate import Room
 from sniffer.storage.same_run import differences

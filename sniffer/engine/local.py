@@ -14,6 +14,7 @@ from typing import Any
 
 from sniffer.config.schema import Config
 from sniffer.engine.engine import Engine
+from sniffer.engine.generating import loaded_by
 from sniffer.engine.model_cache import Load
 from sniffer.engine.worker import Worker
 from sniffer.storage.part_writer import Writing
@@ -31,7 +32,7 @@ class LocalEngine(Engine):
         self._load = load
 
     def pool(self, config: Config, folder: Path) -> LocalPool:
-        return LocalPool(lambda: Worker(config.model, folder, load=self._load, progress=write_progress))
+        return LocalPool(lambda: Worker(loaded_by(config), folder, load=self._load, progress=write_progress))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,10 @@ class LastModel:
 
     def load(self, checkpoint: Checkpoint) -> Backbone:
         """The checkpoint's model, loaded unless it is the last one, from files that are still what they were."""
-        if self._backbone is None or checkpoint != self._of or checkpoint.describe() != self._described:
+        # A headed one equals the same without its head; a checkpoint class of a user's own may have none.
+        headed = [getattr(one, "headed", False) for one in (checkpoint, self._of)]
+        same = checkpoint == self._of and headed[0] == headed[1]
+        if self._backbone is None or not same or checkpoint.describe() != self._described:
             self.clear()
             self._backbone = checkpoint.load()
             self._of, self._described = checkpoint, checkpoint.describe()

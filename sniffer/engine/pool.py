@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sniffer.engine.worker import Facts
+from sniffer.engine.facts import Facts
 from sniffer.types import TokenBatch
 
 BYTES_PER_TOKEN = 4

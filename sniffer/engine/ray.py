@@ -22,6 +22,7 @@ from typing import Any
 
 from sniffer.config.schema import Config, EngineConfig
 from sniffer.engine.engine import Engine
+from sniffer.engine.generating import loaded_by
 from sniffer.engine.pool import WorkerLost
 from sniffer.engine.worker import Worker
 from sniffer.errors import ConfigError, first_line
@@ -67,7 +68,7 @@ class RayEngine(Engine):
         super().__init__(self._staffing.workers, self._staffing.per_node, config.start_timeout)
 
     def pool(self, config: Config, folder: Path) -> RayPool:
-        return RayPool(config.model, folder, self._staffing)
+        return RayPool(loaded_by(config), folder, self._staffing)
 
     def close(self) -> None:
         super().close()

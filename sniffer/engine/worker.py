@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from sniffer.engine.base import Plan, describe_device, dtype_name
+from sniffer.engine.facts import Facts
+from sniffer.engine.generating import decoder_of, language_model_of
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.reports import Flushed, Leaving, Report
 from sniffer.errors import CaptureError
@@ -24,6 +25,8 @@ from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.facts import score_facts
 from sniffer.forward.attention.prove import prove
+from sniffer.forward.generation.continuing import continued
+from sniffer.forward.generation.request import Continuing
 from sniffer.forward.moments.counting import MomentsPlan, Totals
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
@@ -34,41 +37,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.moments import Moved, write_moments
 from sniffer.storage.part_writer import PartWriter, Writing
 from sniffer.storage.schema import Example
-from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, Rope, ScoreFacts, TokenBatch
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a worker's model is, and where: `sniffer.types.ModelFacts`, and what the driver plans with.
-
-    `model` is what the checkpoint says of itself where the worker is, `described` is its device.
-    `available` and `resident` are bytes of memory: what its machine has left, and what the process holds;
-    `device_free` what a GPU has left, None for a processor. `scores` are what logits are made of, `rope` how q and k
-    are turned by position, by layer; `model_config` is the config of the model as it runs.
-    """
-
-    geometry: tuple[LayerGeometry, ...]
-    dtype: torch.dtype
-    device: torch.device
-    pre_missing: str
-    vocabulary: int
-    lengths: LengthClasses
-    backbone: Mapping[str, Any]
-    described: Mapping[str, str]
-    model: Mapping[str, Any]
-    threads: int
-    versions: Mapping[str, str]
-    process: int
-    available: int
-    resident: int
-    device_free: int | None = None
-    scores: Mapping[int, ScoreFacts] = field(default_factory=dict)
-    rope: Mapping[int, Rope] = field(default_factory=dict)
-    model_config: Mapping[str, Any] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        return dict(self.backbone)
-
+from sniffer.types import Checkpoint, TokenBatch
 
 Progress = Callable[[int], AbstractContextManager[Callable[[], object]]]
 """Given how many parts there are to write: a context, which yields what is called after each."""
@@ -124,7 +93,7 @@ class Worker:
         self.checkpoint.check()
         self.backbone = self.load(self.checkpoint)
         keep_freed_memory(self.backbone.device)
-        scores = score_facts(self.backbone)
+        scores, head = score_facts(self.backbone), language_model_of(self.backbone)
         return Facts(
             geometry=tuple(replace(layer, scaling=scores[layer.layer][0]) for layer in self.backbone.geometry),
             scores={layer: facts for layer, (_, facts) in scores.items()},
@@ -144,6 +113,8 @@ class Worker:
             available=available_memory(),
             resident=psutil.Process().memory_info().rss,
             device_free=free_memory(self.backbone.device),
+            eos=() if head is None else head.eos,
+            pads=head is None or head.pads,
         )
 
     def begin(self, plan: Plan) -> None:
@@ -158,6 +129,7 @@ class Worker:
         moments = None
         if plan.moments is not None:
             moments = MomentsPlan(plan.moments, plan.selection.moments, plan.picker, self.backbone.rope)
+        self.decode = decoder_of(self.checkpoint, plan.continuing)
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention, moments)
         self.totals = self.passes.totals
         how = plan.compression, layout, plan.sections
@@ -165,6 +137,7 @@ class Worker:
 
     def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
         """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""
+        batch = batch if self.plan.continuing is None else self._continued(batch, self.plan.continuing)
         with self.clock.stage("sample"):
             picks = draw(self.plan.picker, self.plan.selection, batch)
         self.passes.run(batch, picks, done)
@@ -245,6 +218,12 @@ class Worker:
         """Captured since the last flush that was whole and has ended."""
         leaving = self.leaving.rows if self.leaving is not None and self.leaving.whole else {}
         return sum(self.accumulator.rows.values()) + sum(leaving.values())
+
+    def _continued(self, prompts: TokenBatch, plan: Continuing) -> TokenBatch:
+        """Documents with what the model writes after them."""
+        model = language_model_of(self.backbone)
+        assert model is not None
+        return continued(model, prompts, plan, self.backbone.lengths, self.decode, self.clock)
 
     def _keep(self, leave: int = 0) -> None:
         for batch in self.passes.settle(leave):

@@ -63,7 +63,8 @@ def extend(folder: Path, trust: Trust, max_examples: int | None = None) -> int |
         _refuse_reordering(plain["dataset"])
         origin = folder / RunFolder.CONFIG
         config = build(plain, trust, origin)
-        now = as_plain({"seed": config.seed, "model": config.model.describe(), "dataset": described(config.dataset)})
+        dataset = described(config.dataset, generates=config.generate is not None)
+        now = as_plain({"seed": config.seed, "model": config.model.describe(), "dataset": dataset})
         refuse_other(differences(before, now, GROWN))
         found, on_disk = look(folder, manifest)
         files = [(one.parts, one.tokens, one.moment_files) for one in (found, manifest)]
@@ -119,11 +120,11 @@ def has_more(config: Config, known: Mapping[int, Example], tokens: TokenTable | 
 
 
 def is_same(document: Document, then: Example, tokens: TokenTable | None) -> bool:
-    """Whether a document is what a run has of it, to the last token where these are given."""
-    if Example.of(document) != then:
+    """Whether a document is what a run has of it, or its prompt, to the last token where these are given."""
+    if Example.of(document) != then.prompt:
         return False
     kept = None if tokens is None else tokens.of(document.example_id)
-    return kept is None or kept.tolist() == document.token_ids.tolist()
+    return kept is None or kept[: document.n_tokens].tolist() == document.token_ids.tolist()
 
 
 def _larger(plain: Mapping[str, Any], max_examples: int | None) -> dict[str, Any]:

@@ -102,7 +102,8 @@ def _run(
     config = build(plain, trust, folder / RunFolder.CONFIG)
     if earlier.manifest is not None:
         # What can be told before the model loads; the rest is compared when it has.
-        now = {"seed": config.seed, "model": config.model.describe(), "dataset": described(config.dataset)}
+        told = described(config.dataset, generates=config.generate is not None)
+        now = {"seed": config.seed, "model": config.model.describe(), "dataset": told}
         _refuse(differences(earlier.manifest.as_json(), as_plain(now)), earlier.forced)
 
     from sniffer.capture import run

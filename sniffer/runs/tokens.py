@@ -26,7 +26,7 @@ def check_tokens(folder: Path, manifest: Manifest, examples: Mapping[int, Exampl
         table = read_tokens(folder, manifest.tokens)
     except (OSError, ValueError) as error:
         return nothing, [f"{RunFolder.TOKENS}: {unbroken(error)}"]
-    return table, list(_told(manifest, table.lengths, examples))
+    return table, [*_told(manifest, table.lengths, examples), *_written(table, examples)]
 
 
 def _told(manifest: Manifest, lengths: Mapping[int, int], examples: Mapping[int, Example]) -> Iterator[str]:
@@ -39,6 +39,17 @@ def _told(manifest: Manifest, lengths: Mapping[int, int], examples: Mapping[int,
         if lengths[number] != examples[number].n_tokens:
             n_tokens = examples[number].n_tokens
             yield f"{where}: {lengths[number]:,} token ids of document {number}, which has {n_tokens:,} tokens"
+
+
+def _written(table: TokenTable, examples: Mapping[int, Example]) -> Iterator[str]:
+    """Of what a model has written, both files say the same."""
+    written = ((number, example.generated) for number, example in sorted(examples.items()))
+    for number, generated in written:
+        ids = table.of(number)
+        if generated is None or ids is None:
+            continue
+        if not np.array_equal(ids[len(ids) - len(generated) :], generated.token_ids):
+            yield f"{RunFolder.TOKENS}: document {number} does not end with the tokens that were generated"
 
 
 def _wanted(manifest: Manifest) -> bool:

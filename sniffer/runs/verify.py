@@ -36,7 +36,7 @@ from sniffer.storage.lock import is_held
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.model_config import lost_model_config
 from sniffer.storage.same_run import differences
-from sniffer.storage.schema import Example, Part
+from sniffer.storage.schema import Example, Part, generated_in
 from sniffer.storage.tokens import TokenTable
 from sniffer.storage.untrusted import read_yaml
 from sniffer.terminal.printing import line
@@ -135,6 +135,7 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
         "examples": len(examples),
         "truncated": sum(example.truncated for example in examples.values()),
         "tokens": sum(example.n_tokens for example in examples.values()),
+        **({} if manifest.generation is None else {"generated": generated_in(examples.values())}),
     }
     return [
         f"{RunFolder.MANIFEST}: counts {manifest.counts[name]:,} {name}, but examples.parquet has {count:,}"

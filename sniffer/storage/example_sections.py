@@ -42,13 +42,15 @@ def with_sections(table: pa.Table, documents: Sequence[Sections | None]) -> tupl
 
 
 def require_honest(footer: pq.FileMetaData, size: int) -> None:
-    """Raises ValueError where a small file stands for more stretches than it can hold."""
+    """Raises ValueError where a small file stands for more stretches, or generated tokens, than it can hold."""
     for number in range(footer.num_row_groups):
         group = footer.row_group(number)
         for place in range(group.num_columns):
             column = group.column(place)
-            if column.path_in_schema.startswith(f"{SECTIONS.name}.") and column.num_values > size:
-                raise ValueError(f"has {size:,} bytes that stand for {column.num_values:,} stretches of sections")
+            name, _, inner = column.path_in_schema.partition(".")
+            if inner and column.num_values > size:
+                what = "stretches of sections" if name == SECTIONS.name else "generated tokens"
+                raise ValueError(f"has {size:,} bytes that stand for {column.num_values:,} {what}")
 
 
 def sections_of(table: pa.Table) -> list[Sections | None]:

@@ -14,13 +14,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sniffer.limits import TOKENS
+from sniffer.storage.example_generated import generated_of, without_generated
 from sniffer.storage.example_sections import LABEL, require_honest, sections_of
-from sniffer.storage.schema import EXAMPLES_SCHEMA, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
+from sniffer.storage.schema import END, EXAMPLES_SCHEMA, GENERATED, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
 
 GROWTH = 256
 """Bytes that one byte of the file may stand for; in ours it is some ten, for ids that hardly differ thirty."""
 
-TEXTS = ("source_id", "source", LABEL)
+TEXTS = ("source_id", "source", LABEL, END.name)
+TOGETHER = (("source_id", LABEL, END.name), TEXTS[:3], ("source_id", LABEL), TEXTS[:2], TEXTS[:1])
+"""Columns of texts, as files have them together."""
 
 
 def as_read(schema: pa.Schema) -> pa.Schema:
@@ -38,7 +41,9 @@ def _with_words(field: pa.Field, words: pa.DataType) -> pa.Field:
 
 
 PLAIN = (EXAMPLES_SCHEMA, WINDOWS_SCHEMA)
-AS_READ = {as_read(schema): schema for schema in (*PLAIN, *(schema.append(SECTIONS) for schema in PLAIN))}
+WITH_GENERATED = EXAMPLES_SCHEMA.append(SECTIONS).append(GENERATED).append(END)
+KNOWN = (*PLAIN, *(schema.append(SECTIONS) for schema in PLAIN), WITH_GENERATED)
+AS_READ = {as_read(schema): schema for schema in KNOWN}
 """What the file may have, and what it then means."""
 
 
@@ -49,9 +54,8 @@ def read_examples(path: Path, record: FileRecord | None = None) -> dict[int, Exa
         ValueError, OSError: as `examples_table`.
     """
     table = examples_table(path, record)
-    documents = sections_of(table)
-    rows = table.drop_columns(SECTIONS.name) if SECTIONS.name in table.schema.names else table
-    found = (Example(**row, sections=known) for row, known in zip(rows.to_pylist(), documents, strict=True))
+    more = zip(without_generated(table).to_pylist(), sections_of(table), generated_of(table), strict=True)
+    found = (Example(**row, sections=known, generated=written) for row, known, written in more)
     return {example.example_id: example for example in found}
 
 
@@ -87,7 +91,7 @@ NOT_OURS = f"does not have the columns {', '.join(EXAMPLES_SCHEMA.names)}"
 
 def _opened(path: Path) -> pq.ParquetFile:
     """The file, its texts to be read as dictionaries."""
-    for texts in (TEXTS, ("source_id", LABEL), ("source_id", "source"), ("source_id",)):
+    for texts in TOGETHER:
         with suppress(KeyError):  # it has no such column
             return pq.ParquetFile(path, read_dictionary=texts)
     raise ValueError(NOT_OURS)

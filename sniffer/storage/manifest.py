@@ -41,7 +41,7 @@ from sniffer.types import KIND, AttentionLayout, Column, LayerGeometry, MomentsL
 
 STATUSES = ("running", "complete", "interrupted")
 
-INSIDE_INFERENCE = ("sample", "forward", "capture")
+INSIDE_INFERENCE = ("prefill", "decode", "sample", "forward", "capture")
 """Stages that happen within the inference; capture is a part of forward."""
 
 
@@ -76,6 +76,7 @@ class Manifest(Counted):
         rope: how layers turn q and k by position (sniffer.types.Rope), an entry for all `layers` that have the same;
             empty in early runs.
         model_config: the file with the model's resolved config; None in early runs.
+        generation: how a model went on with the documents, and which tokens ended that; None where it did not.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -107,6 +108,7 @@ class Manifest(Counted):
     scores: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     rope: tuple[Mapping[str, Any], ...] = ()
     model_config: FileRecord | None = None
+    generation: Mapping[str, Any] | None = None
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -237,6 +239,8 @@ class Manifest(Counted):
             **values,
             **files,
         }
+        if self.generation is None:
+            del ordered["generation"]
         for part in (*files["pending"], *files["parts"]):
             if part["sections"] is None:
                 del part["sections"]

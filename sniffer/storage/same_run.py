@@ -17,7 +17,10 @@ from sniffer.storage.law import fields_of
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk
 
-MATTERS = ("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "backbone", "versions")
+MATTERS = (
+    *("config", "seed", "model", "dataset", "sampler", "geometry", "selection", "device", "backbone", "versions"),
+    "generation",
+)
 """Parts of the manifest that rows depend on."""
 
 UNKNOWN_EARLIER = (

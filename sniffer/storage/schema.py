@@ -8,8 +8,8 @@ SCHEMA_VERSION; changing the meaning of what is there raises it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.layout import RunFolder
-from sniffer.types import ROW_DTYPES, SECTION, Column, Document, Sections
+from sniffer.types import ROW_DTYPES, SECTION, Column, Document, Generated, Sections
 
 SCHEMA_VERSION = 1
 FOOTER_KEY = b"sniffer"
@@ -48,6 +48,10 @@ SECTIONS = pa.field(
     nullable=False,
 )
 """Where documents have sections: all stretches that belong to some, in order."""
+
+GENERATED = pa.field("generated", pa.list_(pa.field("element", pa.int32(), nullable=False)), nullable=False)
+END = pa.field("end", pa.string(), nullable=False)
+"""Where a model has gone on with documents: their last tokens, which it wrote, and why it wrote no more."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,10 @@ class Footer:
 
 @dataclass(frozen=True)
 class Example:
-    """A row of examples.parquet: the text that an example_id stands for; of a window, the text that it is of."""
+    """A row of examples.parquet: the text that an example_id stands for; of a window, the text that it is of.
+
+    What a model has written of it is `generated`, its last tokens.
+    """
 
     example_id: int
     source_id: str
@@ -99,11 +106,26 @@ class Example:
     source: str | None = None
     offset: int | None = None
     sections: Sections | None = None
+    generated: Generated | None = None
 
     @classmethod
     def of(cls, document: Document) -> Example:
         known = document.example_id, document.source_id, document.n_tokens, document.truncated
-        return cls(*known, document.source, document.offset, document.sections)
+        return cls(*known, document.source, document.offset, document.sections, document.generated)
+
+    @property
+    def prompt(self) -> Example:
+        """The same without what was generated."""
+        if self.generated is None:
+            return self
+        n_tokens = self.n_tokens - len(self.generated)
+        sections = None if self.sections is None else self.sections.cut(0, n_tokens)
+        return replace(self, n_tokens=n_tokens, sections=sections, generated=None)
+
+
+def generated_in(examples: Iterable[Example]) -> int:
+    """Tokens that a model has written, of all these."""
+    return sum(len(example.generated) for example in examples if example.generated is not None)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sniffer.errors import CaptureError, unbroken
+from sniffer.errors import CaptureError, RunError, unbroken
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.observer import draw
 from sniffer.forward.selection import Selection
@@ -31,7 +31,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.moments import Moved
 from sniffer.storage.on_disk import OnDisk
 from sniffer.storage.part_writer import PartWriter
-from sniffer.storage.schema import Example, Part
+from sniffer.storage.schema import Example, Part, generated_in
 from sniffer.storage.tokens import Kept
 from sniffer.storage.writer import Listing
 from sniffer.types import Document, TokenBatch, by_number
@@ -94,7 +94,7 @@ class Store:
 
     def add_examples(self, documents: Iterable[Document]) -> None:
         """Remembers which texts the captured rows are from."""
-        self.examples |= {document.example_id: Example.of(document) for document in documents}
+        self._remember(Example.of(document) for document in documents)
 
     def names(self, batch: TokenBatch) -> bool:
         """Whether the manifest has the batch's documents, or the next save brings them, and with them their moments."""
@@ -146,17 +146,17 @@ class Store:
         Raises:
             CaptureError: the disk is full or cannot be written to.
         """
-        documents = {example.example_id: example for example in examples}
         self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *parts))
         if whole:
-            self.examples |= documents
+            self._remember(examples)
         else:
-            self._waiting |= documents.keys()
+            self._waiting |= {example.example_id for example in examples}
         self._warn_of(parts)
         if moments is not None:
+            self._require_the_same(examples)
             self._moments.pop(moments.replaces or "", None)
             self._moments[moments.record.path] = moments.record
-            self._uncounted -= documents.keys()
+            self._uncounted -= {example.example_id for example in examples}
         if whole and self._waiting <= self.examples.keys():
             self._promote()
         else:
@@ -193,7 +193,7 @@ class Store:
             empty = [self.writer.write(nothing, pair, number) for pair in missing]
             self.manifest = replace(self.manifest, pending=(*self.manifest.pending, *empty))
         told = self.manifest.examples is not None and len(self.examples) == self._committed_examples
-        told = told and not self.tokens.waiting(self.examples.keys())
+        told = told and not self.tokens.waiting(self.examples)
         told = told and self.manifest.moment_files == tuple(self._moments.values())
         if (last or self._waiting <= self.examples.keys()) and (self.manifest.pending or not told):
             self._promote()
@@ -220,13 +220,27 @@ class Store:
         )
         self._write()
 
+    def _remember(self, examples: Iterable[Example]) -> None:
+        """Of what a model has written, what is on disk stands, since the rows there are of it."""
+        written = {number for number, one in self.on_disk.committed.items() if one.generated is not None}
+        self.examples |= {one.example_id: one for one in examples if one.example_id not in written}
+
+    def _require_the_same(self, examples: Iterable[Example]) -> None:
+        """Raises RunError where a document whose rows are on disk, and its moments not, was generated otherwise."""
+        for one in examples:
+            if one.example_id in self._uncounted and one.generated != self.examples[one.example_id].generated:
+                raise RunError(
+                    f"document {one.source_id!r} was generated with other tokens than when its rows were captured: its "
+                    "moments cannot be made anew; capture again into a new folder"
+                )
+
     def _promote(self) -> None:
         """Makes all pending parts count, and their documents with them."""
         if self._listing is not None:
             # A save failed half way: the disk may have either manifest, and must come to fit one for sure before
             # the files of documents change again.
             self._write()
-        tokens = self.tokens.write(self.folder, self.examples.keys(), self.manifest.tokens)
+        tokens = self.tokens.write(self.folder, self.examples, self.manifest.tokens)
         before = {record.path for record in self.manifest.moment_files}
         self.manifest = replace(self.manifest, tokens=tokens, moment_files=tuple(self._moments.values()))
         commit = 1 + max((part.commit for part in self.manifest.parts), default=-1)
@@ -250,6 +264,7 @@ class Store:
             "skipped_empty": self.manifest.counts.get("skipped_empty", 0),
             "truncated": sum(example.truncated for example in self.examples.values()),
             "tokens": sum(example.n_tokens for example in self.examples.values()),
+            **({} if self.manifest.generation is None else {"generated": generated_in(self.examples.values())}),
         }
 
     def _change(self, **changes: object) -> None:

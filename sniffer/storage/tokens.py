@@ -21,7 +21,7 @@ from sniffer.limits import TOKENS
 from sniffer.process.memory import available_memory
 from sniffer.storage.durable import HashedFile, durable_file
 from sniffer.storage.layout import RunFolder
-from sniffer.storage.schema import FileRecord
+from sniffer.storage.schema import Example, FileRecord
 from sniffer.types import Document
 from sniffer.words import size
 
@@ -59,11 +59,14 @@ class Kept:
             new = {one.example_id: one.token_ids for one in documents if one.example_id not in self._on_disk}
             self._held |= new
 
-    def waiting(self, committed: Collection[int]) -> dict[int, Tokens]:
-        """Those of documents that count."""
-        return {example: tokens for example, tokens in self._held.items() if example in committed}
+    def waiting(self, committed: Mapping[int, Example]) -> dict[int, Tokens]:
+        """Those of documents that count, with what a model has written after them."""
+        known = ((committed[number], tokens) for number, tokens in self._held.items() if number in committed)
+        return {example.example_id: _whole(tokens, example) for example, tokens in known}
 
-    def write(self, folder: Path, committed: Collection[int], before: Sequence[FileRecord]) -> tuple[FileRecord, ...]:
+    def write(
+        self, folder: Path, committed: Mapping[int, Example], before: Sequence[FileRecord]
+    ) -> tuple[FileRecord, ...]:
         """Writes what is waiting into a new file, beside those of `before`; all files that then count.
 
         Raises:
@@ -78,6 +81,10 @@ class Kept:
         for example in waiting:
             del self._held[example]
         return (*before, record)
+
+
+def _whole(tokens: Tokens, example: Example) -> Tokens:
+    return tokens if example.generated is None else np.concatenate([tokens, example.generated.token_ids])
 
 
 def write_tokens(folder: Path, path: str, documents: Mapping[int, Tokens]) -> FileRecord:

@@ -28,6 +28,7 @@ from jaxtyping import Float32
 from sniffer.forward.columns import Columns
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.durable import durable_file
+from sniffer.storage.example_generated import with_generated
 from sniffer.storage.example_sections import with_sections
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.layout import RunFolder
@@ -152,6 +153,8 @@ class Listing:
         table, options = pa.Table.from_pydict(columns, schema=schema), dict[str, Any](compression="zstd")
         if any(example.sections is not None for example in ordered):
             table, options = with_sections(table, [example.sections for example in ordered])
+        if any(example.generated is not None for example in ordered):
+            table = with_generated(table, ordered, options)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, **options)
         content = sink.getvalue().to_pybytes()

@@ -100,18 +100,19 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
 def _facts(manifest: Manifest) -> dict[str, str]:
     counts, seconds = manifest.counts, manifest.timings
     layers = list(manifest.selection)
-    rate = counts["tokens"] / max(1e-9, seconds["inference"])
+    new = "" if manifest.generation is None else f", {counts['generated']:,} of them generated"
+    rate = f"{counts['tokens'] / max(1e-9, seconds['inference']):,.0f} tokens/s{_generated_speed(manifest)}"
     by = f" by {counts['dropped']:,} tokens" if counts.get("dropped") else ""
     short = f" and {counts['skipped_short']:,} short" if counts.get("skipped_short") else ""
     return {
         "documents": f"{counts['examples']:,} ({counts['truncated']:,} truncated{by}, "
-        f"{counts['skipped_empty']:,} empty{short} ones skipped), {counts['tokens']:,} tokens",
+        f"{counts['skipped_empty']:,} empty{short} ones skipped), {counts['tokens']:,} tokens{new}",
         "layers": f"{len(layers)} of {len(manifest.geometry)}",
         "vectors": f"{manifest.rows:,} in {len(manifest.parts)} files, {size(manifest.bytes)}",
         **moments_fact(manifest),
         "seconds": _stages(seconds),
         # The seconds of a session that was killed are not known.
-        **({} if manifest.resumes else {"speed": f"{rate:,.0f} tokens/s"}),
+        **({} if manifest.resumes else {"speed": rate}),
         "digest": manifest.digest,
     }
 
@@ -123,6 +124,16 @@ def moments_fact(manifest: Manifest) -> dict[str, str]:
         return {}
     held = size(sum(record.bytes for record in manifest.moment_files))
     return {"moments": f"{', '.join(layout.kinds)} at all {manifest.counts.get('tokens', 0):,} positions, {held}"}
+
+
+def _generated_speed(manifest: Manifest) -> str:
+    """Of prompts as a model read them, and of what it wrote, where it did."""
+    if manifest.generation is None:
+        return ""
+    generated = manifest.counts["generated"]
+    tokens = {"prefill": manifest.counts["tokens"] - generated, "decode": generated}
+    speeds = {stage: n / max(1e-9, manifest.timings.get(stage, 0.0)) for stage, n in tokens.items()}
+    return f" (prompts read at {speeds['prefill']:,.0f}, texts generated at {speeds['decode']:,.0f})"
 
 
 SHOWN = 6

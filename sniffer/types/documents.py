@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from sniffer.types.generation import Answer, Generated
 from sniffer.types.sections import Names, Sections
 
 
@@ -21,7 +22,7 @@ class Document:
     every table and seeds its draws. `truncated`: tokens were cut off to respect a limit. `first_position` is that of
     the first token, 0 but where a call in a notebook begins in the middle of a text. A window of a longer text has that
     text's id as its `source`, and begins at its token `offset`; None where texts are taken whole. `sections` where its
-    tokens have some.
+    tokens have some. Its last tokens may be `generated`: the others are their prompt.
     """
 
     example_id: int
@@ -32,6 +33,7 @@ class Document:
     source: str | None = None
     offset: int | None = None
     sections: Sections | None = None
+    generated: Generated | None = None
 
     def __post_init__(self) -> None:
         assert self.sections is None or len(self.sections) == len(self.token_ids), "sections of other tokens"
@@ -39,6 +41,13 @@ class Document:
     @property
     def n_tokens(self) -> int:
         return len(self.token_ids)
+
+    def continued(self, generated: Generated, answer: Answer) -> Document:
+        """This prompt with what a model has written after it; the sections of that are as `answer` has them."""
+        names = answer.names(self.token_ids.tolist(), generated.token_ids.tolist())
+        sections = None if self.sections is None else Sections.joined([self.sections, Sections.of(names)])
+        token_ids = np.concatenate([self.token_ids, generated.token_ids]).astype(np.int32)
+        return replace(self, token_ids=token_ids, sections=sections, generated=generated)
 
 
 @dataclass(frozen=True)
@@ -141,8 +150,8 @@ class Chat:
     """A conversation, yet to be rendered: by the tokenizer's own template, or by one that is given or named.
 
     `thinking` is what templates with such a switch are told, if anything; `continue_final` leaves the last message
-    open. `spans`: of each message those of its content that have sections of their own, in order, as a
-    `SectionedText` has them; else all of it is its role's.
+    open; `prompts` adds what an answer of the assistant begins with. `spans`: of each message those of its content that
+    have sections of their own, in order, as a `SectionedText` has them; else all of it is its role's.
     """
 
     messages: tuple[Mapping[str, Any], ...]
@@ -151,6 +160,7 @@ class Chat:
     thinking: bool | None = None
     continue_final: bool = False
     spans: tuple[tuple[tuple[int, int, str], ...], ...] | None = None
+    prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,11 +202,11 @@ class Dataset(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
-def has_sections(dataset: Dataset) -> bool:
-    """Whether documents of a dataset have sections; one of a user's own may not say."""
-    return bool(getattr(dataset, "has_sections", False))
+def has_sections(dataset: Dataset, *, generates: bool = False) -> bool:
+    """Whether documents of a dataset have sections; one of a user's own may not say. Continued ones always have."""
+    return generates or bool(getattr(dataset, "has_sections", False))
 
 
-def described(dataset: Dataset) -> dict[str, Any]:
+def described(dataset: Dataset, *, generates: bool = False) -> dict[str, Any]:
     """What the manifest records of a dataset: what it says of itself, and whether its documents have sections."""
-    return {**dataset.describe(), **({"sections": True} if has_sections(dataset) else {})}
+    return {**dataset.describe(), **({"sections": True} if has_sections(dataset, generates=generates) else {})}

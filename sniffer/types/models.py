@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -204,11 +204,39 @@ class ModelFacts(Protocol):
         """What the manifest records of the loaded model beyond its geometry, such as layers left out."""
 
 
+class LanguageModel(Protocol):
+    """A loaded model with its head, which goes on with a text token by token, with a cache.
+
+    `eos` are the tokens that end its texts. `pads`: whether rows of different lengths may share a batch, padded on the
+    left.
+    """
+
+    eos: tuple[int, ...]
+    pads: bool
+
+    def generate(
+        self,
+        input_ids: Int[np.ndarray, "batch seq"],
+        mask: Int[np.ndarray, "batch seq"],
+        choose: Callable[[torch.Tensor], Int[np.ndarray, " batch"] | None],
+        most: int,
+    ) -> None:
+        """Runs prompts, padded on the left, and then a token of each row at a time.
+
+        After each forward `choose` is given the logits (batch, vocabulary) of the last tokens, and says which tokens
+        come next, or None to end it; there are at most so many forwards.
+        """
+
+
 class Backbone(ModelFacts, Protocol):
-    """A loaded model without its head, ready to be tapped."""
+    """A loaded model without its head, ready to be tapped; with a `language_model` where it was asked for."""
 
     layer_of: Mapping[torch.nn.Module, int]
     rope: Mapping[int, Rope]
+
+    @property
+    def language_model(self) -> LanguageModel | None:
+        return None
 
     def __call__(self, input_ids: torch.Tensor) -> Any:
         """Runs (batch, seq) token ids, right-padded, with no cache and no mask."""

@@ -22,8 +22,8 @@ from sniffer.models.loaded import LoadedBackbone
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sniffer.capture import token_limit
 from sniffer.dataset.batching import batches
+from sniffer.engine.lengths import token_limit
 from sniffer.errors import ConfigError
 from sniffer.tap import Seen, tap
 from sniffer.types import Document, ModelLimits
@@ -69,7 +69,7 @@ def check_limits(model: PreTrainedModel, backbone: LoadedBackbone) -> str:
 
 def refusal(limits: ModelLimits, wanted: int | None, expected: int) -> str:
     """What is said to a run that wants so many tokens; empty where it gets as many as expected."""
-    config: Any = SimpleNamespace(dataset=SimpleNamespace(max_tokens=wanted))
+    config: Any = SimpleNamespace(dataset=SimpleNamespace(max_tokens=wanted), generate=None)
     try:
         given = token_limit(config, limits)
     except ConfigError as error:

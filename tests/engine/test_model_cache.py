@@ -50,6 +50,14 @@ def test_the_same_value_is_loaded_once():
     assert not Weights.alive
 
 
+def test_a_model_with_its_head_is_another():
+    last, headed = LastModel(), Wanted("a")
+    object.__setattr__(headed, "headed", True)
+    numbers = [last.load(one).number for one in (Wanted("a"), headed, headed, Wanted("a"))]  # type: ignore[arg-type]
+    assert len(set(numbers)) == 3 and numbers[1] == numbers[2]
+    last.clear()
+
+
 def test_another_value_is_another_model_and_the_only_one():
     last, seen = LastModel(), []
     for wanted in (Wanted("a"), Wanted("b"), Wanted("b", {"x": 1}), Wanted("b", {"x": 2}), Wanted("b")):

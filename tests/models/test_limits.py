@@ -15,7 +15,7 @@ from sniffer.models.limits import limits_of
 from sniffer.models.loaded import LoadedBackbone
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from sniffer.capture import token_limit
+from sniffer.engine.lengths import token_limit
 from sniffer.errors import ConfigError
 from tests.conformance.lengths import check_limits
 from tests.tiny_families import tiny_config, tiny_ids, tiny_model
@@ -25,7 +25,7 @@ finder.install()
 
 
 def limit(limits: Any, wanted: int | None) -> int | None:
-    config: Any = SimpleNamespace(dataset=SimpleNamespace(max_tokens=wanted))
+    config: Any = SimpleNamespace(dataset=SimpleNamespace(max_tokens=wanted), generate=None)
     return token_limit(config, limits)
 
 

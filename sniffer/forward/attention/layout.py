@@ -8,7 +8,7 @@ from sniffer.sampler import Picker
 from sniffer.types import AttentionLayout, Checkpoint, Dataset, has_sections
 
 
-def check_attention(capture: CaptureConfig, model: Checkpoint, dataset: Dataset) -> None:
+def check_attention(capture: CaptureConfig, model: Checkpoint, dataset: Dataset, *, generates: bool = False) -> None:
     """Meets what can be known to be wrong before the model loads.
 
     Raises:
@@ -18,7 +18,7 @@ def check_attention(capture: CaptureConfig, model: Checkpoint, dataset: Dataset)
         raise ConfigError(
             "capture.attention is not possible with model.compile=true, which hides calls of attention: leave one out"
         )
-    if capture.attention_sections and not has_sections(dataset):
+    if capture.attention_sections and not has_sections(dataset, generates=generates):
         raise ConfigError(
             f"capture.attention_sections={list(capture.attention_sections)}: documents here have no sections "
             "(docs/text.md says which have)"

@@ -37,9 +37,9 @@ class MomentsConfig:
         return MomentsLayout(self.kinds, self.second, self.sections or ()) if self.kinds else None
 
 
-def check_moments(wanted: MomentsConfig, dataset: Dataset) -> None:
+def check_moments(wanted: MomentsConfig, dataset: Dataset, *, generates: bool = False) -> None:
     """Raises ConfigError where documents have no sections to count apart."""
-    if wanted.sections and not has_sections(dataset):
+    if wanted.sections and not has_sections(dataset, generates=generates):
         raise ConfigError(
             f"capture.moments.sections={list(wanted.sections)}: documents here have no sections (docs/text.md says "
             "which have)"

@@ -1,0 +1,227 @@
+"""A whole model, with its head, that goes on with prompts; and the proof that what it does with a cache is right.
+
+transformers' own `generate` runs it, with a logits processor that takes the token which is chosen for each row: caches,
+masks and positions are those of anybody's generation. What a checkpoint says of penalties and the like is left out.
+At start-up two prompts of different lengths, side by side, are gone on with for a few tokens, and compared with one
+forward over each of the texts that came out: logits, queries and keys must be equal up to rounding, at the same
+positions. Where that holds for one prompt alone only, prompts of different lengths do not share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
+from sniffer.tap import Seen, tap
+
+from . import selfcheck
+from .kernels import allowed
+from .proofs import TOLERANCE, apart
+
+if TYPE_CHECKING:
+    from .loaded import LoadedBackbone
+
+Choose = Callable[[Tensor], "np.ndarray | None"]
+
+SHORTER, NEW = 4, 6
+"""Of the proof: tokens that the second prompt is shorter by, and that come after each."""
+
+
+class LoadedLanguageModel:
+    """A model with its head: what a checkpoint with `headed` brings beside its backbone.
+
+    Attributes:
+        eos: the tokens that end its texts, by its generation config.
+        pads: whether rows of different lengths may share a batch.
+    """
+
+    def __init__(self, model: PreTrainedModel, backbone: LoadedBackbone) -> None:
+        """Proves that it can go on with prompts.
+
+        Raises:
+            UnsupportedModelError: it cannot, or not soundly; and why.
+        """
+        check_writes_now(model)
+        self._model = model
+        self._backbone = backbone
+        self.eos = eos_of(model)
+        # Whatever else it says, such as a penalty, would be put upon what is chosen.
+        model.generation_config = GenerationConfig()
+        self.pads = prove(self, backbone)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: Int[np.ndarray, "batch seq"],
+        mask: Int[np.ndarray, "batch seq"],
+        choose: Choose,
+        most: int,
+    ) -> None:
+        """Runs prompts, padded on the left, and then a token of each row at a time (`sniffer.types.LanguageModel`)."""
+        device, choosing = self._backbone.device, _Choosing(choose)
+        how = GenerationConfig(
+            max_new_tokens=most, do_sample=False, num_beams=1, use_cache=True, pad_token_id=0, eos_token_id=None
+        )
+        self._backbone.forget()
+        with allowed(self._backbone.sdpa_kernels, device):
+            generate: Any = self._model.generate
+            generate(
+                input_ids=torch.from_numpy(input_ids).to(device),
+                attention_mask=torch.from_numpy(mask).to(device),
+                generation_config=how,
+                logits_processor=LogitsProcessorList([choosing]),
+                stopping_criteria=StoppingCriteriaList([choosing.stops]),
+            )
+
+    def logits(self, input_ids: Int[Tensor, "1 seq"]) -> Tensor:
+        """Those of every token, in one forward without a cache."""
+        self._backbone.forget()
+        with allowed(self._backbone.sdpa_kernels, self._backbone.device):
+            logits: Tensor = self._model(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+
+class _Choosing(LogitsProcessor):
+    """Leaves one token of each row its score: the one that is chosen."""
+
+    def __init__(self, choose: Choose) -> None:
+        self._choose = choose
+        self.stops = _Stops()
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = None if self.stops.ended else self._choose(scores)
+        if chosen is None:
+            self.stops.ended = True
+            chosen = np.zeros(len(scores), dtype=np.int64)
+        only = torch.full_like(scores, -torch.inf)
+        return only.scatter_(1, torch.from_numpy(chosen).to(scores.device)[:, None], 0.0)
+
+
+class _Stops(StoppingCriteria):
+    """Ends all rows at once."""
+
+    def __init__(self) -> None:
+        self.ended = False
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return torch.full((len(input_ids),), self.ended, dtype=torch.bool, device=input_ids.device)
+
+
+def check_writes_now(model: PreTrainedModel) -> None:
+    """Raises UnsupportedModelError for a model that was loaded without what a generation needs."""
+    writes: Any = getattr(model, "can_generate", lambda: False)
+    if not writes() or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no head that says which token comes next: leave generate out"
+        )
+
+
+def eos_of(model: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a model's texts."""
+    said = getattr(model.generation_config, "eos_token_id", None)
+    if said is None:
+        said = getattr(model.config.get_text_config(), "eos_token_id", None)
+    return tuple(said) if isinstance(said, list | tuple) else () if said is None else (int(said),)
+
+
+def prove(model: LoadedLanguageModel, backbone: LoadedBackbone) -> bool:
+    """Whether prompts of different lengths may share a batch.
+
+    Raises:
+        UnsupportedModelError: not even a prompt alone is gone on with soundly, and why.
+    """
+    ids = selfcheck.probe_ids(backbone.vocabulary, backbone.device)
+    prompts = [ids[0].tolist(), ids[1].tolist()[SHORTER:]]
+    if not _why_not(model, backbone, prompts):
+        return True
+    if why := next(filter(None, (_why_not(model, backbone, [prompt]) for prompt in prompts)), ""):
+        raise UnsupportedModelError(f"it cannot be captured while it generates (generate): {why}")
+    return False
+
+
+def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequence[list[int]]) -> str:
+    """Why what a model does with these prompts side by side is not what it does with each text that comes out."""
+    try:
+        texts, logits, shown = _written(model, backbone, prompts)
+        for row, text in enumerate(texts):
+            own, whole = _at_once(model, backbone, text)
+            if _far(torch.stack([step[row] for step in logits]), own[-len(logits) - 1 : -1]):
+                return "its logits are not those of one forward over the whole text"
+            for layer, alone in whole.items():
+                for name, wanted, found in zip(("queries", "keys"), alone, shown[layer], strict=True):
+                    # What was chosen last went through no step.
+                    ours, wanted = found[row : row + 1, :, 1 - len(text) :], wanted[:, :, :-1]
+                    if ours.shape != wanted.shape or apart(ours, wanted) > TOLERANCE.get(ours.dtype, 1e-3):
+                        return f"{name} of layer {layer} are not those of one forward over the whole text"
+    except SnifferError:
+        raise
+    except Exception as error:  # of upstream code: any
+        if of_a_device(error):
+            raise
+        return f"it fails in a probe ({type(error).__name__}: {first_line(error)})"
+    return ""
+
+
+Shown = dict[int, tuple[Tensor, Tensor]]
+"""Queries and keys (batch, heads, seq, dim) by layer."""
+
+
+def _written(
+    model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequence[list[int]]
+) -> tuple[list[list[int]], list[Tensor], Shown]:
+    """The texts that come out, the logits of each step, and what the layers have shown, all steps side by side."""
+    seq, texts = max(map(len, prompts)), [list(prompt) for prompt in prompts]
+    ids = np.array([[0] * (seq - len(prompt)) + prompt for prompt in prompts], dtype=np.int64)
+    mask = np.array([[0] * (seq - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=np.int64)
+    logits: list[Tensor] = []
+    steps: list[Shown] = [{}]
+
+    def choose(scores: Tensor) -> np.ndarray | None:
+        logits.append(scores.clone())
+        # The likeliest token may be one and the same all along, which would tell positions apart less well.
+        chosen: np.ndarray = scores.topk(1 + len(logits) % 3, dim=-1).indices[:, -1].cpu().numpy()
+        for text, token in zip(texts, chosen.tolist(), strict=True):
+            text.append(token)
+        steps.append({})
+        return None if len(logits) > NEW else chosen
+
+    with tap(lambda seen: _note(backbone, seen, steps[-1])):
+        model.generate(ids, mask, choose, NEW + 1)
+    taken = [step for step in steps if step]
+    both = {layer: [torch.cat([step[layer][n] for step in taken], 2) for n in (0, 1)] for layer in taken[0]}
+    return texts, logits, {layer: (q, k) for layer, (q, k) in both.items()}
+
+
+@torch.inference_mode()
+def _at_once(model: LoadedLanguageModel, backbone: LoadedBackbone, text: list[int]) -> tuple[Tensor, Shown]:
+    """The logits of each token of a text, and what the layers show, in one forward without a cache."""
+    shown: Shown = {}
+    with tap(lambda seen: _note(backbone, seen, shown)):
+        logits = model.logits(torch.tensor([text], device=backbone.device))[0]
+    return logits, shown
+
+
+def _note(backbone: LoadedBackbone, seen: Seen, into: Shown) -> None:
+    layer, new = backbone.layer_of.get(seen.module), seen.q.shape[2]
+    if layer is not None:
+        into[layer] = seen.q.clone(), seen.k[:, :, -new:].clone()
+
+
+def _far(one: Tensor, other: Tensor) -> bool:
+    """Whether logits (tokens, vocabulary) are apart by more than rounding, over their spread."""
+    spread = (other - other.mean(-1, keepdim=True)).float().norm()
+    return float((one.float() - other.float()).norm()) > TOLERANCE.get(other.dtype, 1e-3) * float(spread)

@@ -1,0 +1,85 @@
+"""What a run needs to know of generation: whether it can be, with which model, and how long documents may become."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sniffer.config.schema import Config
+from sniffer.engine.facts import Facts
+from sniffer.errors import ConfigError
+from sniffer.forward.generation.continuing import Decode
+from sniffer.forward.generation.request import Continuing
+from sniffer.types import Answer, Backbone, Checkpoint, Document, LanguageModel, LengthClasses, Sections, Tokenize
+
+EACH_APART = LengthClasses(apart_from=1)
+"""Documents share a batch if they are equally long."""
+
+
+def check_generation(config: Config) -> None:
+    """Meets what cannot be together with generation, before anything is read.
+
+    Raises:
+        ConfigError: naming the two keys.
+    """
+    if config.generate is None:
+        return
+    for key in ("window", "pack_to"):
+        if getattr(config.dataset, key, None) is not None:
+            raise ConfigError(f"dataset.{key} makes documents that are no prompts: leave it out, or set generate=none")
+    if getattr(config.model, "compile", False):
+        raise ConfigError("generate is not possible with model.compile=true: leave one of them out")
+    if not config.output.tokens:
+        raise ConfigError(
+            "generate keeps in examples.parquet which tokens were written: set output.tokens=true, or generate=none"
+        )
+
+
+def loaded_by(config: Config) -> Checkpoint:
+    """What is loaded: the model, with its head where it is to go on with documents.
+
+    Raises:
+        ConfigError: a checkpoint class of a user's own that has no head.
+    """
+    if config.generate is None:
+        return config.model
+    with_head = getattr(config.model, "with_head", None)
+    if with_head is None:
+        raise ConfigError("generate needs a model._target_ with a method with_head: take one of ours, or generate=none")
+    headed: Checkpoint = with_head()
+    return headed
+
+
+def continuing_of(config: Config, model: Facts, tokenize: Tokenize, answer: Answer) -> Continuing | None:
+    """How the model goes on with documents; None where it does not."""
+    if config.generate is None:
+        return None
+    return Continuing.of(config.generate, model.eos, getattr(tokenize, "ending", None), answer)
+
+
+def with_new(documents: Sequence[Document], continuing: Continuing | None) -> tuple[list[int], list[Sections | None]]:
+    """Tokens and sections of documents as they may become: which tokens are of which section then, is not known."""
+    lengths, sections = [one.n_tokens for one in documents], [one.sections for one in documents]
+    if continuing is None:
+        return lengths, sections
+    new = continuing.how.max_new_tokens
+    more = Sections.one(continuing.answer.known[0], new)
+    joined = [None if found is None else Sections.joined([found, more]) for found in sections]
+    return [n + new for n in lengths], joined
+
+
+def language_model_of(backbone: Backbone) -> LanguageModel | None:
+    """What goes on with documents; a backbone of a user's own may not have the name."""
+    return getattr(backbone, "language_model", None)
+
+
+def decoder_of(checkpoint: Checkpoint, plan: Continuing | None) -> Decode:
+    """Token ids to text, where texts end a document.
+
+    Raises:
+        CheckpointError: there is no tokenizer.
+    """
+    if plan is None or not plan.how.stop:
+        return lambda _: ""
+    tokenize, _ = checkpoint.load_tokenizer()
+    decode: Decode = tokenize.decode  # type: ignore[attr-defined]
+    return decode

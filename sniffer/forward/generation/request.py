@@ -1,0 +1,95 @@
+"""The config group `generate`: how a model goes on with each document. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from sniffer.errors import ConfigError
+from sniffer.types import Answer
+
+METHODS = ("greedy", "sample")
+EOS = ("auto", "none")
+LARGEST = (1 << 31) - 1
+
+if TYPE_CHECKING:
+    Texts: TypeAlias = tuple[str, ...]
+else:
+    # OmegaConf takes what a user writes: a list, or one.
+    Texts = Any
+
+
+@dataclass
+class GenerateConfig:
+    """How a model goes on with a document.
+
+    `greedy` takes the likeliest token; `sample` draws one, of `temperature`, of the `top_k` likeliest, and of the
+    likeliest that have `top_p` of the probability together (null: of all), by `seed`, the document and the position.
+    `stop`: texts that end it; `eos`: auto for the tokens that the model's generation config and its tokenizer name,
+    none, or token ids. `live`: false, to generate first and capture from one forward over the whole document.
+    """
+
+    method: str = "greedy"
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+    stop: Texts = ()
+    eos: Any = "auto"
+    live: Any = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"generate.method={self.method} is not one of {', '.join(METHODS)}")
+        if not 1 <= self.max_new_tokens <= LARGEST:
+            raise ConfigError(f"generate.max_new_tokens={self.max_new_tokens} must be 1 or more")
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(
+                f"generate.temperature={self.temperature} must be more than 0; generate=greedy draws none"
+            )
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"generate.top_p={self.top_p} must be more than 0 and at most 1, or null")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"generate.top_k={self.top_k} must be 1 or more, or null")
+        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise ConfigError(f"generate.stop={list(stop)} must be texts, none of them empty")
+        self.stop = stop
+        if self.eos not in EOS:
+            ids = (self.eos,) if type(self.eos) is int else self.eos
+            if not isinstance(ids, list | tuple) or not ids or not all(type(one) is int and one >= 0 for one in ids):
+                raise ConfigError(f"generate.eos={self.eos} is not one of {', '.join(EOS)}, or token ids")
+            self.eos = tuple(ids)
+        if self.live is not False:
+            raise ConfigError(f"generate.live={self.live} must be false")
+
+
+@dataclass(frozen=True)
+class Continuing:
+    """What a run does with prompts, resolved against the model: `eos` are the tokens that end a text."""
+
+    how: GenerateConfig
+    eos: tuple[int, ...]
+    answer: Answer
+
+    @classmethod
+    def of(cls, how: GenerateConfig, eos: tuple[int, ...], ending: int | None, answer: Answer) -> Continuing:
+        """`eos` as the model has them, `ending` as its tokenizer does."""
+        if how.eos == "auto":
+            return cls(how, tuple(sorted({*eos, *([] if ending is None else [ending])})), answer)
+        return cls(how, () if how.eos == "none" else tuple(how.eos), answer)
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        drawn = {key: getattr(self.how, key) for key in ("temperature", "top_p", "top_k", "seed")}
+        return {
+            "method": self.how.method,
+            "max_new_tokens": self.how.max_new_tokens,
+            **(drawn if self.how.method == "sample" else {}),
+            "stop": list(self.how.stop),
+            "eos": list(self.eos),
+            "live": self.how.live,
+            "sections": list(self.answer.known),
+        }
