@@ -3,7 +3,7 @@
 transformers' own `generate` runs it, with a logits processor that takes the token which is chosen for each row: caches,
 masks and positions are those of anybody's generation. What a checkpoint says of penalties and the like is left out.
 At start-up two prompts of different lengths, side by side, are gone on with for a few tokens, and compared with one
-forward over each of the texts that came out: logits, queries and keys must be equal up to rounding, at the same
+forward over each of the texts that came out: logits and vectors of all kinds must be equal up to rounding, at the same
 positions. Where that holds for one prompt alone only, prompts of different lengths do not share a batch.
 """
 
@@ -27,6 +27,7 @@ from transformers import (
 
 from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
 from sniffer.tap import Seen, tap
+from sniffer.types import KIND, KINDS
 
 from . import selfcheck
 from .kernels import allowed
@@ -162,11 +163,11 @@ def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequ
             if _far(torch.stack([step[row] for step in logits]), own[-len(logits) - 1 : -1]):
                 return "its logits are not those of one forward over the whole text"
             for layer, alone in whole.items():
-                for name, wanted, found in zip(("queries", "keys"), alone, shown[layer], strict=True):
+                for kind, states in alone.items():
                     # What was chosen last went through no step.
-                    ours, wanted = found[row : row + 1, :, 1 - len(text) :], wanted[:, :, :-1]
+                    ours, wanted = shown[layer][kind][row : row + 1, :, 1 - len(text) :], states[:, :, :-1]
                     if ours.shape != wanted.shape or apart(ours, wanted) > TOLERANCE.get(ours.dtype, 1e-3):
-                        return f"{name} of layer {layer} are not those of one forward over the whole text"
+                        return f"{kind} of layer {layer} is not that of one forward over the whole text"
     except SnifferError:
         raise
     except Exception as error:  # of upstream code: any
@@ -176,8 +177,8 @@ def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequ
     return ""
 
 
-Shown = dict[int, tuple[Tensor, Tensor]]
-"""Queries and keys (batch, heads, seq, dim) by layer."""
+Shown = dict[int, dict[str, Tensor]]
+"""Vectors (batch, heads, seq, dim) by layer and kind."""
 
 
 def _written(
@@ -199,18 +200,21 @@ def _written(
         steps.append({})
         return None if len(logits) > NEW else chosen
 
-    with tap(lambda seen: _note(backbone, seen, steps[-1])):
+    with tap(lambda seen: _note(backbone, seen, steps[-1]), pre=not backbone.pre_missing):
         model.generate(ids, mask, choose, NEW + 1)
     taken = [step for step in steps if step]
-    both = {layer: [torch.cat([step[layer][n] for step in taken], 2) for n in (0, 1)] for layer in taken[0]}
-    return texts, logits, {layer: (q, k) for layer, (q, k) in both.items()}
+    together = {
+        layer: {kind: torch.cat([step[layer][kind] for step in taken], 2) for kind in kinds}
+        for layer, kinds in taken[0].items()
+    }
+    return texts, logits, together
 
 
 @torch.inference_mode()
 def _at_once(model: LoadedLanguageModel, backbone: LoadedBackbone, text: list[int]) -> tuple[Tensor, Shown]:
     """The logits of each token of a text, and what the layers show, in one forward without a cache."""
     shown: Shown = {}
-    with tap(lambda seen: _note(backbone, seen, shown)):
+    with tap(lambda seen: _note(backbone, seen, shown), pre=not backbone.pre_missing):
         logits = model.logits(torch.tensor([text], device=backbone.device))[0]
     return logits, shown
 
@@ -218,7 +222,8 @@ def _at_once(model: LoadedLanguageModel, backbone: LoadedBackbone, text: list[in
 def _note(backbone: LoadedBackbone, seen: Seen, into: Shown) -> None:
     layer, new = backbone.layer_of.get(seen.module), seen.q.shape[2]
     if layer is not None:
-        into[layer] = seen.q.clone(), seen.k[:, :, -new:].clone()
+        shown = {kind: KIND[kind].shown(seen) for kind in KINDS}
+        into[layer] = {kind: states[:, :, -new:].clone() for kind, states in shown.items() if states is not None}
 
 
 def _far(one: Tensor, other: Tensor) -> bool:

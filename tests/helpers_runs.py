@@ -15,6 +15,7 @@ from sniffer.config.resolve import conf_folder, register, resolve
 from sniffer.config.trust import Trust
 from sniffer.engine import worker
 from sniffer.forward import passes
+from sniffer.forward.generation import session
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.resume import resume
@@ -65,7 +66,7 @@ def stopping_after(batches: int | None) -> Iterator[None]:
         seen[0] += 1
         return honest(*arguments)
 
-    with patch.object(worker, "draw", draw):
+    with patch.object(worker, "draw", draw), patch.object(session, "draw", draw):
         try:
             yield
         except Interrupted:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from tests.helpers_runs import TEXTS, Runs, must_be_whole, rows, take_up
 from tests.tiny_run import save_checkpoint, save_texts, save_tokenizer
 
 GREEDY = ("generate=greedy", "generate.max_new_tokens=9")
+LATER = (*GREEDY, "generate.live=false")
 SAMPLE = ("generate=sample", "generate.max_new_tokens=9", "generate.seed=5")
 
 
@@ -62,8 +65,10 @@ def test_the_text_is_the_one_that_transformers_writes(runs: Runs, whole: Path):
         assert found[name] == (by_transformers(runs.checkpoint, text, 9), "length")
 
 
-def test_rows_are_those_of_the_whole_text(runs: Runs, whole: Path, tmp_path: Path):
+@pytest.mark.parametrize("live", ["true", "false"])
+def test_rows_are_those_of_the_whole_text(runs: Runs, tmp_path: Path, live: str):
     """As a run over these token ids has them, with the same positions: that run knows nothing of generation."""
+    whole = runs.start(f"rows-{live}", *GREEDY, f"generate.live={live}")
     assert verify(whole)[1] == []
     run = open_run(whole)
     assert isinstance(run, Run)
@@ -71,7 +76,7 @@ def test_rows_are_those_of_the_whole_text(runs: Runs, whole: Path, tmp_path: Pat
     data = [{"id": name, "ids": run.tokens(number).tolist()} for number, name in names.items()]
     (tmp_path / "ids.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     told = ("dataset.text_column=text", "dataset.tokens_column=ids", f"dataset.path={tmp_path / 'ids.jsonl'}")
-    plain, ours = rows(runs.start("plain", *told)), rows(whole)
+    plain, ours = rows(runs.start(f"plain-{live}", *told)), rows(whole)
     assert ours.drop("vector", "section").equals(plain.drop("vector"))
     for one, other in zip(ours["vector"], plain["vector"], strict=True):
         assert np.allclose(one, other, atol=1e-5)
@@ -88,7 +93,8 @@ def test_what_is_counted_and_recorded(whole: Path):
     assert manifest.counts["tokens"] == sum(map(len, TEXTS.values())) + 9 * n
     assert manifest.generation is not None and manifest.generation["method"] == "greedy"
     assert manifest.generation["sections"] == ["generated"] and manifest.dataset["sections"] is True
-    assert {"prefill", "decode", "forward"} <= manifest.timings.keys()
+    assert {"prefill", "decode"} <= manifest.timings.keys() and "forward" not in manifest.timings
+    assert not manifest.differences and "differences" not in json.loads((whole / "manifest.json").read_text())
     assert manifest.config["generate"]["max_new_tokens"] == 9
     tokens = pl.read_parquet(whole / "tokens" / "*.parquet").sort("example_id")
     table = pl.read_parquet(whole / "examples.parquet").sort("example_id")
@@ -116,9 +122,9 @@ def test_what_is_drawn_does_not_depend_on_the_batch(runs: Runs):
     assert all(ids != examples(together)[name][0] for name, (ids, _) in examples(other).items())
 
 
-@pytest.mark.parametrize("how", [GREEDY, SAMPLE])
+@pytest.mark.parametrize("how", [GREEDY, SAMPLE, LATER])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(runs: Runs, how: tuple[str, ...]):
-    name = how[0].partition("=")[2]
+    name = how[0].partition("=")[2] + how[-1].partition("=")[2]
     reference = runs.start(f"{name}-whole", *how)
     for every in ("", "output.checkpoint_every=1"):
         more = (every,) if every else ()
@@ -133,8 +139,6 @@ def test_parts_that_do_not_count_yet_are_captured_again(runs: Runs, whole: Path)
     """What would be written anew may differ by a rounding, and then rows of two texts would be one document's."""
     folder = runs.start("pending", *GREEDY, "output.memory_limit=1KB", stop_after=4)
     manifest = Manifest.load(folder)
-    from dataclasses import replace
-
     replace(manifest, pending=manifest.parts, parts=(), examples=None, tokens=(), status="running").save(folder)
     assert take_up(folder)
     must_be_whole(folder, whole)
@@ -170,22 +174,42 @@ def test_verify_finds_other_tokens(runs: Runs):
     ids[0][-1] = 3
     column = pa.array(ids, table.schema.field("token_ids").type)
     pq.write_table(table.set_column(1, table.schema.field(1), column), folder / "tokens" / "part-00000.parquet")
-    from dataclasses import replace
-    from hashlib import sha256
-
     content = (folder / "tokens" / "part-00000.parquet").read_bytes()
     record = replace(manifest.tokens[0], bytes=len(content), sha256=sha256(content).hexdigest())
     replace(manifest, tokens=(record,)).save(folder)
     assert any("does not end with the tokens that were generated" in line for line in verify(folder)[1])
 
 
-def test_sections_may_be_kept_whole(runs: Runs):
-    folder = runs.start("kept", *GREEDY, "sampler.keep_sections=[generated]")
+def test_both_keeps_what_is_live_and_tells_how_far_it_is_from_the_whole(
+    runs: Runs, whole: Path, capsys: pytest.CaptureFixture[str]
+):
+    both, later = runs.start("both", *GREEDY, "generate.live=both"), runs.start("later", *LATER)
+    manifest = Manifest.load(both)
+    assert manifest.digest == Manifest.load(whole).digest != Manifest.load(later).digest
+    assert "largest difference, over length" in " ".join(capsys.readouterr().out.split())
+    ours, theirs = rows(both), rows(later)
+    for layer, kinds in manifest.differences.items():
+        for kind, told in kinds.items():
+            one, other = (
+                np.stack(list(table.filter(layer=layer, kind=kind)["vector"].to_numpy())).astype(np.float64)
+                for table in (ours, theirs)
+            )
+            # Batches of whole documents differ, and so may roundings.
+            relative = (np.linalg.norm(one - other, axis=1) / np.linalg.norm(other, axis=1)).max()
+            assert told["vectors"] == len(one) and 0 <= told["largest"] < 1e-4
+            assert abs(told["relative"] - relative) < 2e-6
+    assert set(manifest.differences) == {0, 1} and set(manifest.differences[0]) == {"q", "k"}
+    assert verify(both)[1] == []
+
+
+@pytest.mark.parametrize("live", ["true", "false"])
+def test_sections_may_be_kept_whole(runs: Runs, live: str):
+    folder = runs.start(f"kept-{live}", *GREEDY, "sampler.keep_sections=[generated]", f"generate.live={live}")
     assert verify(folder)[1] == []
     kept = rows(folder).filter(section="generated", layer=0, kind="q", head=0)
     assert kept.group_by("example_id").len()["len"].to_list() == [9] * len(TEXTS)
     with pytest.raises(ConfigError, match="names 'answer', a section of no document: there are 'generated', 'prompt'"):
-        runs.start("unkept", *GREEDY, "sampler.keep_sections=[answer]")
+        runs.start(f"unkept-{live}", *GREEDY, "sampler.keep_sections=[answer]")
 
 
 def test_texts_end_by_eos_and_by_strings(runs: Runs, whole: Path):
@@ -263,6 +287,8 @@ def test_a_chat_without_a_question_is_refused(
     [
         (("dataset.window=8",), "dataset.window makes documents that are no prompts"),
         (("dataset.pack_to=64",), "dataset.pack_to makes documents that are no prompts"),
+        (("capture.attention=all",), "capture.attention is had of a forward over whole documents, and not live"),
+        (("capture.moments.kinds=k",), "capture.moments is had of a forward over whole documents, and not live"),
         (("output.tokens=false",), "set output.tokens=true, or generate=none"),
         (("model.compile=true",), "generate is not possible with model.compile=true"),
         (("generate.max_new_tokens=4000",), "generate.max_new_tokens=4000 leaves no room for a prompt"),

@@ -12,6 +12,9 @@ ON_CPU, ELSEWHERE = 2048, 8192
 MAX_PADDING = 1.05
 """Computed tokens over real tokens, at most, in a batch of several documents."""
 
+PROMPT_PADDING = 2.0
+"""The same where a model goes on with documents: a step costs about as much for one row as for many."""
+
 ALL_ALIKE = LengthClasses()
 
 
@@ -43,4 +46,4 @@ def _fits(pending: Sequence[Document], document: Document, max_tokens: int, new_
     rows = len(pending) + 1
     computed = rows * (pending[0].n_tokens + new_tokens)
     real = sum(other.n_tokens for other in pending) + document.n_tokens + rows * new_tokens
-    return computed <= max_tokens and computed <= MAX_PADDING * real
+    return computed <= max_tokens and computed <= (PROMPT_PADDING if new_tokens else MAX_PADDING) * real

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sniffer.config.schema import Config
+from sniffer.engine.base import Plan
 from sniffer.engine.facts import Facts
 from sniffer.errors import ConfigError
 from sniffer.forward.generation.continuing import Decode
 from sniffer.forward.generation.request import Continuing
+from sniffer.forward.generation.session import Generation
+from sniffer.forward.passes import Passes
 from sniffer.types import Answer, Backbone, Checkpoint, Document, LanguageModel, LengthClasses, Sections, Tokenize
 
 EACH_APART = LengthClasses(apart_from=1)
@@ -28,6 +31,11 @@ def check_generation(config: Config) -> None:
             raise ConfigError(f"dataset.{key} makes documents that are no prompts: leave it out, or set generate=none")
     if getattr(config.model, "compile", False):
         raise ConfigError("generate is not possible with model.compile=true: leave one of them out")
+    asked = {"attention": config.capture.attention, "moments": config.capture.moments.layout}
+    for key in [name for name, wanted in asked.items() if wanted and config.generate.live]:
+        raise ConfigError(
+            f"capture.{key} is had of a forward over whole documents, and not live: set generate.live=false"
+        )
     if not config.output.tokens:
         raise ConfigError(
             "generate keeps in examples.parquet which tokens were written: set output.tokens=true, or generate=none"
@@ -70,6 +78,15 @@ def with_new(documents: Sequence[Document], continuing: Continuing | None) -> tu
 def language_model_of(backbone: Backbone) -> LanguageModel | None:
     """What goes on with documents; a backbone of a user's own may not have the name."""
     return getattr(backbone, "language_model", None)
+
+
+def generation_of(plan: Plan, backbone: Backbone, passes: Passes, checkpoint: Checkpoint) -> Generation | None:
+    """What goes on with the documents of a run; None where nothing does."""
+    model = language_model_of(backbone)
+    if plan.continuing is None or model is None:
+        return None
+    decode = decoder_of(checkpoint, plan.continuing)
+    return Generation(model, plan.continuing, passes, plan.picker, plan.selection, backbone.lengths, decode)
 
 
 def decoder_of(checkpoint: Checkpoint, plan: Continuing | None) -> Decode:

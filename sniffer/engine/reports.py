@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sniffer.storage.moments import Moved
 from sniffer.storage.part_writer import Writing
 from sniffer.storage.schema import Example, Part
+from sniffer.types import Difference
 
 
 @dataclass(frozen=True)
 class Report:
     """After a batch: rows and bytes held since the last flush, and seconds by stage since the last report.
 
-    `leaving` are bytes that are in memory beside those, since they are being written.
+    `leaving` are bytes that are in memory beside those, since they are being written. `differences`: between what was
+    captured live and afterwards, of this batch (generate.live=both).
     """
 
     rows: int
     nbytes: int
     seconds: Mapping[str, float]
     leaving: int = 0
+    differences: Mapping[tuple[int, str], Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,7 @@ class Shift:
                     member.hold(batch)
                     member.rows, member.nbytes, member.leaving = report.rows, report.nbytes, report.leaving
                 self.clock.add_all(report.seconds)
+                self.store.manifest = self.store.manifest.apart_by(report.differences)
                 self._advance(batch)
             case Written(member, flushed):
                 # Seconds of writing are the driver's while it waits for them, and nobody's while it does not.

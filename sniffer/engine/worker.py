@@ -17,7 +17,7 @@ import torch
 
 from sniffer.engine.base import Plan, describe_device, dtype_name
 from sniffer.engine.facts import Facts
-from sniffer.engine.generating import decoder_of, language_model_of
+from sniffer.engine.generating import generation_of, language_model_of
 from sniffer.engine.model_cache import Load, load_anew
 from sniffer.engine.reports import Flushed, Leaving, Report
 from sniffer.errors import CaptureError
@@ -25,8 +25,7 @@ from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.facts import score_facts
 from sniffer.forward.attention.prove import prove
-from sniffer.forward.generation.continuing import continued
-from sniffer.forward.generation.request import Continuing
+from sniffer.forward.generation.session import Generation
 from sniffer.forward.moments.counting import MomentsPlan, Totals
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
@@ -74,6 +73,7 @@ class Worker:
         self.examples: list[Example] = []
         self.leaving: Leaving | None = None
         self.totals: Totals | None = None
+        self.generation: Generation | None = None
         self.moments: str | None = None
         """Where those of all documents that left whole lie."""
 
@@ -129,24 +129,27 @@ class Worker:
         moments = None
         if plan.moments is not None:
             moments = MomentsPlan(plan.moments, plan.selection.moments, plan.picker, self.backbone.rope)
-        self.decode = decoder_of(self.checkpoint, plan.continuing)
         self.passes = Passes(self.backbone, plan.selection, self.accumulator, self.clock, attention, moments)
         self.totals = self.passes.totals
+        self.generation = generation_of(plan, self.backbone, self.passes, self.checkpoint)
         how = plan.compression, layout, plan.sections
         self.writer = PartWriter(self.folder, plan.geometry, plan.picker, dtype, *how)
 
     def run(self, batch: TokenBatch, done: Mapping[tuple[int, str], Collection[int]]) -> Report:
         """Captures one batch, but rows that are `done` already (see `Accumulator.add`)."""
-        batch = batch if self.plan.continuing is None else self._continued(batch, self.plan.continuing)
-        with self.clock.stage("sample"):
-            picks = draw(self.plan.picker, self.plan.selection, batch)
-        self.passes.run(batch, picks, done)
+        if self.generation is not None:
+            self.generation.run(batch, done)
+        else:
+            with self.clock.stage("sample"):
+                picks = draw(self.plan.picker, self.plan.selection, batch)
+            self.passes.run(batch, picks, done)
         self._keep(leave=1)
         return self.report()
 
     def report(self) -> Report:
         leaving = 0 if self.leaving is None else self.leaving.writing.rows.nbytes
-        return Report(self.rows, self.accumulator.nbytes, self._seconds(), leaving)
+        found = {} if self.generation is None else self.generation.take_differences()
+        return Report(self.rows, self.accumulator.nbytes, self._seconds(), leaving, found)
 
     def flush(self, number: int, leave: float = 0.0) -> Flushed:
         """Writes rows that are held, as parts of this number, and lets go of them: the largest (layer, kind) pairs.
@@ -218,12 +221,6 @@ class Worker:
         """Captured since the last flush that was whole and has ended."""
         leaving = self.leaving.rows if self.leaving is not None and self.leaving.whole else {}
         return sum(self.accumulator.rows.values()) + sum(leaving.values())
-
-    def _continued(self, prompts: TokenBatch, plan: Continuing) -> TokenBatch:
-        """Documents with what the model writes after them."""
-        model = language_model_of(self.backbone)
-        assert model is not None
-        return continued(model, prompts, plan, self.backbone.lengths, self.decode, self.clock)
 
     def _keep(self, leave: int = 0) -> None:
         for batch in self.passes.settle(leave):

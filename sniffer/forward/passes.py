@@ -12,12 +12,14 @@ import torch
 
 from sniffer.forward.accumulator import NOTHING, Accumulator
 from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.generation.difference import difference
+from sniffer.forward.generation.live import Live, LiveRows, Places
 from sniffer.forward.moments.counting import MomentsPlan, Totals
 from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
-from sniffer.forward.transfer import transfer_for
+from sniffer.forward.transfer import BlockingTransfer, transfer_for
 from sniffer.process.clock import Clock
-from sniffer.types import MOMENTS, Backbone, Picks, TokenBatch, by_number
+from sniffer.types import MOMENTS, Backbone, Difference, Picks, TokenBatch, by_number
 
 
 class Passes:
@@ -44,8 +46,10 @@ class Passes:
         geometry = by_number(layers)
         self._plan = Wanted(selection, geometry, backbone.layer_of, self.transfer, backbone.device, attention, moments)
         self.totals = None if moments is None else Totals(moments)
+        self._plain = Wanted(selection, geometry, backbone.layer_of, BlockingTransfer(), backbone.device)
+        self._geometry = geometry
         self._wants_pre = selection.wants_pre
-        self._in_flight: deque[tuple[Observer, Mapping[tuple[int, str], Collection[int]]]] = deque()
+        self._in_flight: deque[tuple[Observer | LiveRows, Mapping[tuple[int, str], Collection[int]]]] = deque()
 
     @torch.inference_mode()
     def run(
@@ -61,6 +65,27 @@ class Passes:
         self.transfer.end_batch()
         self._in_flight.append((observer, done))
 
+    def live(self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places]) -> Live:
+        """What gathers while a model goes on with these prompts, at places that may be kept."""
+        return Live(prompts, possible, self._plan, pre=self._wants_pre)
+
+    def take(self, rows: LiveRows, done: Mapping[tuple[int, str], Collection[int]] = NOTHING) -> None:
+        """Rows that were gathered live; they are kept by a later `settle`, but those that are `done` already."""
+        rows.vectors = {pair: self.transfer.download(vectors) for pair, vectors in rows.vectors.items()}
+        self.transfer.end_batch()
+        self._in_flight.append((rows, done))
+
+    @torch.inference_mode()
+    def apart(self, rows: LiveRows) -> dict[tuple[int, str], Difference]:
+        """How far rows that were gathered live are from those of one forward over the whole documents."""
+        observer = Observer(rows.batch, rows.picks, self._plain)
+        with self.clock.stage("forward"), observer.open(pre=self._wants_pre):
+            self.backbone(self._plain.transfer.upload(rows.batch.input_ids(), self.backbone.device))
+        return {
+            (layer, kind): difference(found, observer.vectors[layer, kind], self._geometry[layer].dims[kind])
+            for (layer, kind), found in rows.vectors.items()
+        }
+
     @torch.inference_mode()
     def settle(self, leave: int = 0) -> Iterator[TokenBatch]:
         """Keeps the rows of all batches but the `leave` last ones; yields each batch whose rows are now kept."""
@@ -68,7 +93,7 @@ class Passes:
             observer, done = self._in_flight.popleft()
             vectors = self.transfer.settle(observer.vectors)
             self.accumulator.add(observer.batch, observer.picks, vectors, done)
-            if self.totals is not None and observer.counting is not None:
+            if self.totals is not None and isinstance(observer, Observer) and observer.counting is not None:
                 self.totals.take(observer.counting)
             self.clock.add("capture", observer.seconds)
             yield observer.batch

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from sniffer.storage.manifest_file import (
 )
 from sniffer.storage.schema import SCHEMA_VERSION, FileRecord, Part
 from sniffer.storage.untrusted import MANIFEST_BYTES
-from sniffer.types import KIND, AttentionLayout, Column, LayerGeometry, MomentsLayout, by_number, columns_of
+from sniffer.types import KIND, AttentionLayout, Column, Difference, LayerGeometry, MomentsLayout, by_number, columns_of
 
 STATUSES = ("running", "complete", "interrupted")
 
@@ -77,6 +77,8 @@ class Manifest(Counted):
             empty in early runs.
         model_config: the file with the model's resolved config; None in early runs.
         generation: how a model went on with the documents, and which tokens ended that; None where it did not.
+        differences: by layer and kind, how far what was captured live is from one forward over the whole document
+            (sniffer.types.Difference), where the run has looked; empty elsewhere.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -109,6 +111,7 @@ class Manifest(Counted):
     rope: tuple[Mapping[str, Any], ...] = ()
     model_config: FileRecord | None = None
     generation: Mapping[str, Any] | None = None
+    differences: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -143,6 +146,14 @@ class Manifest(Counted):
     def columns(self, layer: int, kind: str) -> tuple[Column, ...]:
         """The columns of a kind's values at one layer."""
         return columns_of(self.layer(layer), kind, self.layout)
+
+    def apart_by(self, found: Mapping[tuple[int, str], Difference]) -> Manifest:
+        """This one, with differences of more documents."""
+        told: dict[int, dict[str, Any]] = {layer: dict(kinds) for layer, kinds in self.differences.items()}
+        for (layer, kind), new in found.items():
+            of_layer = told.setdefault(layer, {})
+            of_layer[kind] = asdict(Difference(**of_layer.get(kind, {})) + new)
+        return replace(self, differences={layer: told[layer] for layer in sorted(told)}) if found else self
 
     def parts_of(self, layer: int, kind: str) -> list[Part]:
         return [part for part in self.parts if (part.layer, part.kind) == (layer, kind)]
@@ -239,8 +250,9 @@ class Manifest(Counted):
             **values,
             **files,
         }
-        if self.generation is None:
-            del ordered["generation"]
+        for name in ("generation", "differences"):
+            if not ordered[name]:
+                del ordered[name]
         for part in (*files["pending"], *files["parts"]):
             if part["sections"] is None:
                 del part["sections"]
@@ -263,6 +275,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
                 for layer, kinds in numbered(values["selection"]).items()
             },
             "scores": numbered(values.get("scores", {})),
+            "differences": numbered(values.get("differences", {})),
             "rope": tuple(values.get("rope", ())),
             "sampler": from_json(values["sampler"]),
             "parts": tuple(part_from(part) for part in values["parts"]),

@@ -19,6 +19,7 @@ from sniffer.sampler import Picker
 from sniffer.storage.finite import NotFinite
 from sniffer.storage.law import side_of
 from sniffer.storage.manifest import INSIDE_INFERENCE, Manifest
+from sniffer.terminal.generation import difference_table, generated_speed
 from sniffer.terminal.printing import Grid, facts_table, say
 from sniffer.terminal.sections import section_table
 from sniffer.types import ATTENTION, KIND, ModelLimits
@@ -86,7 +87,8 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
         console.print(facts_table("captured", _facts(manifest)))
         for kinds in kinds_by_law(manifest):
             console.print(_bucket_table(manifest, kinds, picker.side(KIND[kinds[0]].draw)))
-        for table in (attention_table(folder, manifest), section_table(folder, manifest)):
+        more = attention_table(folder, manifest), section_table(folder, manifest), difference_table(manifest)
+        for table in more:
             if table is not None:
                 console.print(table)
         if manifest.not_finite:
@@ -101,7 +103,7 @@ def _facts(manifest: Manifest) -> dict[str, str]:
     counts, seconds = manifest.counts, manifest.timings
     layers = list(manifest.selection)
     new = "" if manifest.generation is None else f", {counts['generated']:,} of them generated"
-    rate = f"{counts['tokens'] / max(1e-9, seconds['inference']):,.0f} tokens/s{_generated_speed(manifest)}"
+    rate = f"{counts['tokens'] / max(1e-9, seconds['inference']):,.0f} tokens/s{generated_speed(manifest)}"
     by = f" by {counts['dropped']:,} tokens" if counts.get("dropped") else ""
     short = f" and {counts['skipped_short']:,} short" if counts.get("skipped_short") else ""
     return {
@@ -124,16 +126,6 @@ def moments_fact(manifest: Manifest) -> dict[str, str]:
         return {}
     held = size(sum(record.bytes for record in manifest.moment_files))
     return {"moments": f"{', '.join(layout.kinds)} at all {manifest.counts.get('tokens', 0):,} positions, {held}"}
-
-
-def _generated_speed(manifest: Manifest) -> str:
-    """Of prompts as a model read them, and of what it wrote, where it did."""
-    if manifest.generation is None:
-        return ""
-    generated = manifest.counts["generated"]
-    tokens = {"prefill": manifest.counts["tokens"] - generated, "decode": generated}
-    speeds = {stage: n / max(1e-9, manifest.timings.get(stage, 0.0)) for stage, n in tokens.items()}
-    return f" (prompts read at {speeds['prefill']:,.0f}, texts generated at {speeds['decode']:,.0f})"
 
 
 SHOWN = 6

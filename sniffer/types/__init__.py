@@ -20,7 +20,7 @@ from sniffer.types.documents import (
     described,
     has_sections,
 )
-from sniffer.types.generation import ANSWER, ASSISTANT, ENDS, GENERATED, PROMPT, THINKING, Answer, Generated
+from sniffer.types.generation import ANSWER, ASSISTANT, ENDS, GENERATED, PROMPT, THINKING, Answer, Difference, Generated
 from sniffer.types.kinds import ALL_KINDS, ATTENTION, KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
@@ -75,6 +75,7 @@ __all__ = [
     "Column",
     "Content",
     "Dataset",
+    "Difference",
     "Document",
     "FullTokenize",
     "Generated",

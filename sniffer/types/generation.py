@@ -40,6 +40,22 @@ class Generated:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far two captures of `vectors` are apart.
+
+    `largest` is the largest difference of two numbers, `relative` the largest norm of a difference over its vector's.
+    """
+
+    vectors: int = 0
+    largest: float = 0.0
+    relative: float = 0.0
+
+    def __add__(self, other: Difference) -> Difference:
+        worst = max(self.largest, other.largest), max(self.relative, other.relative)
+        return Difference(self.vectors + other.vectors, *worst)
+
+
+@dataclass(frozen=True)
 class Answer:
     """How tokens that a model writes are named: `section`; or by the tags that a template has around thoughts.
 

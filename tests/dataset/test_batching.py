@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer.dataset import feed as module
-from sniffer.dataset.batching import MAX_PADDING, batches
+from sniffer.dataset.batching import MAX_PADDING, PROMPT_PADDING, batches
 from sniffer.dataset.feed import Ahead, Chunk, Feed, chunks
 from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, DatasetError
@@ -55,6 +55,19 @@ def test_batches_hold_every_document_once_within_budget(lengths: list[int], max_
         if len(batch.documents) > 1:
             assert batch.padded_tokens <= max_tokens
             assert batch.padded_tokens <= MAX_PADDING * batch.n_tokens
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000), st.integers(1, 200))
+def test_prompts_have_room_for_what_comes_after_them(lengths: list[int], max_tokens: int, new: int):
+    documents = [document(i, n) for i, n in enumerate(lengths)]
+    made = list(batches(documents, max_tokens, pad_id=0, new_tokens=new))
+    assert sorted(d.example_id for batch in made for d in batch.documents) == list(range(len(lengths)))
+    for batch in made:
+        rows, real = len(batch.documents), sum(d.n_tokens + new for d in batch.documents)
+        assert rows == 1 or rows * (batch.seq_len + new) <= min(max_tokens, PROMPT_PADDING * real)
+    # Where steps are what costs, prompts of all lengths go together.
+    together = list(batches([document(0, 30), document(1, 5)], 1000, pad_id=0, new_tokens=40))
+    assert len(together) == 1
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=30), st.randoms())

@@ -11,9 +11,10 @@ import torch
 from sniffer.errors import CaptureError, ConfigError
 from sniffer.forward.generation.choosing import drawn, next_tokens, number_of
 from sniffer.forward.generation.continuing import Texts, left_padded, require_one_class
+from sniffer.forward.generation.difference import difference
 from sniffer.forward.generation.request import Continuing, GenerateConfig
 from sniffer.process.clock import Clock
-from sniffer.types import Answer, Document, Generated, LengthClasses, Names, Sections, TokenBatch
+from sniffer.types import Answer, Difference, Document, Generated, LengthClasses, Names, Sections, TokenBatch
 
 LOGITS = np.array([0.3, 2.0, -1.0, 1.5, 0.0, 1.9])
 
@@ -158,3 +159,36 @@ def test_ends_come_from_the_model_its_tokenizer_or_the_user():
 def test_a_request_that_cannot_be_is_refused(options: dict, said: str):
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
         GenerateConfig(**options)
+
+
+def test_differences_are_the_largest_over_all_vectors():
+    one = torch.tensor([[3.0, 4.0, 1.0, 0.0], [0.0, 0.0, 2.0, 0.0]])
+    other = torch.tensor([[3.0, 4.5, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    found = difference(one, other, 2)
+    assert found.vectors == 4 and found.largest == 1.0 and found.relative == 1.0
+    first = difference(one[:1], other[:1], 2)
+    assert np.isclose(first.relative, 0.5 / np.hypot(3, 4.5)) and first.largest == 0.5
+    assert first + difference(one[1:], other[1:], 2) == found == Difference() + found
+    nan = torch.tensor([[torch.nan, 1.0]])
+    assert difference(nan, nan, 2).largest == 0 and difference(nan, torch.ones(1, 2), 2).largest > 1e99
+
+
+def test_a_live_run_waits_for_the_last_tokens_where_they_are_wanted():
+    class Waiting:
+        def __init__(self, waits: bool) -> None:
+            self.waits, self.steps = waits, 0
+
+        def advance(self) -> None:
+            self.steps += 1
+
+    logits = torch.nn.functional.one_hot(torch.tensor([5, 6]), 9).float()
+    for waits in (True, False):
+        prompts = TokenBatch((document(1, 7, 8), document(2, 8)), pad_id=0)
+        live = Waiting(waits)
+        plan = Continuing(GenerateConfig(max_new_tokens=1), (), Answer())
+        texts = Texts(prompts, plan, lambda ids: "", Clock(), live)  # type: ignore[arg-type]
+        first = texts.choose(logits)
+        assert (first is None) != waits and live.steps == 1
+        if waits:
+            assert first is not None and first.tolist() == [5, 6] and texts.choose(logits) is None and live.steps == 2
+        assert [one.generated.token_ids.tolist() for one in texts.batch().documents if one.generated] == [[5], [6]]

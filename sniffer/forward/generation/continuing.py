@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Int64
 
 from sniffer.errors import CaptureError
 from sniffer.forward.generation.choosing import next_tokens
+from sniffer.forward.generation.live import Live
 from sniffer.forward.generation.request import Continuing
 from sniffer.process.clock import Clock
 from sniffer.types import Document, Generated, LanguageModel, LengthClasses, TokenBatch
@@ -27,7 +29,13 @@ BEYOND = 4
 
 @torch.inference_mode()
 def continued(
-    model: LanguageModel, batch: TokenBatch, plan: Continuing, lengths: LengthClasses, decode: Decode, clock: Clock
+    model: LanguageModel,
+    batch: TokenBatch,
+    plan: Continuing,
+    lengths: LengthClasses,
+    decode: Decode,
+    clock: Clock,
+    live: Live | None = None,
 ) -> TokenBatch:
     """The documents of a batch with what the model writes after them.
 
@@ -35,14 +43,16 @@ def continued(
         lengths: which lengths the model treats alike.
         decode: token ids to text, for `generate.stop`.
         clock: gets the seconds of `prefill`, over the prompts, and of `decode`.
+        live: gathers meanwhile; then the last token of each text goes through the model too.
 
     Raises:
         CaptureError: a document may become so long that the model would treat its prompt otherwise.
     """
     for document in batch.documents:
         require_one_class(document, plan.how.max_new_tokens, lengths)
-    texts = Texts(batch, plan, decode, clock)
-    model.generate(*left_padded(batch), texts.choose, plan.how.max_new_tokens)
+    texts, most = Texts(batch, plan, decode, clock, live), plan.how.max_new_tokens
+    with nullcontext() if live is None else live.open():
+        model.generate(*left_padded(batch), texts.choose, most if live is None else most + 1)
     return texts.batch()
 
 
@@ -70,8 +80,11 @@ def left_padded(batch: TokenBatch) -> tuple[Int64[np.ndarray, "batch seq"], Int6
 class Texts:
     """What is being written, a row each. `ends` says why, of those that have ended."""
 
-    def __init__(self, prompts: TokenBatch, plan: Continuing, decode: Decode, clock: Clock) -> None:
+    def __init__(
+        self, prompts: TokenBatch, plan: Continuing, decode: Decode, clock: Clock, live: Live | None = None
+    ) -> None:
         self.prompts = prompts
+        self._live = live
         self.tokens: list[list[int]] = [[] for _ in prompts.documents]
         self.ends: list[str | None] = [None for _ in prompts.documents]
         self._plan, self._decode, self._clock = plan, decode, clock
@@ -80,7 +93,11 @@ class Texts:
         self._step = 0
 
     def choose(self, logits: torch.Tensor) -> Int64[np.ndarray, " batch"] | None:
-        """The next token of each row; None once all have ended."""
+        """The next token of each row; None once all have ended, and nothing more is wanted of their last tokens."""
+        if self._live is not None:
+            self._live.advance()
+        if self._ended:
+            return self._timed(None)
         chosen = next_tokens(logits, self._plan.how, self.prompts.documents, self._step)
         self._step += 1
         for row, end in enumerate(self.ends):
@@ -89,10 +106,19 @@ class Texts:
                 self.ends[row] = self._end_of(self.tokens[row])
             else:
                 chosen[row] = self.prompts.pad_id
+        if not self._ended or (self._live is not None and self._live.waits):
+            return self._timed(chosen)
+        return self._timed(None)
+
+    def _timed(self, chosen: Int64[np.ndarray, " batch"] | None) -> Int64[np.ndarray, " batch"] | None:
         now = time.perf_counter()
         self._clock.add(self._stage, now - self._since)
         self._stage, self._since = "decode", now
-        return None if all(end is not None for end in self.ends) else chosen
+        return chosen
+
+    @property
+    def _ended(self) -> bool:
+        return all(end is not None for end in self.ends)
 
     def batch(self) -> TokenBatch:
         """The documents with their texts; raises CaptureError where the model has ended before them."""

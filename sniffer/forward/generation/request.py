@@ -11,6 +11,7 @@ from sniffer.types import Answer
 
 METHODS = ("greedy", "sample")
 EOS = ("auto", "none")
+BOTH = "both"
 LARGEST = (1 << 31) - 1
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class GenerateConfig:
     `greedy` takes the likeliest token; `sample` draws one, of `temperature`, of the `top_k` likeliest, and of the
     likeliest that have `top_p` of the probability together (null: of all), by `seed`, the document and the position.
     `stop`: texts that end it; `eos`: auto for the tokens that the model's generation config and its tokenizer name,
-    none, or token ids. `live`: false, to generate first and capture from one forward over the whole document.
+    none, or token ids. `live`: true captures in each step; false generates first, and captures from one forward over
+    the whole document; both does both, keeps what is live, and tells how far they are apart.
     """
 
     method: str = "greedy"
@@ -38,7 +40,7 @@ class GenerateConfig:
     seed: int = 0
     stop: Texts = ()
     eos: Any = "auto"
-    live: Any = False
+    live: Any = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -62,8 +64,8 @@ class GenerateConfig:
             if not isinstance(ids, list | tuple) or not ids or not all(type(one) is int and one >= 0 for one in ids):
                 raise ConfigError(f"generate.eos={self.eos} is not one of {', '.join(EOS)}, or token ids")
             self.eos = tuple(ids)
-        if self.live is not False:
-            raise ConfigError(f"generate.live={self.live} must be false")
+        if self.live not in (True, False, BOTH) or type(self.live) is int:
+            raise ConfigError(f"generate.live={self.live} is not one of true, false, {BOTH}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""What is captured while a model writes: picked rows of the prompts, and of each step, as decoding sees them.
+
+Which positions are kept is drawn once, for documents as long as they may become. A step at which no document has a
+picked position is not tapped at all, and costs nothing. In a step the keys are those of all tokens before, whose last
+column is the new one's. What was gathered of a text beyond its end is left out, once it is known where that is.
+
+    prompts  . . 5 6 7      step 1  4      step 2  5        columns of a batch of two, with positions
+             0 1 2 3 4              5              6
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from sniffer.errors import CaptureError
+from sniffer.forward.gather import gather
+from sniffer.forward.observer import Wanted, draw
+from sniffer.forward.selection import Selection
+from sniffer.sampler import Picker
+from sniffer.tap import TAP, Seen, Tap
+from sniffer.types import KIND, Answer, Document, Generated, Picks, TokenBatch, draw_of
+
+Places = Int64[np.ndarray, " picks"]
+"""Rows and positions of picks as one number each, row * ROW + position."""
+
+ROW = 1 << 32
+
+
+@dataclass
+class LiveRows:
+    """The rows of a batch, whole, as an `Observer` has them, but that they are on the device yet."""
+
+    batch: TokenBatch
+    picks: Mapping[tuple[int, str], Picks]
+    vectors: dict[tuple[int, str], Tensor]
+    seconds: float
+
+
+class Live:
+    """Gathers what a selection wants while the prompts of a batch are gone on with.
+
+    It is told when a forward has ended; `seconds` is the time spent gathering.
+
+    Args:
+        possible: by (layer, draw), the places that may be kept, ascending.
+        plan: as of an `Observer`.
+        pre: whether the pre kinds are wanted.
+    """
+
+    def __init__(
+        self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places], plan: Wanted, *, pre: bool
+    ) -> None:
+        self.prompts = prompts
+        self.seconds = 0.0
+        self._plan, self._pre = plan, pre
+        self._step = 0
+        self._shown: set[tuple[int, str]] = set()
+        self._places = _by_step(prompts, possible)
+        self._pieces: dict[tuple[int, str], list[tuple[Places, Tensor]]] = defaultdict(list)
+        self._flat: dict[tuple[tuple[int, str], torch.device], Tensor] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """The tap, for as long as the model writes: open in those steps at which something is wanted."""
+        before = TAP.exchange(self._tap())
+        try:
+            yield
+        finally:
+            TAP.exchange(before)
+
+    def advance(self) -> None:
+        """A forward has ended."""
+        self._step += 1
+        self._shown.clear()
+        self._flat.clear()
+        TAP.exchange(self._tap())
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next step has something that is wanted."""
+        return self._step in self._places
+
+    def __call__(self, seen: Seen) -> None:
+        started = time.perf_counter()
+        layer = self._plan.layer_of.get(seen.module)
+        if layer is not None:
+            for kind in self._plan.kinds.get(layer, ()):
+                places = self._places[self._step].get(draw_of((layer, kind)))
+                if places is not None:
+                    self._keep(layer, kind, KIND[kind].shown(seen), places)
+        self.seconds += time.perf_counter() - started
+
+    def rows(self, batch: TokenBatch, picks: Mapping[tuple[int, str], Picks]) -> LiveRows:
+        """The rows of these picks, of the documents as they have become.
+
+        Raises:
+            CaptureError: one was not shown.
+        """
+        started = time.perf_counter()
+        vectors = {
+            (layer, kind): self._ordered(layer, kind, places_of(picks[draw_of((layer, kind))]))
+            for layer, kinds in self._plan.kinds.items()
+            for kind in kinds
+        }
+        self._pieces.clear()
+        self.seconds += time.perf_counter() - started
+        return LiveRows(batch, picks, vectors, self.seconds)
+
+    def _tap(self) -> Tap | None:
+        return Tap(self, self._pre) if self.waits else None
+
+    def _keep(self, layer: int, kind: str, states: Tensor, places: Places) -> None:
+        rows, new = len(self.prompts.documents), self.prompts.seq_len if self._step == 0 else 1
+        if (layer, kind) in self._shown:
+            raise CaptureError(f"layer {layer} shows its {kind} twice in one step: only one tap may stand in its way")
+        self._shown.add((layer, kind))
+        if states.shape[0] != rows or states.shape[2] < new or (KIND[kind].draw == "q" and states.shape[2] != new):
+            raise CaptureError(
+                f"layer {layer} shows its {kind} as {tuple(states.shape)} in a step of {rows} x {new} tokens: its "
+                "generation cannot be captured live; set generate.live=false"
+            )
+        flat = self._index(draw_of((layer, kind)), places, states.device)
+        heads = self._plan.heads(layer, kind, states.device)
+        self._pieces[layer, kind].append((places, gather(states[:, :, -new:], flat, heads)))
+
+    def _index(self, draw: tuple[int, str], places: Places, device: torch.device) -> Tensor:
+        """Where places lie in the columns of this step."""
+        if (draw, device) not in self._flat:
+            rows, positions = np.divmod(places, ROW)
+            flat = rows
+            if self._step == 0:
+                padding = self.prompts.seq_len - np.array([one.n_tokens for one in self.prompts.documents])
+                flat = rows * self.prompts.seq_len + padding[rows] + positions
+            self._flat[draw, device] = self._plan.transfer.upload(flat.astype(np.int32), device)
+        return self._flat[draw, device]
+
+    def _ordered(self, layer: int, kind: str, wanted: Places) -> Tensor:
+        pieces = self._pieces[layer, kind]
+        found = np.concatenate([np.empty(0, np.int64), *(places for places, _ in pieces)])
+        order = np.argsort(found, kind="stable")
+        at = np.searchsorted(found[order], wanted)
+        if len(wanted) and (at.max() >= len(found) or (found[order][at] != wanted).any()):
+            raise CaptureError(f"layer {layer} has not shown its {kind} of every token: set generate.live=false")
+        if not pieces:
+            return torch.empty((0, 0))
+        together = torch.cat([vectors for _, vectors in pieces])
+        index = self._plan.transfer.upload(order[at].astype(np.int32), together.device)
+        return together.index_select(0, index)
+
+
+def places_of(picks: Picks) -> Places:
+    """Ascending, as picks are."""
+    found: Places = picks.rows.astype(np.int64) * ROW + picks.positions
+    return found
+
+
+def possible_places(
+    picker: Picker, selection: Selection, prompts: TokenBatch, new_tokens: int, answer: Answer
+) -> dict[tuple[int, str], Places]:
+    """What may be kept, by (layer, draw), of documents as long as they may become.
+
+    Of which section a token will be is not known where several are possible: then it is kept that is kept in any.
+    """
+    found: dict[tuple[int, str], Places] = {}
+    for name in answer.known:
+        longest = TokenBatch(tuple(_longest(one, new_tokens, name) for one in prompts.documents), prompts.pad_id)
+        for pair, picks in draw(picker, selection, longest).items():
+            found[pair] = np.union1d(found.get(pair, np.empty(0, np.int64)), places_of(picks))
+    return found
+
+
+def _longest(prompt: Document, new_tokens: int, section: str) -> Document:
+    nothing = Generated(np.zeros(new_tokens, dtype=np.int32), "length")
+    return replace(prompt.continued(nothing, Answer(section)), generated=None)
+
+
+def _by_step(
+    prompts: TokenBatch, possible: Mapping[tuple[int, str], Places]
+) -> dict[int, dict[tuple[int, str], Places]]:
+    """The places of each (layer, draw) at each step that has any: step 0 is the prompts'."""
+    lengths = np.array([document.n_tokens for document in prompts.documents])
+    found: dict[int, dict[tuple[int, str], Places]] = defaultdict(dict)
+    for pair, places in possible.items():
+        rows, positions = np.divmod(places, ROW)
+        steps = np.maximum(0, positions - lengths[rows] + 1)
+        order = np.argsort(steps, kind="stable")
+        numbers, starts = np.unique(steps[order], return_index=True)
+        pieces = np.split(places[order], starts[1:]) if len(places) else []
+        for number, some in zip(numbers.tolist(), pieces, strict=True):
+            found[number][pair] = some
+    return dict(found)

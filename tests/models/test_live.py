@@ -1,0 +1,158 @@
+"""Live capture is what attention is given while transformers generates, as a process without us saw it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sniffer.models import finder
+from sniffer.models.language_model import LoadedLanguageModel
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
+
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.generation.live import Live
+from sniffer.forward.generation.request import Continuing, GenerateConfig
+from sniffer.forward.generation.session import Generation
+from sniffer.forward.passes import Passes
+from sniffer.forward.selection import CaptureConfig, select
+from sniffer.process.clock import Clock
+from sniffer.sampler import All, LogUniform, Sampler, picker_of
+from sniffer.tap import TAP
+from sniffer.types import KINDS, Answer, Document, Rows, Sections, TokenBatch
+from tests.models.generation_witness import NEW, PROMPTS, WINDOW, model_of
+
+finder.install()
+
+FAMILIES = (
+    *("llama", "mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "qwen3", "gpt_oss", "deepseek_v3"),
+    *("lfm2", "granitemoehybrid", "phi3", "cohere2", "llama4_text", "olmo3", "exaone4", "smollm3", "qwen3_next"),
+)
+"""With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces."""
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    out = tmp_path_factory.mktemp("witness") / "seen.npz"
+    command = [sys.executable, "-m", "tests.models.generation_witness", str(out), *FAMILIES]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return dict(np.load(out))
+
+
+Captured = dict[tuple[int, str], tuple[Rows, np.ndarray]]
+"""By layer and kind, where rows are from, and vectors (rows, heads, dim)."""
+
+
+def captured(
+    family: str,
+    *,
+    sampler: Sampler,
+    prompts: tuple[list[int], ...] = PROMPTS,
+    kinds: tuple[str, ...] = KINDS[:3],
+    **how,
+) -> tuple[LoadedBackbone, Captured]:
+    """What is captured of prompts side by side, which are documents 0, 1, ... in this order."""
+    model = model_of(family)
+    backbone = LoadedBackbone(find_backbone(model))
+    selection = select(backbone.geometry, CaptureConfig(list(kinds)), backbone.pre_missing)
+    picker, rows = picker_of(sampler, 0), Accumulator(selection)
+    passes = Passes(backbone, selection, rows, Clock())
+    plan = Continuing(GenerateConfig(**{"max_new_tokens": NEW, **how}), (), Answer())
+    language = LoadedLanguageModel(model, backbone)
+    generation = Generation(language, plan, passes, picker, selection, backbone.lengths, lambda ids: "")
+    documents = [
+        Document(n, f"doc-{n}", np.array(ids, np.int32), False, sections=Sections.one("prompt", len(ids)))
+        for n, ids in enumerate(prompts)
+    ]
+    generation.run(TokenBatch(tuple(documents), 0), {})
+    assert len(list(passes.settle())) == 1 and TAP.observer is None
+    found: Captured = {}
+    for layer in backbone.geometry:
+        for kind in kinds:
+            columns = rows.columns(layer.layer, kind, layer.dims[kind])
+            order = columns.rows.order
+            nothing = torch.empty(0, len(columns.heads) * layer.dims[kind])
+            vectors = torch.cat([nothing, *columns.vectors]).view(len(columns), len(columns.heads), layer.dims[kind])
+            found[layer.layer, kind] = columns.rows[order], vectors.numpy()[order]
+    return backbone, found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_live_vectors_are_those_that_transformers_attends_with(family: str, witness: dict[str, np.ndarray]):
+    backbone, found = captured(family, sampler=All())
+    layers = sorted(layer.layer for layer in backbone.geometry)
+    assert f"{family}/0/{len(layers) - 1}/q" in witness and f"{family}/0/{len(layers)}/q" not in witness
+    for (layer, kind), (rows, vectors) in found.items():
+        for document, prompt in enumerate(PROMPTS):
+            mine, n = rows.example_id == document, len(prompt) + NEW
+            place = np.argsort(rows.position[mine])
+            assert rows.position[mine][place].tolist() == list(range(n))
+            assert rows.token_id[mine][place].tolist() == witness[f"{family}/{document}/ids"].tolist()
+            # Its last token goes through no step of transformers'.
+            seen = witness[f"{family}/{document}/{layers.index(layer)}/{kind}"].transpose(1, 0, 2)
+            ours = vectors[mine][place][:-1]
+            assert ours.shape == seen.shape == (n - 1, *ours.shape[1:])
+            assert np.linalg.norm(ours - seen) <= 1e-4 * np.linalg.norm(seen - seen.mean(0)) + 1e-6
+    assert len(PROMPTS[0]) > WINDOW
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3", "lfm2"])
+def test_live_and_afterwards_are_the_same_positions_and_vectors(family: str):
+    """All kinds, the last token too; the forward over the whole document is that of ordinary runs."""
+    backbone = LoadedBackbone(find_backbone(model_of(family)))
+    kinds = KINDS if not backbone.pre_missing else KINDS[:3]
+    sampler = LogUniform(base_rate=3.0, min_bucket_size=4)
+    _, live = captured(family, sampler=sampler, kinds=kinds, live=True)
+    _, later = captured(family, sampler=sampler, kinds=kinds, live=False)
+    for pair, (rows, vectors) in later.items():
+        assert len(rows) and live[pair][0].same(rows)
+        assert np.allclose(live[pair][1], vectors, atol=1e-4, rtol=1e-3)
+
+
+def test_a_prompt_alone_and_beside_others_has_the_same_rows():
+    _, together = captured("gemma3_text", sampler=All())
+    for document, prompt in enumerate(PROMPTS):
+        _, alone = captured("gemma3_text", sampler=All(), prompts=(prompt,))
+        for pair, (rows, vectors) in alone.items():
+            mine = together[pair][0].example_id == document
+            assert together[pair][0][mine].position.tolist() == rows.position.tolist()
+            assert np.allclose(together[pair][1][mine], vectors, atol=1e-4, rtol=1e-3)
+
+
+def test_steps_at_which_nothing_is_wanted_are_not_tapped(monkeypatch: pytest.MonkeyPatch):
+    shown, honest = [], Live.__call__
+
+    def noting(self: Live, seen) -> None:
+        shown.append(self._step)
+        honest(self, seen)
+
+    monkeypatch.setattr(Live, "__call__", noting)
+    sampler = LogUniform(base_rate=1.0, min_bucket_size=64)
+    backbone, found = captured("llama", sampler=sampler)
+    wanted = {
+        max(0, position - len(PROMPTS[document]) + 1)
+        for rows, _ in found.values()
+        for document, position in zip(rows.example_id, rows.position, strict=True)
+    }
+    assert set(shown) == wanted and len(wanted) < NEW
+    assert len(shown) == len(wanted) * len(backbone.geometry)
+
+
+def test_a_layer_that_shows_other_tokens_stops_the_run(monkeypatch: pytest.MonkeyPatch):
+    from sniffer.errors import CaptureError
+
+    honest = Live.__call__
+
+    def shifted(self: Live, seen) -> None:
+        honest(self, seen._replace(q=seen.q[:, :, 1:]) if self._step == 0 else seen)
+
+    monkeypatch.setattr(Live, "__call__", shifted)
+    with pytest.raises(CaptureError, match=r"shows its q as \(3, 4, 11, .* in a step of 3 x 12 tokens"):
+        captured("llama", sampler=All())
+    assert TAP.observer is None
