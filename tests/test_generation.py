@@ -361,3 +361,19 @@ def test_where_padding_has_a_say_nothing_is_padded(runs: Runs, whole: Path, monk
     folder = runs.start("alone", *GREEDY)
     assert all(mask.all() for mask in masks) and len(masks) >= len({len(text) for text in TEXTS.values()})
     assert examples(folder) == examples(whole)
+
+
+def test_an_extended_run_has_what_one_over_all_documents_has(runs: Runs, tmp_path: Path):
+    from sniffer.runs.extend import extend
+
+    path, first = tmp_path / "texts.jsonl", dict(list(TEXTS.items())[:6])
+    data = (f"dataset.path={path}", *GREEDY)
+    save_texts(path, first)
+    folder = runs.start("extended", *data)
+    assert extend(folder, Trust()) is None
+    save_texts(path, TEXTS)
+    assert extend(folder, Trust()) == len(TEXTS)
+    must_be_whole(folder, runs.start("at-once", *data, "batch.breaks=[6]"))
+    save_texts(path, {**TEXTS, "doc-0": "another text", "new": "one more"})
+    with pytest.raises(SnifferError, match="'doc-0' is not what it was when it was captured"):
+        extend(folder, Trust())
