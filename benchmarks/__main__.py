@@ -25,6 +25,7 @@ SUITES = {
     "overhead": "what capturing adds to the forward pass",
     "attention": "exact statistics of attention, beside the forward",
     "moments": "sums over all positions, beside the forward",
+    "generate": "live capture, beside transformers' own generation",
     "heap": "freed memory kept for the next forward, on a CPU",
     "batching": "documents of mixed lengths together",
     "storage": "writing, against one default file per head",

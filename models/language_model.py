@@ -48,6 +48,7 @@ class LoadedLanguageModel:
     Attributes:
         eos: the tokens that end its texts, by its generation config.
         pads: whether rows of different lengths may share a batch.
+        whole: the model with its head, as transformers has it.
     """
 
     def __init__(self, model: PreTrainedModel, backbone: LoadedBackbone) -> None:
@@ -57,7 +58,7 @@ class LoadedLanguageModel:
             UnsupportedModelError: it cannot, or not soundly; and why.
         """
         check_writes_now(model)
-        self._model = model
+        self.whole = model
         self._backbone = backbone
         self.eos = eos_of(model)
         # Whatever else it says, such as a penalty, would be put upon what is chosen.
@@ -79,7 +80,7 @@ class LoadedLanguageModel:
         )
         self._backbone.forget()
         with allowed(self._backbone.sdpa_kernels, device):
-            generate: Any = self._model.generate
+            generate: Any = self.whole.generate
             generate(
                 input_ids=torch.from_numpy(input_ids).to(device),
                 attention_mask=torch.from_numpy(mask).to(device),
@@ -92,7 +93,7 @@ class LoadedLanguageModel:
         """Those of every token, in one forward without a cache."""
         self._backbone.forget()
         with allowed(self._backbone.sdpa_kernels, self._backbone.device):
-            logits: Tensor = self._model(input_ids=input_ids, use_cache=False).logits
+            logits: Tensor = self.whole(input_ids=input_ids, use_cache=False).logits
         return logits
 
 
