@@ -146,26 +146,27 @@ def prove(model: LoadedLanguageModel, backbone: LoadedBackbone) -> bool:
     Raises:
         UnsupportedModelError: not even a prompt alone is gone on with soundly, and why.
     """
-    ids = selfcheck.probe_ids(backbone.vocabulary, backbone.device)
-    prompts = [ids[0].tolist(), ids[1].tolist()[SHORTER:]]
-    if not _why_not(model, backbone, prompts):
+    seq = selfcheck.PROBE_SEQ + NEW + 1
+    first, second = selfcheck.probe_ids(backbone.vocabulary, backbone.device, seq).tolist()
+    texts = [first, second[SHORTER:]]
+    if not _why_not(model, backbone, texts):
         return True
-    if why := next(filter(None, (_why_not(model, backbone, [prompt]) for prompt in prompts)), ""):
+    if why := next(filter(None, (_why_not(model, backbone, [text]) for text in texts)), ""):
         raise UnsupportedModelError(f"it cannot be captured while it generates (generate): {why}")
     return False
 
 
-def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequence[list[int]]) -> str:
-    """Why what a model does with these prompts side by side is not what it does with each text that comes out."""
+def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, texts: Sequence[list[int]]) -> str:
+    """Why what a model does with these texts side by side, token by token, is not what it does with each at once."""
     try:
-        texts, logits, shown = _written(model, backbone, prompts)
+        logits, shown = _by_steps(model, backbone, texts)
         for row, text in enumerate(texts):
             own, whole = _at_once(model, backbone, text)
             if _far(torch.stack([step[row] for step in logits]), own[-len(logits) - 1 : -1]):
                 return "its logits are not those of one forward over the whole text"
             for layer, alone in whole.items():
                 for kind, states in alone.items():
-                    # What was chosen last went through no step.
+                    # Their last tokens go through no step.
                     ours, wanted = shown[layer][kind][row : row + 1, :, 1 - len(text) :], states[:, :, :-1]
                     if ours.shape != wanted.shape or apart(ours, wanted) > TOLERANCE.get(ours.dtype, 1e-3):
                         return f"{kind} of layer {layer} is not that of one forward over the whole text"
@@ -182,11 +183,15 @@ Shown = dict[int, dict[str, Tensor]]
 """Vectors (batch, heads, seq, dim) by layer and kind."""
 
 
-def _written(
-    model: LoadedLanguageModel, backbone: LoadedBackbone, prompts: Sequence[list[int]]
-) -> tuple[list[list[int]], list[Tensor], Shown]:
-    """The texts that come out, the logits of each step, and what the layers have shown, all steps side by side."""
-    seq, texts = max(map(len, prompts)), [list(prompt) for prompt in prompts]
+def _by_steps(
+    model: LoadedLanguageModel, backbone: LoadedBackbone, texts: Sequence[list[int]]
+) -> tuple[list[Tensor], Shown]:
+    """The logits of each step, and what the layers show, all steps side by side; NEW + 1 tokens are steps.
+
+    Which tokens come is given: the likeliest might be one and the same all along, or one that stands for an image.
+    """
+    prompts = [text[: -NEW - 1] for text in texts]
+    seq = max(map(len, prompts))
     ids = np.array([[0] * (seq - len(prompt)) + prompt for prompt in prompts], dtype=np.int64)
     mask = np.array([[0] * (seq - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=np.int64)
     logits: list[Tensor] = []
@@ -194,12 +199,8 @@ def _written(
 
     def choose(scores: Tensor) -> np.ndarray | None:
         logits.append(scores.clone())
-        # The likeliest token may be one and the same all along, which would tell positions apart less well.
-        chosen: np.ndarray = scores.topk(1 + len(logits) % 3, dim=-1).indices[:, -1].cpu().numpy()
-        for text, token in zip(texts, chosen.tolist(), strict=True):
-            text.append(token)
         steps.append({})
-        return None if len(logits) > NEW else chosen
+        return None if len(logits) > NEW else np.array([text[len(logits) - NEW - 2] for text in texts])
 
     with tap(lambda seen: _note(backbone, seen, steps[-1]), pre=not backbone.pre_missing):
         model.generate(ids, mask, choose, NEW + 1)
@@ -208,7 +209,7 @@ def _written(
         layer: {kind: torch.cat([step[layer][kind] for step in taken], 2) for kind in kinds}
         for layer, kinds in taken[0].items()
     }
-    return texts, logits, together
+    return logits, together
 
 
 @torch.inference_mode()

@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from sniffer.config.trust import Trust
-from sniffer.errors import CaptureError, ConfigError, DatasetError, SnifferError
+from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, SnifferError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
+from sniffer.runs.extend import extend
+from sniffer.runs.publish import assemble
 from sniffer.runs.reproduce import reproduce
 from sniffer.runs.verify import verify
 from sniffer.storage.examples import read_examples
@@ -364,8 +366,6 @@ def test_where_padding_has_a_say_nothing_is_padded(runs: Runs, whole: Path, monk
 
 
 def test_an_extended_run_has_what_one_over_all_documents_has(runs: Runs, tmp_path: Path):
-    from sniffer.runs.extend import extend
-
     path, first = tmp_path / "texts.jsonl", dict(list(TEXTS.items())[:6])
     data = (f"dataset.path={path}", *GREEDY)
     save_texts(path, first)
@@ -377,3 +377,12 @@ def test_an_extended_run_has_what_one_over_all_documents_has(runs: Runs, tmp_pat
     save_texts(path, {**TEXTS, "doc-0": "another text", "new": "one more"})
     with pytest.raises(SnifferError, match="'doc-0' is not what it was when it was captured"):
         extend(folder, Trust())
+
+
+def test_a_run_is_published_with_its_texts_or_not_at_all(whole: Path, tmp_path: Path):
+    with pytest.raises(RunError, match="publish it --with-tokens"):
+        assemble(whole, tmp_path / "without", "me/run")
+    assert not (tmp_path / "without").exists()
+    assemble(whole, tmp_path / "with", "me/run", tokens=True)
+    assert verify(tmp_path / "with")[1] == []
+    assert examples(tmp_path / "with") == examples(whole)

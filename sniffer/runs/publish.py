@@ -45,6 +45,11 @@ def assemble(folder: Path, target: Path, repo: str, text_licence: str | None = N
     manifest = Manifest.load(folder)
     if manifest.status != "complete":
         raise RunError(f"{folder} is {manifest.status}: `python -m sniffer.runs resume {folder}` completes it first")
+    if manifest.generation is not None and not tokens:
+        raise RunError(
+            f"{folder} has texts that a model wrote, as token ids in {RunFolder.EXAMPLES}: publish it --with-tokens, "
+            "if all of its texts may be read by anyone"
+        )
     if target.exists() and any(target.iterdir()):
         raise RunError(f"{target} holds something already: choose another folder with --to")
     with made(target):
