@@ -386,3 +386,8 @@ def test_a_run_is_published_with_its_texts_or_not_at_all(whole: Path, tmp_path: 
     assemble(whole, tmp_path / "with", "me/run", tokens=True)
     assert verify(tmp_path / "with")[1] == []
     assert examples(tmp_path / "with") == examples(whole)
+
+
+def test_a_way_to_generate_has_to_be_chosen(runs: Runs):
+    with pytest.raises(ConfigError, match="choose generate=greedy or generate=sample, or none"):
+        runs.start("no-way", "+generate.max_new_tokens=3")

@@ -95,8 +95,8 @@ def generation_asked(value: Any) -> GenerateConfig | None:
     """The group `generate`: nothing, or a mapping; raises ConfigError as `plan_asked`."""
     if not value:
         return None
-    if not isinstance(value, dict):
-        raise ConfigError(f"generate={value} must be none, greedy or sample")
+    if not isinstance(value, dict) or "method" not in value:
+        raise ConfigError(f"generate={value} says not how: choose generate=greedy or generate=sample, or none")
     asked: GenerateConfig = checked(GenerateConfig, value, "generate")
     return asked
 

@@ -146,6 +146,8 @@ def test_ends_come_from_the_model_its_tokenizer_or_the_user():
         ({"max_new_tokens": 0}, "must be 1 or more"),
         ({"temperature": 0.0}, "generate.temperature=0.0 must be more than 0"),
         ({"temperature": float("nan")}, "must be more than 0"),
+        ({"top_p": 0.5}, "are for generate=sample"),
+        ({"temperature": 0.5}, "are for generate=sample"),
         ({"top_p": 1.5}, "generate.top_p=1.5"),
         ({"top_k": 0}, "generate.top_k=0"),
         ({"stop": [""]}, "none of them empty"),

@@ -55,6 +55,8 @@ class GenerateConfig:
             raise ConfigError(f"generate.top_p={self.top_p} must be more than 0 and at most 1, or null")
         if self.top_k is not None and self.top_k < 1:
             raise ConfigError(f"generate.top_k={self.top_k} must be 1 or more, or null")
+        if self.method == "greedy" and (self.temperature != 1.0 or self.top_p is not None or self.top_k is not None):
+            raise ConfigError("generate.temperature, .top_p and .top_k are for generate=sample: greedy draws nothing")
         stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(text, str) and text for text in stop):
             raise ConfigError(f"generate.stop={list(stop)} must be texts, none of them empty")
