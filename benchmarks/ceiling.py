@@ -8,11 +8,11 @@ noise, which compresses worst.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.store import Store
 from sniffer.tap import TAP
-from sniffer.types import Document, LayerGeometry, LengthClasses, by_number
+from sniffer.types import Document, LayerGeometry, LengthClasses, Rope, by_number
 
 LAYERS, HEADS, DIM = 32, {"q": 32, "k": 8, "v": 8}, 128
 GEOMETRY = tuple(
@@ -66,6 +66,8 @@ class Free:
 
     dtype, device, geometry = torch.bfloat16, torch.device("cpu"), GEOMETRY
     pre_missing, vocabulary, lengths = "", 32_000, LengthClasses()
+    rope: Mapping[int, Rope] = MappingProxyType({})
+    model_config: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.modules = [torch.nn.Identity() for _ in range(LAYERS)]
