@@ -67,7 +67,6 @@ class Free:
     dtype, device, geometry = torch.bfloat16, torch.device("cpu"), GEOMETRY
     pre_missing, vocabulary, lengths = "", 32_000, LengthClasses()
     rope: Mapping[int, Rope] = MappingProxyType({})
-    model_config: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.modules = [torch.nn.Identity() for _ in range(LAYERS)]
@@ -85,6 +84,8 @@ class Free:
 
     def describe(self) -> dict[str, Any]:
         return {}
+
+    model_config = describe
 
 
 @dataclass
