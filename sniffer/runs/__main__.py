@@ -30,6 +30,8 @@ from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
 from sniffer.terminal.printing import line
 
 LOG = RunFolder.LOG
+LAYOUTS = ("heads", "kvpress", "qfilters", "triattention", "kv_scales", "safetensors")
+"""Of exports, all but the first of moments (exports/formats.py)."""
 WIDTH = 180
 """Of tables that go to a file or a pipe."""
 
@@ -85,9 +87,19 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("other", type=Path, metavar="OTHER", help="the run to compare it with")
     compare.add_argument("--to", type=Path, metavar="FILE", help="a Parquet file for all of it")
 
-    export = add("export", "write a run in another layout")
-    export.add_argument("--layout", choices=("heads",), default="heads", help="heads: l00h00q/data.parquet, and so on")
-    export.add_argument("--to", type=Path, metavar="FOLDER", help="where to (RUN_heads)")
+    export = add("export", "write a run in another layout, or its moments as a method loads them")
+    export.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="heads (the default): l00h00q/data.parquet, and so on; the others are of moments over all positions "
+        "(capture.moments.kinds), see docs/moments.md",
+    )
+    export.add_argument(
+        "--to",
+        metavar="FOLDER",
+        help="where to (RUN_LAYOUT). Without --layout, the bare name of one is that layout and no folder: "
+        "`--to kvpress` writes RUN_kvpress, `--to ./kvpress` would be a folder",
+    )
 
     publish = add("publish", "push a run to the Hugging Face hub, with a dataset card")
     publish.add_argument("repo", metavar="REPO", help="owner/name")
@@ -178,10 +190,20 @@ def _compare(chosen: argparse.Namespace) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    from sniffer.runs.export import export
+    if chosen.layout is None and chosen.to in LAYOUTS:
+        chosen.layout, chosen.to = chosen.to, None
+    layout = chosen.layout or "heads"
+    chosen.to = Path(chosen.to) if chosen.to else None
+    run, target = chosen.run.absolute(), _target(chosen, f"_{layout}")
+    if layout == "heads":
+        from sniffer.runs.export import export
 
-    target = _target(chosen, f"_{chosen.layout}")
-    line(f"{export(chosen.run.absolute(), target):,} files in {target}")
+        line(f"{export(run, target):,} files in {target}")
+        return 0
+    from sniffer.runs.exports.formats import export_moments
+
+    for told in [f"{layout} in {target}", *export_moments(run, target, layout)]:
+        line(told)
     return 0
 
 

@@ -23,7 +23,6 @@ from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
 from sniffer.types import SECTION
 
-LAYOUTS = ("heads",)
 COLUMNS = ("bucket", "example_id", "position", "vector", "sliding_window")
 
 
