@@ -20,8 +20,9 @@ from sniffer.runs.__main__ import LAYOUTS, main
 from sniffer.runs.exports import kv_scales, triattention
 from sniffer.runs.exports.formats import FORMATS, export_moments
 from sniffer.runs.exports.measured import Measured
+from sniffer.runs.exports.qfilters import filter_of
 from sniffer.storage.manifest import Manifest
-from sniffer.types import Rope, by_rope
+from sniffer.types import Moments, Rope, by_rope
 from tests.helpers_runs import Runs
 from tests.tiny_run import save_checkpoint, save_texts
 
@@ -109,18 +110,15 @@ def test_qfilters_are_first_singular_vectors_that_rank_keys_as_queries_do(whole:
             assert np.allclose(-filters[layer, head], np.mean(found, axis=0), atol=1e-4)
 
 
-def test_readers_of_qfilters_keep_the_keys_that_queries_attend_to(whole: Run, tmp_path: Path):
+def test_readers_of_qfilters_keep_the_keys_that_queries_attend_to():
     """They score keys by minus the product. Queries here share a direction, as the method supposes."""
-    from sniffer.runs.exports.qfilters import direction
-    from sniffer.types import Moments
-
     random = np.random.default_rng(0)
     queries, keys = random.normal(0, 0.3, (500, DIM)) + np.arange(DIM), random.normal(0, 1, (300, DIM))
-    about = queries - queries.mean(0)
-    extremes = queries.min(0), queries.max(0)
-    v = direction(Moments(500, queries.mean(0), *extremes, 1.0, None, (about**2).sum(0), about.T @ about))
+    mean, about = queries.mean(0), queries - queries.mean(0)
+    squares, products = (about**2).sum(0), about.T @ about
+    moments = Moments(len(queries), mean, queries.min(0), queries.max(0), 1.0, None, squares, products)
     attended = np.log(np.exp(queries @ keys.T).mean(0))
-    assert np.corrcoef(-(-v @ keys.T), attended)[0, 1] > 0.9
+    assert np.corrcoef(-(filter_of([moments]) @ keys.T), attended)[0, 1] > 0.9
 
 
 def test_triattention_has_centres_of_pairs(whole: Run, tmp_path: Path):

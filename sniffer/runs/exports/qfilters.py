@@ -9,9 +9,11 @@ that the filter is -v, its mean over the query heads of a key head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float64
 
 from sniffer.reader.run import Run
 from sniffer.runs.exports.files import write_json, write_tensors
@@ -25,16 +27,22 @@ def write(run: Run, place: Path) -> list[str]:
     heads, dim = measured.same("heads", "k"), measured.same("dims", "q")
     filters = np.zeros((len(measured.layers), heads, dim))
     for layer in measured.layers:
-        of_heads = [direction(moments) for moments in measured.of(layer.layer, "q")]
-        groups = np.array([layer.key_head(head) for head in range(len(of_heads))])
-        for head in range(heads):
-            filters[layer.layer, head] = -np.mean([of_heads[one] for one in np.flatnonzero(groups == head)], axis=0)
+        groups: dict[int, list[Moments]] = {}
+        for head, moments in enumerate(measured.of(layer.layer, "q")):
+            groups.setdefault(layer.key_head(head), []).append(moments)
+        for head, group in groups.items():
+            filters[layer.layer, head] = filter_of(group)
     write_tensors(place / "model.safetensors", {"q_filters": filters.astype(np.float32)})
     write_json(place / "config.json", {"num_layers": len(filters), "num_kv_heads": heads, "kv_head_dim": dim})
     return ["filters of queries after RoPE, at all positions: keys with a small product with theirs are kept"]
 
 
-def direction(moments: Moments) -> np.ndarray:
+def filter_of(queries: Sequence[Moments]) -> Float64[np.ndarray, " dim"]:
+    """Of a key head, from those of its query heads."""
+    return -np.mean([_direction(moments) for moments in queries], axis=0)
+
+
+def _direction(moments: Moments) -> np.ndarray:
     """The unit vector along which vectors are longest about zero, turned to where their mean points."""
     assert moments.second is not None
     vector = np.linalg.eigh(moments.second)[1][:, -1]
