@@ -261,6 +261,10 @@ class Manifest(Counted):
         return plain
 
 
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
+
+
 def _from_json(values: Mapping[str, Any]) -> Manifest:
     names = [name for name in Manifest.__dataclass_fields__ if name in values]
     plain = {name: values[name] for name in names}
@@ -275,7 +279,10 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
                 for layer, kinds in numbered(values["selection"]).items()
             },
             "scores": numbered(values.get("scores", {})),
-            "differences": numbered(values.get("differences", {})),
+            "differences": {
+                layer: {kind: _numbers(found) for kind, found in kinds.items()}
+                for layer, kinds in numbered(values.get("differences", {})).items()
+            },
             "rope": tuple(values.get("rope", ())),
             "sampler": from_json(values["sampler"]),
             "parts": tuple(part_from(part) for part in values["parts"]),

@@ -13,7 +13,7 @@ def generated_speed(manifest: Manifest) -> str:
     """Of prompts as a model read them, and of what it wrote, where it did."""
     if manifest.generation is None:
         return ""
-    generated = manifest.counts["generated"]
+    generated = manifest.counts.get("generated", 0)
     tokens = {"prefill": manifest.counts["tokens"] - generated, "decode": generated}
     speeds = {stage: n / max(1e-9, manifest.timings.get(stage, 0.0)) for stage, n in tokens.items()}
     return f" (prompts read at {speeds['prefill']:,.0f}, texts generated at {speeds['decode']:,.0f})"
@@ -29,6 +29,6 @@ def difference_table(manifest: Manifest) -> Table | None:
     for title in ("layer", *kinds):
         table.add_column(title, justify="right")
     for layer, of_layer in manifest.differences.items():
-        cells = (f"{of_layer[kind]['relative']:.1e}" if kind in of_layer else "" for kind in kinds)
+        cells = (f"{of_layer[kind].get('relative', 0.0):.1e}" if kind in of_layer else "" for kind in kinds)
         table.add_row(str(layer), *cells)
     return table

@@ -102,7 +102,7 @@ def show_summary(folder: Path, manifest: Manifest, picker: Picker) -> None:
 def _facts(manifest: Manifest) -> dict[str, str]:
     counts, seconds = manifest.counts, manifest.timings
     layers = list(manifest.selection)
-    new = "" if manifest.generation is None else f", {counts['generated']:,} of them generated"
+    new = "" if manifest.generation is None else f", {counts.get('generated', 0):,} of them generated"
     rate = f"{counts['tokens'] / max(1e-9, seconds['inference']):,.0f} tokens/s{generated_speed(manifest)}"
     by = f" by {counts['dropped']:,} tokens" if counts.get("dropped") else ""
     short = f" and {counts['skipped_short']:,} short" if counts.get("skipped_short") else ""

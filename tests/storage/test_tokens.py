@@ -15,7 +15,7 @@ from sniffer.storage import tokens as module
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import look
-from sniffer.storage.schema import FileRecord
+from sniffer.storage.schema import Example, FileRecord
 from sniffer.storage.tokens import Kept, example_ids, read_tokens, write_tokens
 from sniffer.types import Document
 from tests.helpers_store import DOCUMENTS, LENGTHS, OUTPUTS, Engine, Killed, killed, resume, run
@@ -26,6 +26,10 @@ ARRAYS = {example: np.array(ids, dtype=np.int32) for example, ids in IDS.items()
 
 def documents(*ids: int) -> list[Document]:
     return [Document(example, str(example), ARRAYS[example], False) for example in ids]
+
+
+def examples(*ids: int) -> dict[int, Example]:
+    return {one: Example(one, str(one), len(IDS.get(one, [])), False) for one in ids}
 
 
 def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,16 +59,16 @@ def test_rows_are_compared_with_their_document(tmp_path: Path) -> None:
 def test_each_document_is_written_once_and_when_it_counts(tmp_path: Path) -> None:
     kept = Kept(on_disk={4})
     kept.add(documents(7, 2, 4))
-    assert kept.write(tmp_path, {9}, ()) == ()
-    (first,) = kept.write(tmp_path, {7, 4}, ())
+    assert kept.write(tmp_path, examples(9), ()) == ()
+    (first,) = kept.write(tmp_path, examples(7, 4), ())
     assert example_ids(tmp_path, first) == {7}
     kept.add(documents(7, 9))
-    one, two = kept.write(tmp_path, {7, 2, 9, 4}, (first,))
+    one, two = kept.write(tmp_path, examples(7, 2, 9, 4), (first,))
     assert one == first and two.path != first.path and example_ids(tmp_path, two) == {2, 9}
-    assert kept.write(tmp_path, set(IDS), (one, two)) == (one, two)
+    assert kept.write(tmp_path, examples(*IDS), (one, two)) == (one, two)
     unwanted = Kept(keep=False)
     unwanted.add(documents(7))
-    assert unwanted.write(tmp_path, {7}, ()) == ()
+    assert unwanted.write(tmp_path, examples(7), ()) == ()
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=list(OUTPUTS))

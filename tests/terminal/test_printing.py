@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> Path:
     folder = make_run(tmp_path / FOLDER / "run").folder
     values = json.loads((folder / "manifest.json").read_text())
     values.pop("checksum")
-    for name in ("versions", "device", "backbone", "config"):
+    for name in ("versions", "device", "backbone", "config", "generation"):
         values[name] = {POISON: POISON}
     values["backbone"] |= {"code": {POISON: COPY + POISON}, "packages": {POISON: POISON}}
     values |= {"reason": POISON, "commit": POISON, "timings": {POISON: 1.0}, "counts": {POISON: 1}}
@@ -210,7 +210,7 @@ def test_fields_of_the_manifest_that_are_poisoned_are_all_that_are_free():
     """A new field has to be poisoned above, or to be one of those that are checked."""
     checked = {"status", "seed", "geometry", "selection", "sampler", "created", "finished", "parts", "pending"}
     checked |= {"threads", "examples", "schema_version", "attention", "scores", "tokens", "model_config"}
-    checked |= {"moments", "moment_files"}
+    checked |= {"moments", "moment_files", "differences"}
     free = {
         "reason",
         "versions",
@@ -222,6 +222,7 @@ def test_fields_of_the_manifest_that_are_poisoned_are_all_that_are_free():
         "counts",
         "timings",
         "config",
+        "generation",
         "rope",
     }
     assert {field.name for field in fields(Manifest)} == checked | free | {"resumes"}
