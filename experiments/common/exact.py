@@ -11,11 +11,16 @@ from sniffer.types import Moments as OfHead
 from .moments import Moments
 
 
-def exact_heads(run: Run, layer: int, kind: str, weights: str) -> dict[int, OfHead] | None:
-    """By head; None where the run has no full moments of them, or rows are not to stand for all positions."""
+def has_exact(run: Run, kind: str, weights: str) -> bool:
+    """Whether a run has full moments of a kind, and rows are to stand for all positions."""
     layout = run.manifest.moments_layout
-    usable = layout is not None and kind in layout.kinds and layout.second == "full" and run.manifest.moment_files
-    if not usable or weights != "positions" or run.sections_only is not None:
+    there = layout is not None and kind in layout.kinds and layout.second == "full" and bool(run.manifest.moment_files)
+    return there and weights == "positions" and run.sections_only is None
+
+
+def exact_heads(run: Run, layer: int, kind: str, weights: str) -> dict[int, OfHead] | None:
+    """By head; None where there are none to be taken."""
+    if not has_exact(run, kind, weights):
         return None
     return {head: run.moments(layer=layer, head=head, kind=kind) for head in run.counted_heads(layer, kind)}
 

@@ -14,7 +14,7 @@ from sniffer.errors import ConfigError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
-from ..common.exact import exact_moments, told
+from ..common.exact import exact_moments, has_exact, told
 from ..common.figures import canvas, head_map
 from ..common.moments import Moments, moments_of, ratio
 from ..common.results import Result, head_columns, middle
@@ -51,7 +51,7 @@ class KeyRank:
         found = [self._layer(run, *job) for job in progress(jobs, "key rank")]
         heads, joint = (pl.concat(tables) for tables in zip(*found, strict=True))
         said = _findings(heads, self.variance)
-        if any(exact_moments(run, *job, self.weights) is not None for job in jobs[:1]):
+        if any(has_exact(run, kind, self.weights) for _, kind in jobs[:1]):
             said.append(told(run, "Ranks of heads are"))
         return Result({"heads": heads, "layers": joint}, said, _figures(heads, self.variance))
 

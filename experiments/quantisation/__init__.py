@@ -13,7 +13,7 @@ from sniffer.errors import ConfigError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
-from ..common.exact import exact_moments, root_mean_square, told
+from ..common.exact import exact_moments, has_exact, root_mean_square, told
 from ..common.figures import head_map, lines
 from ..common.results import Result, head_columns, middle
 from ..common.rows import LayerVectors, chosen_layers, load, of_sections
@@ -57,7 +57,7 @@ class Quantisation:
         errors, channels = (pl.concat(tables) for tables in zip(*found, strict=True))
         heads = _by_head(errors, channels)
         tables, said = {"heads": heads, "errors": errors, "channels": channels}, _findings(errors, channels, self)
-        if any(exact_moments(run, *job, self.weights) is not None for job in jobs[:1]):
+        if any(has_exact(run, kind, self.weights) for _, kind in jobs[:1]):
             said.append(told(run, "Sizes of channels are"))
         return Result(tables, said, _figures(heads, errors))
 

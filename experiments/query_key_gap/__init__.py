@@ -14,7 +14,7 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
-from ..common.exact import exact_moments, told
+from ..common.exact import exact_moments, has_exact, told
 from ..common.figures import by_layer, head_map, lines
 from ..common.moments import Moments, moments_of
 from ..common.results import Result, head_columns, middle
@@ -68,7 +68,7 @@ class QueryKeyGap:
         if self.recall:
             tables["recall"] = pl.concat([table for _, table in found])
         said = _findings(tables, self)
-        if layers and all(exact_moments(run, layers[0], kind, self.weights) is not None for kind in ("q", "k")):
+        if layers and all(has_exact(run, kind, self.weights) for kind in ("q", "k")):
             said.append(told(run, "Distances are"))
         return Result(tables, said, _figures(tables))
 

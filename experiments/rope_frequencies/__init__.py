@@ -13,7 +13,7 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
 
 from ..common.entry import progress
-from ..common.exact import exact_heads, told
+from ..common.exact import exact_heads, has_exact, told
 from ..common.figures import head_map
 from ..common.results import Result, middle
 from ..common.rows import chosen_layers, load, of_sections
@@ -52,7 +52,7 @@ class RopeFrequencies:
         pairs = pl.concat(tables)
         heads = _by_head(pairs)
         said = _findings(pairs, heads)
-        if layers and exact_heads(run, layers[0], "q_pre", self.weights) is not None:
+        if layers and has_exact(run, "q_pre", self.weights):
             said.append(told(run, "Norms and concentrations are"))
         return Result({"heads": heads, "pairs": pairs}, said, _figures(pairs, heads))
 

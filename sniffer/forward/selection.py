@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sniffer.errors import ConfigError
-from sniffer.forward.moments.request import MomentsConfig, check_kinds
+from sniffer.forward.moments.request import MomentsConfig
 from sniffer.forward.numbers import Heads, heads_of, layers_of, numbers
 from sniffer.hashing import key_of
 from sniffer.limits import HEADS, LAYERS
@@ -192,9 +192,9 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
         for number in sorted(set(wanted))
         if not (capture.full_attention_only and not layers[number].full)
     ]
-    for layer in eligible:
-        _check_kinds(capture.kinds, layer, pre_missing)
-    check_kinds(capture.moments, eligible, pre_missing)
+    for key, kinds in (("capture.kinds", capture.kinds), ("capture.moments.kinds", capture.moments.kinds or ())):
+        for layer in eligible:
+            _check_kinds(key, kinds, layer, pre_missing)
     query_heads = _sample_heads(_requested_heads(eligible, capture.heads), capture)
     heads, moments = (
         {
@@ -241,12 +241,12 @@ def _heads_of_kind(layer: LayerGeometry, kind: str, query_heads: Sequence[int]) 
     return tuple(sorted({layer.key_head(head, kind) for head in query_heads}))
 
 
-def _check_kinds(kinds: Sequence[str], layer: LayerGeometry, pre_missing: str) -> None:
+def _check_kinds(key: str, kinds: Sequence[str], layer: LayerGeometry, pre_missing: str) -> None:
     missing = [kind for kind in kinds if kind not in layer.heads]
     if missing:
         reason = f" ({pre_missing})" if pre_missing else ""
         raise ConfigError(
-            f"capture.kinds names {missing}, which layer {layer.layer} of this model does not show{reason}:"
+            f"{key} names {missing}, which layer {layer.layer} of this model does not show{reason}:"
             f" take some of {list(layer.heads)}"
         )
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
-from sniffer.runs.reproduce import elsewhere
+from sniffer.runs.reproduce import difference, elsewhere
 from sniffer.terminal.printing import Grid
 from sniffer.types import ATTENTION, Column
 
@@ -89,15 +89,9 @@ def _numbers(table: pl.DataFrame, column: Column, suffix: str) -> Float64[np.nda
     return table[column.name + suffix].to_numpy().reshape(len(table), column.values).astype(np.float64)
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        found = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, one - other)
-    return np.nan_to_num(found, nan=np.inf)
-
-
 def _relative(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float | None]:
     lengths = np.linalg.norm(np.nan_to_num(one, posinf=0.0, neginf=0.0), axis=1)
-    apart = np.linalg.norm(_difference(one, other), axis=1)
+    apart = np.linalg.norm(difference(one, other), axis=1)
     distance = np.divide(apart, lengths, out=np.where(apart > 0, np.inf, 0.0), where=lengths > 0)
     both = lengths * np.linalg.norm(other, axis=1)
     usable = np.isfinite(both) & (both > 0)
@@ -106,7 +100,7 @@ def _relative(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, float | N
 
 
 def _absolute(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.abs(_difference(one, other)).max(axis=1, initial=0.0)
+    return np.abs(difference(one, other)).max(axis=1, initial=0.0)
 
 
 def _summed(distance: Float64[np.ndarray, " rows"]) -> tuple[float | None, ...]:

@@ -21,8 +21,7 @@ from sniffer.storage.integrity import refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.model_config import lost_model_config
-from sniffer.storage.on_disk import look
+from sniffer.storage.on_disk import is_whole, look
 from sniffer.storage.ownership import never_began
 from sniffer.storage.same_run import GROWN, LARGER, Earlier, as_plain, differences, refuse_other
 from sniffer.storage.schema import Example
@@ -67,8 +66,7 @@ def extend(folder: Path, trust: Trust, max_examples: int | None = None) -> int |
         now = as_plain({"seed": config.seed, "model": config.model.describe(), "dataset": dataset})
         refuse_other(differences(before, now, GROWN))
         found, on_disk = look(folder, manifest)
-        files = [(one.parts, one.tokens, one.moment_files) for one in (found, manifest)]
-        if files[0] != files[1] or found.pending or lost_model_config(folder, manifest):
+        if not is_whole(folder, manifest, found):
             raise _not_complete(folder, "is damaged")
         tokens = _tokens(folder, found, len(on_disk.committed), changed=differences(before, now, LARGER))
         if not has_more(config, on_disk.committed, tokens):

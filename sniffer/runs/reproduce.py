@@ -130,8 +130,15 @@ def moments_apart(first: Run, second: Run) -> float | None:
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
     size = np.abs(one[np.isfinite(one)]).max(initial=1e-300)
-    difference = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, np.abs(one - other))
-    return float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0) / size)
+    return float(np.abs(difference(one, other)).max(initial=0.0) / size)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Number by number. A NaN that both have is none in size; one that only one of them has is one without bound."""
+    with np.errstate(invalid="ignore"):
+        found = np.where((one == other) | (np.isnan(one) & np.isnan(other)), 0.0, one - other)
+    found[np.isnan(found)] = np.inf
+    return found
 
 
 def _numbers(run: Run, layer: int, kind: str) -> pl.DataFrame:
@@ -157,19 +164,15 @@ def _distance(first: pl.DataFrame | None, second: pl.DataFrame | None) -> Distan
         return Distance(rows=len(both), differing=len(both), **alone)
     one, other = (np.ascontiguousarray(vectors, dtype=np.float32) for vectors in shared)
     differing = one.view(np.uint32) != other.view(np.uint32)
-    # A NaN that both have is no difference in size; one that only one of them has is a difference without bound.
-    unequal = differing & ~(np.isnan(one) & np.isnan(other))
-    with np.errstate(invalid="ignore"):
-        wide = one.astype(np.float64)
-        difference = np.where(unequal, wide - other, 0.0)
-    difference[np.isnan(difference)] = np.inf
+    wide = one.astype(np.float64)
+    apart = difference(wide, other)
     lengths = np.linalg.norm(np.nan_to_num(wide, posinf=0.0, neginf=0.0), axis=1)
-    norms = np.linalg.norm(difference, axis=1) / np.maximum(lengths, 1e-30)
+    norms = np.linalg.norm(apart, axis=1) / np.maximum(lengths, 1e-30)
     return Distance(
         len(both),
         **alone,
         differing=int(differing.any(axis=1).sum()),
-        largest=float(np.abs(difference).max()),
+        largest=float(np.abs(apart).max()),
         relative=float(norms.max()),
         resectioned=int((met[0][SECTION] != met[1][SECTION]).sum()),
     )

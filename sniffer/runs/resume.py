@@ -22,8 +22,7 @@ from sniffer.storage.integrity import leftovers, refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
-from sniffer.storage.model_config import lost_model_config
-from sniffer.storage.on_disk import OnDisk, look
+from sniffer.storage.on_disk import OnDisk, is_whole, look
 from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
 from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
 from sniffer.storage.store import save
@@ -72,9 +71,7 @@ def resume(
         if restore:
             save_plain(folder, manifest.config)
         found, on_disk = look(folder, manifest)
-        files = [(one.parts, one.tokens, one.moment_files) for one in (found, manifest)]
-        whole = files[0] == files[1] and not found.pending and not lost_model_config(folder, manifest)
-        if manifest.status == "complete" and whole:
+        if manifest.status == "complete" and is_whole(folder, manifest, found):
             _mend(folder, manifest, on_disk)
             return False
         plain = needed_config(folder)

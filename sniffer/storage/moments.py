@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sniffer.process.memory import available_memory
 from sniffer.storage.durable import HashedFile, durable_file
+from sniffer.storage.row_groups import may_have
 from sniffer.storage.schema import FOOTER_KEY, FileRecord
 from sniffer.types import MomentRows, Moments, MomentsLayout
 from sniffer.words import size
@@ -134,8 +135,9 @@ def read_moments(
     with pq.ParquetFile(folder / record.path) as file:
         _check(file, record)
         wanted: dict[str, int | str] = {"layer": layer, "kind": kind, "head": head}
-        groups = [number for number in range(file.metadata.num_row_groups) if _may_have(file, number, wanted)]
-        needed = sum(file.metadata.row_group(number).total_byte_size for number in groups)
+        every = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        groups = [number for number, group in enumerate(every) if may_have(group, *wanted.values())]
+        needed = sum(every[number].total_byte_size for number in groups)
         if needed > (there := available_memory()):
             raise ValueError(f"stands for {size(needed)}, for which the {size(there)} of memory are too little")
         for number in groups:
@@ -150,15 +152,6 @@ def _check(file: pq.ParquetFile, record: FileRecord) -> None:
         raise ValueError(f"does not have the columns {', '.join(SCHEMA.names)}")
     if file.metadata.num_rows != record.rows:
         raise ValueError(f"has {file.metadata.num_rows:,} rows, the manifest says {record.rows:,}")
-
-
-def _may_have(file: pq.ParquetFile, number: int, wanted: Mapping[str, int | str]) -> bool:
-    group = file.metadata.row_group(number)
-    for column, value in enumerate(wanted.values()):
-        found = group.column(column).statistics
-        if found is not None and found.has_min_max and not found.min <= value <= found.max:
-            return False
-    return True
 
 
 def _moments(table: pa.Table, row: int, layout: MomentsLayout, dim: int) -> Moments:

@@ -9,7 +9,7 @@ by capturing its rows again: its whole commit becomes pending, and lacks just th
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.model_config import lost_model_config
 from sniffer.storage.moments import documents_of
-from sniffer.storage.schema import Example, Part
+from sniffer.storage.schema import Example, FileRecord, Part
 from sniffer.storage.tokens import example_ids
 from sniffer.types import MOMENTS, Document, Picks, TokenBatch, draw_of
 
@@ -127,15 +128,17 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
     return found, OnDisk(documents, examples_by_pair(folder, pending), tokens=there, moments=moments)
 
 
+def is_whole(folder: Path, manifest: Manifest, found: Manifest) -> bool:
+    """Whether nothing is missing of what a complete run's manifest names; `found` is what `look` made of it."""
+    files = [(one.parts, one.tokens, one.moment_files) for one in (manifest, found)]
+    return files[0] == files[1] and not found.pending and not lost_model_config(folder, manifest)
+
+
 def _whole_moments(folder: Path, manifest: Manifest) -> Iterator[tuple[str, frozenset[int]]]:
     """The undamaged files of moments with their documents; one that shares a document with another is left out."""
     met: set[int] = set()
     for record in manifest.moment_files:
-        wrong = damage(folder, record)
-        try:
-            there = frozenset() if wrong else documents_of(folder, record)
-        except (OSError, ValueError) as error:
-            wrong = unbroken(error)
+        there, wrong = _documents_in(folder, record, documents_of)
         if wrong is None and met & there:
             wrong = "has documents that another file of moments has"
         if wrong:
@@ -150,15 +153,22 @@ def _whole_tokens(
 ) -> Iterator[tuple[str, frozenset[int]]]:
     """The undamaged files of token ids with their documents; one with a document that does not count is left out."""
     for record in manifest.tokens:
-        wrong = damage(folder, record)
-        try:
-            there = frozenset() if wrong else example_ids(folder, record)
-        except (OSError, ValueError) as error:
-            wrong = unbroken(error)
+        there, wrong = _documents_in(folder, record, example_ids)
         if wrong:
             log.warning("%s %s: its token ids will be written again", record.path, wrong)
         elif there <= documents.keys():
             yield record.path, there
+
+
+def _documents_in(
+    folder: Path, record: FileRecord, read: Callable[[Path, FileRecord], frozenset[int]]
+) -> tuple[frozenset[int], str | None]:
+    """The documents that a file is of, none where it is damaged; and what is wrong with it, if anything is."""
+    wrong = damage(folder, record)
+    try:
+        return (frozenset() if wrong else read(folder, record)), wrong
+    except (OSError, ValueError) as error:
+        return frozenset(), unbroken(error)
 
 
 def find_examples(folder: Path, manifest: Manifest) -> dict[int, Example] | None:

@@ -21,6 +21,7 @@ from sniffer.limits import TOKENS
 from sniffer.process.memory import available_memory
 from sniffer.storage.durable import HashedFile, durable_file
 from sniffer.storage.layout import RunFolder
+from sniffer.storage.row_groups import may_have
 from sniffer.storage.schema import Example, FileRecord
 from sniffer.types import Document
 from sniffer.words import size
@@ -196,16 +197,11 @@ def _groups_with(file: pq.ParquetFile, record: FileRecord, example_id: int | Non
     if footer.num_rows != record.rows:
         raise ValueError(f"has {footer.num_rows:,} documents, the manifest says {record.rows:,}")
     groups = [footer.row_group(number) for number in range(footer.num_row_groups)]
-    chosen = [n for n, group in enumerate(groups) if example_id is None or _may_have(group, example_id)]
+    chosen = [n for n, group in enumerate(groups) if example_id is None or may_have(group, example_id)]
     n_tokens = sum(groups[n].column(1).num_values for n in chosen)
     if n_tokens > WORTH_ASKING and 12 * n_tokens > (there := available_memory()):
         raise ValueError(f"stands for {n_tokens:,} tokens, for which the {size(there)} of memory are too little")
     return chosen
-
-
-def _may_have(group: pq.RowGroupMetaData, example_id: int) -> bool:
-    statistics = group.column(0).statistics
-    return statistics is None or not statistics.has_min_max or statistics.min <= example_id <= statistics.max
 
 
 def example_ids(folder: Path, record: FileRecord) -> frozenset[int]:

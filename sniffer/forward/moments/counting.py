@@ -26,6 +26,9 @@ TOGETHER_ELSEWHERE = 16
 Key = tuple[int, str]
 """Bucket and section."""
 
+Group = tuple[int, int, int, int, Key]
+"""Documents with the same stretch: first and last row, from which position to before which other, and its key."""
+
 
 @dataclass(frozen=True)
 class MomentsPlan:
@@ -76,12 +79,8 @@ class Totals:
         """Takes in what a batch gave; of its sums, those that are new here are not copied."""
         self.documents += batch.documents
         for pair, by_key in batch.sums.items():
-            mine = self.sums[pair]
             for key, sums in by_key.items():
-                if key in mine:
-                    mine[key].add(sums)
-                else:
-                    mine[key] = sums
+                _add(self.sums[pair], key, sums)
         batch.sums = {}
 
     def rows(self) -> Iterator[list[MomentRows]]:
@@ -89,13 +88,6 @@ class Totals:
         for (layer, kind), by_key in self.sums.items():
             heads = self.plan.heads[layer, kind]
             yield [_as_rows(layer, kind, heads, key, by_key[key]) for key in sorted(by_key)]
-
-    @property
-    def nbytes(self) -> int:
-        found = (
-            tensor.nbytes for by_key in self.sums.values() for sums in by_key.values() for tensor in sums.tensors()
-        )
-        return sum(found)
 
 
 class Counting:
@@ -110,6 +102,7 @@ class Counting:
         self._stretches = {
             side: [(row, *one) for row in rows for one in plan.stretches(batch.documents[row], side)] for side in sides
         }
+        self._groups: dict[tuple[str, int], list[Group]] = {}
 
     def see(self, layer: int, kind: str, states: Shaped[Tensor, "batch heads seq dim"], heads: Tensor | None) -> None:
         """Takes what a layer shows of a kind.
@@ -119,25 +112,36 @@ class Counting:
         """
         if heads is not None:
             states = states.index_select(1, heads)
-        together = TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE)
-        groups, pairs = list(_grouped(self._stretches[KIND[kind].draw], together)), self.plan.pairs(layer, kind)
+        groups = self._grouped(KIND[kind].draw, TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE))
+        pairs = self.plan.pairs(layer, kind)
 
         def summed(some: Tensor) -> dict[Key, Sums]:
             found: dict[Key, Sums] = {}
             for first, last, start, end, key in groups:
                 sums = Sums.of(Stretch.of(some[first : last + 1, :, start:end], self.plan.layout.second, pairs))
-                if key in found:
-                    found[key].add(sums)
-                else:
-                    found[key] = sums
+                _add(found, key, sums)
             return found
 
         pieces = by_heads(summed, states)
         self.sums[layer, kind] = {key: Sums.of_heads([piece[key] for piece in pieces]) for key in pieces[0]}
 
+    def _grouped(self, side: str, together: int) -> list[Group]:
+        """The same for all layers."""
+        if (side, together) not in self._groups:
+            self._groups[side, together] = list(_grouped(self._stretches[side], together))
+        return self._groups[side, together]
 
-def _grouped(stretches: list[tuple[int, int, int, Key]], together: int) -> Iterator[tuple[int, int, int, int, Key]]:
-    """Rows that follow one another and have the same stretch: first and last row, start, end, key."""
+
+def _add(to: dict[Key, Sums], key: Key, sums: Sums) -> None:
+    """Adds sums to those of the same key; the first ones are kept as they are, and not copied."""
+    if key in to:
+        to[key].add(sums)
+    else:
+        to[key] = sums
+
+
+def _grouped(stretches: list[tuple[int, int, int, Key]], together: int) -> Iterator[Group]:
+    """Rows that follow one another and have the same stretch, as many together as is said."""
     open_groups: dict[tuple[int, int, Key], tuple[int, int]] = {}
     for row, start, end, key in stretches:
         here = open_groups.get((start, end, key))

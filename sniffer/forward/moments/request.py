@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sniffer.errors import ConfigError
-from sniffer.types import KINDS, SECONDS, Dataset, LayerGeometry, MomentsLayout, has_sections
+from sniffer.types import KINDS, SECONDS, Dataset, MomentsLayout, has_sections
 
 
 @dataclass
@@ -44,18 +43,6 @@ def check_moments(wanted: MomentsConfig, dataset: Dataset, *, generates: bool = 
             f"capture.moments.sections={list(wanted.sections)}: documents here have no sections (docs/text.md says "
             "which have)"
         )
-
-
-def check_kinds(wanted: MomentsConfig, layers: Sequence[LayerGeometry], pre_missing: str = "") -> None:
-    """Raises ConfigError where a layer does not show a kind."""
-    for layer in layers:
-        missing = [kind for kind in wanted.kinds or () if kind not in layer.heads]
-        if missing:
-            why = f" ({pre_missing})" if pre_missing else ""
-            raise ConfigError(
-                f"capture.moments.kinds names {missing}, which layer {layer.layer} of this model does not show{why}: "
-                f"take some of {list(layer.heads)}"
-            )
 
 
 def _names(key: str, value: Any) -> tuple[str, ...] | None:
