@@ -100,6 +100,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                     config = with_batch_tokens(config, folder, *known, lambda it: planned(it).expected.batch_bytes)
                 plan = planned(config)
                 log.info("%s", estimate_line(plan.expected))
+                if plan.selection.note is not None:
+                    log.warning("%s", plan.selection.note)
                 warn_of_device(config, model, plan, feed)
                 refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
                 fresh = first_manifest(config, plan, folder, model, feed.encoder.describe())

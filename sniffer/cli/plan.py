@@ -184,7 +184,9 @@ def heads(needs: Needs) -> str:
         if kinds := needs.selection.kinds_of(layer.layer):
             sort = ", ".join(f"{layer.heads[kind]} {kind} of {layer.dims[kind]}" for kind in kinds)
             sorts[sort] = sorts.get(sort, 0) + 1
-    return "; ".join(sort if len(sorts) == 1 else f"{n} layers with {sort}" for sort, n in sorts.items())
+    found = "; ".join(sort if len(sorts) == 1 else f"{n} layers with {sort}" for sort, n in sorts.items())
+    note = needs.selection.note
+    return found if note is None else f"{found}; {note}"
 
 
 def facts(needs: Needs) -> dict[str, str]:

@@ -133,6 +133,8 @@ class Selection:
     heads: Mapping[tuple[int, str], tuple[int, ...]]
     moments: Mapping[tuple[int, str], tuple[int, ...]] = field(default_factory=dict)
     """Those of which sums over all positions are kept."""
+    note: str | None = None
+    """What a request got less of than it asked for."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -207,7 +209,7 @@ def select(geometry: Sequence[LayerGeometry], capture: CaptureConfig, pre_missin
     )
     if not heads:
         raise ConfigError("the capture.* selection leaves no head to capture: widen layers, heads or kinds")
-    return Selection(heads, moments)
+    return Selection(heads, moments, _fewer(eligible, capture))
 
 
 def _requested_heads(layers: Iterable[LayerGeometry], heads: Heads) -> dict[int, tuple[int, ...]]:
@@ -221,16 +223,20 @@ def _requested_heads(layers: Iterable[LayerGeometry], heads: Heads) -> dict[int,
     return requested
 
 
+def _fewer(eligible: Sequence[LayerGeometry], capture: CaptureConfig) -> str | None:
+    """That there are not so many heads as were to be drawn, so that all are taken."""
+    count, there = capture.head_sampling.count, sum(map(len, _requested_heads(eligible, capture.heads).values()))
+    if count is None or count <= there:
+        return None
+    return f"all {there} query heads are taken: capture.head_sampling.count={count} asks for more than there are"
+
+
 def _sample_heads(requested: dict[int, tuple[int, ...]], capture: CaptureConfig) -> dict[int, tuple[int, ...]]:
-    """Keeps `head_sampling.count` query heads in all; a larger count keeps a superset."""
+    """Keeps `head_sampling.count` query heads in all, or as many as there are; a larger count keeps a superset."""
     count = capture.head_sampling.count
     if count is None:
         return requested
     pairs = [(layer, head) for layer, heads in requested.items() for head in heads]
-    if count > len(pairs):
-        raise ConfigError(
-            f"capture.head_sampling.count={count} asks for more than the {len(pairs)} eligible query heads"
-        )
     drawn = sorted(pairs, key=lambda pair: key_of(capture.head_sampling.seed, "head", *pair))[:count]
     return {layer: tuple(h for h in heads if (layer, h) in set(drawn)) for layer, heads in requested.items()}
 

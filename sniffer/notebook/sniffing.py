@@ -114,8 +114,10 @@ class Captured:
     @property
     def notes(self) -> list[str]:
         """What was not captured, or not as one might think."""
-        notes = self.missed.notes()
-        return notes if notes or self.documents else ["no call of this model was made"]
+        missed = self.missed.notes()
+        if not missed and not self.documents:
+            missed = ["no call of this model was made"]
+        return missed if self.selection.note is None else [self.selection.note, *missed]
 
     def keep(self, call: CallRows) -> None:
         """Takes the rows of a call."""

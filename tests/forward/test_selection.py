@@ -55,6 +55,18 @@ def test_heads_by_layer_say_the_layers_too():
     assert select(MODEL, CaptureConfig(layers=[0], heads={0: 3})).heads == {(0, "q"): (3,), (0, "k"): (0,)}
 
 
+def test_a_count_beyond_the_heads_there_are_takes_all_and_says_so():
+    def sampled(count: int | None, **more):
+        return select(MODEL, CaptureConfig(head_sampling=HeadSampling(count=count), **more))
+
+    assert sampled(99).heads == sampled(None).heads == sampled(30).heads
+    assert sampled(99).note == (
+        "all 30 query heads are taken: capture.head_sampling.count=99 asks for more than there are"
+    )
+    assert sampled(30).note is None and sampled(None).note is None
+    assert "all 22 query heads" in str(sampled(23, full_attention_only=True).note)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -93,7 +105,6 @@ def test_full_attention_only_leaves_sliding_layers_out():
             CaptureConfig(heads=[7]),
             r"capture.heads names \[7\], but the model's query heads of layer 5 are 0 to 5",
         ),
-        (CaptureConfig(head_sampling=HeadSampling(count=99)), "more than the 30 eligible"),
         (CaptureConfig(layers=[1], full_attention_only=True), "leaves no head"),
     ],
 )

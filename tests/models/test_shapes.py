@@ -82,6 +82,8 @@ WINDOWS = {
 LARGER = {
     ("llama3", "meta-llama/Meta-Llama-3-70B"): (80, 64, 8, 128),
     ("llama3_2", "meta-llama/Llama-3.2-3B"): (28, 24, 8, 128),
+    ("ministral3", "mistralai/Ministral-3-14B-Base-2512"): (40, 32, 8, 128),
+    ("mistral", "mistralai/Mistral-7B-Instruct-v0.2"): (32, 32, 8, 128),
     ("qwen3", "Qwen/Qwen3-8B"): (36, 32, 8, 128),
     ("qwen2_5", "Qwen/Qwen2.5-14B"): (48, 40, 8, 128),
     ("gpt2", "openai-community/gpt2-xl"): (48, 25, 25, 64),
