@@ -95,6 +95,11 @@ def load(run: Run, layer: int, kind: str, weights: str = "positions") -> LayerVe
         )
     first = rows.head(n)
     probability = first["inclusion_probability"].to_numpy()
+    if weights == "positions" and np.isnan(probability).any():
+        raise RunError(
+            f"{run.folder} was imported without its sampler, so that rows cannot be weighted by it: take weights=rows, "
+            "or import it with --sampler"
+        )
     return LayerVectors(
         layer=layer,
         kind=kind,

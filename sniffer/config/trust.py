@@ -90,7 +90,9 @@ def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
         text = read_text(origin)
         plain = plain_yaml(text)
     except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{folder} has no rerun.yaml: give the folder that a run printed") from None
+        raise RunError(
+            f"{folder} has no rerun.yaml: give the folder that a run printed, not one of an import"
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise RunError(f"could not read {origin}: {unbroken(error)}; {RESTORE}") from error
     # A comment can be a setting of Hydra's as well: "# @package hydra".

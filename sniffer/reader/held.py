@@ -59,6 +59,8 @@ class Held:
         """
         self._check("layer", layer, self.layers, "this run")
         told = next((one for one in self.manifest.rope if layer in one["layers"]), None)
+        if told is None and self.manifest.imported:
+            raise RunError(f"{self.folder} was imported from files that do not tell of RoPE: capture it anew")
         if told is None:
             raise RunError(f"{self.folder} was captured by a release that did not tell of RoPE: capture it anew")
         rope = Rope.from_json(told)

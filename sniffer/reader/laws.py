@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,9 +66,14 @@ def of_buckets(
 
 
 def law_of(folder: Path, manifest: Manifest, kind: str) -> Mapping[int, float]:
-    """The keep probability of each bucket of a kind; raises RunError where it lacks one that has rows."""
+    """The keep probability of each bucket of a kind; raises RunError where it lacks one that has rows.
+
+    Of imported rows whose sampler nobody has told it is NaN.
+    """
     law = manifest.probability_by_bucket(kind)
     there = {bucket for part in manifest.parts if part.kind == kind for bucket in part.buckets}
+    if manifest.imported and not law:
+        return dict.fromkeys(there, math.nan)
     if unknown := there - law.keys():
         raise RunError(
             f"{folder / RunFolder.MANIFEST} is broken: it gives no probability for buckets "

@@ -80,6 +80,10 @@ def facts_of(run: Run, layer: int) -> ScoreFacts:
     """
     run.heads(layer, "q")
     told = run.manifest.scores.get(layer)
+    if told is None and run.manifest.imported:
+        raise RunError(
+            f"{run.folder} was imported from files that do not tell what logits are made of: capture it anew"
+        )
     if told is None:
         raise RunError(
             f"{run.folder} was captured by a release that did not tell what logits are made of: capture it anew"

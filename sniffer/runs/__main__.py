@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import rich
 from rich.console import Console, RenderableType
@@ -23,6 +21,7 @@ from sniffer.config.trust import Trust
 from sniffer.errors import RunError
 from sniffer.process.patched import patched
 from sniffer.reader.job_folders import REPRODUCED
+from sniffer.runs.options import LAYOUTS, parser
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import is_run, never_began
 from sniffer.terminal.command import exit_code, output_is_lost
@@ -30,8 +29,6 @@ from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
 from sniffer.terminal.printing import line
 
 LOG = RunFolder.LOG
-LAYOUTS = ("heads", "kvpress", "qfilters", "triattention", "kv_scales", "safetensors")
-"""Of exports, all but the first of moments (exports/formats.py)."""
 WIDTH = 180
 """Of tables that go to a file or a pipe."""
 
@@ -48,73 +45,6 @@ def run(arguments: Sequence[str] | None) -> int:
         code = VERBS[chosen.verb](chosen)
     # These do nothing but tell.
     return code or int(chosen.verb in ("list", "inspect", "verify", "compare") and output_is_lost())
-
-
-def parser() -> argparse.ArgumentParser:
-    """The verbs and their options."""
-    top = argparse.ArgumentParser(prog="python -m sniffer.runs", description="Verbs on runs: what a run folder is for.")
-    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-
-    def add(verb: str, explained: str, run: str = "a run folder", **options: Any) -> argparse.ArgumentParser:
-        made = verbs.add_parser(verb, help=explained, description=explained)
-        made.add_argument("run", type=Path, metavar="RUN", help=run, **options)
-        return made
-
-    add("list", "a table of all runs and sweeps", "a folder of runs (outputs)", nargs="?", default=Path("outputs"))
-    add("inspect", "what a run is, and how much of what it holds")
-
-    verify = add("verify", "check every file and row against the manifest and the law", "a run, or a sweep of runs")
-    verify.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages of the sampler")
-
-    resume = add("resume", "go on where a run was stopped, and mend what is damaged")
-    resume.add_argument("--force", action="store_true", help="although something changed; the manifest records it")
-    resume.add_argument("--restore", action="store_true", help="put config.yaml back to what the run was made with")
-    resume.add_argument(
-        "--extend",
-        type=_more,
-        nargs="?",
-        const=0,
-        metavar="dataset.max_examples=N",
-        help="add to a complete run what its dataset has more of by now, or, given a larger N, up to so many documents",
-    )
-    _add_trust(resume)
-
-    reproduce = add("reproduce", "run the saved configuration again and compare every row")
-    reproduce.add_argument("--to", type=Path, metavar="FOLDER", help="of the new run (RUN_reproduced)")
-    _add_trust(reproduce)
-
-    compare = add("compare", "how far apart two runs are, where they have the same text, position and head")
-    compare.add_argument("other", type=Path, metavar="OTHER", help="the run to compare it with")
-    compare.add_argument("--to", type=Path, metavar="FILE", help="a Parquet file for all of it")
-
-    export = add("export", "write a run in another layout, or its moments as a method loads them")
-    export.add_argument(
-        "--layout",
-        choices=LAYOUTS,
-        help="heads (the default): l00h00q/data.parquet, and so on; the others are of moments over all positions "
-        "(capture.moments.kinds), see docs/moments.md",
-    )
-    export.add_argument(
-        "--to",
-        metavar="FOLDER",
-        help="where to (RUN_LAYOUT). Without --layout, the bare name of one is that layout and no folder: "
-        "`--to kvpress` writes RUN_kvpress, `--to ./kvpress` would be a folder",
-    )
-
-    publish = add("publish", "push a run to the Hugging Face hub, with a dataset card")
-    publish.add_argument("repo", metavar="REPO", help="owner/name")
-    publish.add_argument("--dry-run", action="store_true", help="only write the folder that would be pushed")
-    publish.add_argument("--to", type=Path, metavar="FOLDER", help="of the dry run (RUN_published)")
-    publish.add_argument("--private", action="store_true", help="make the repository private")
-    publish.add_argument("--text-licence", metavar="ID", help="the licence of the captured text, such as cc-by-4.0")
-    publish.add_argument("--with-tokens", action="store_true", help="the token ids of the texts too; left out if not")
-    return top
-
-
-def _add_trust(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages the config may name")
-    verb.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint run code of its own")
-    verb.add_argument("--engine-address", metavar="ADDRESS", help="join this Ray cluster, not the one that was saved")
 
 
 def _trust(chosen: argparse.Namespace) -> Trust:
@@ -140,13 +70,6 @@ def _extend(chosen: argparse.Namespace) -> int:
     if documents is None:
         line(f"{chosen.run} has all documents that its dataset gives: nothing to add")
     return 0
-
-
-def _more(typed: str) -> int:
-    """A number of documents, as it is given to --extend."""
-    if (found := re.fullmatch(r"dataset\.max_examples=([1-9][0-9]*)", typed)) is None:
-        raise argparse.ArgumentTypeError(f"{typed!r} is not dataset.max_examples=N (RUN comes before --extend)")
-    return int(found[1])
 
 
 def _verify(chosen: argparse.Namespace) -> int:
@@ -207,6 +130,17 @@ def _export(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _import(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.imports.law import told_sampler
+    from sniffer.runs.imports.making import Said, import_heads
+
+    sampler = told_sampler(chosen.sampler) if chosen.sampler else None
+    said = Said(sampler, chosen.heads, chosen.model, chosen.pre)
+    for told in import_heads(chosen.run.absolute(), _target(chosen, "_run"), said):
+        line(told)
+    return 0
+
+
 def _publish(chosen: argparse.Namespace) -> int:
     from sniffer.runs.publish import assemble, push
 
@@ -228,6 +162,7 @@ VERBS = {
     "reproduce": _reproduce,
     "compare": _compare,
     "export": _export,
+    "import": _import,
     "publish": _publish,
 }
 

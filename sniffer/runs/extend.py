@@ -17,6 +17,7 @@ from sniffer.config.trust import Trust, build, needed_config
 from sniffer.errors import RunError, unbroken
 from sniffer.process.environment import versions
 from sniffer.process.threads import same_threads
+from sniffer.runs.imports.told import refuse_imported
 from sniffer.storage.integrity import refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
@@ -51,7 +52,8 @@ def extend(folder: Path, trust: Trust, max_examples: int | None = None) -> int |
     refuse_links(folder)
     if never_began(folder):
         raise _not_complete(folder, "was stopped before it began")
-    Manifest.recover(folder)  # says that it is no run's, before a lock is left in it
+    # Says that it is no run's, before a lock is left in it.
+    refuse_imported(folder, Manifest.recover(folder)[0], "extended")
     with hold(folder):
         manifest, wrong = Manifest.recover(folder)
         if wrong or manifest.status != "complete":

@@ -48,7 +48,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "backbone": _pairs({name: value for name, value in manifest.backbone.items() if name != "code"}),
         "code": _pairs({name.rpartition(".")[2]: told for name, told in code_of(manifest).items()}),
         "rope": "; ".join(map(_rope, manifest.rope)),
-        "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package")),
+        "dataset": _pairs(manifest.dataset, ("path", "name", "split", "documents", "shard", "package", "imported")),
         **({} if manifest.generation is None else {"generation": _pairs(manifest.generation)}),
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),

@@ -15,6 +15,7 @@ from sniffer.errors import RunError
 from sniffer.process.threads import same_threads
 from sniffer.reader.run import Run
 from sniffer.runs.code import told_copies
+from sniffer.runs.imports.told import refuse_imported
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.made_folder import holds_rows, made
@@ -70,6 +71,7 @@ def reproduce(folder: Path, target: Path, trust: Trust) -> tuple[bool, list[str]
         SnifferError: as a fresh run.
     """
     first = Manifest.load(folder)
+    refuse_imported(folder, first, "reproduced")
     if first.status != "complete":
         raise RunError(f"{folder} is {first.status}: `python -m sniffer.runs resume {folder}` completes it first")
     if target.exists():

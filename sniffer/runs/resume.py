@@ -18,6 +18,7 @@ from sniffer.engine.model_cache import Load, load_anew
 from sniffer.errors import RunError
 from sniffer.process.environment import versions
 from sniffer.process.threads import same_threads
+from sniffer.runs.imports.told import refuse_imported
 from sniffer.storage.integrity import leftovers, refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
@@ -60,7 +61,8 @@ def resume(
             raise RunError(
                 f"{folder} is of a run that was stopped before it had written its configuration: run its command again"
             )
-        Manifest.recover(folder)  # says that it is no run's, before a lock is left in it
+        # Says that it is no run's, before a lock is left in it.
+        refuse_imported(folder, Manifest.recover(folder)[0], "resumed")
     with hold(folder):
         if begun and not is_run(folder):
             _run(folder, needed_config(folder), Earlier(), trust, None, load)

@@ -24,6 +24,7 @@ from sniffer.errors import RunError, SnifferError, unbroken
 from sniffer.reader.index import jobs_without_results, read_jobs
 from sniffer.reader.job_folders import run_folders
 from sniffer.runs.code import told_copies
+from sniffer.runs.imports.told import check_places, unchecked
 from sniffer.runs.law import check_law
 from sniffer.runs.moments import check_moments
 from sniffer.runs.rows import check_part
@@ -147,7 +148,7 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
 def _parts(
     folder: Path, manifest: Manifest, examples: Mapping[int, Example], tokens: TokenTable, trusted: Sequence[str]
 ) -> Iterator[str]:
-    picker = _picker(manifest, trusted)
+    picker = None if manifest.imported else _picker(manifest, trusted)
     yield from check_moments(folder, manifest, examples, picker)
     for layer, kinds in manifest.selection.items():
         for kind in kinds:
@@ -157,7 +158,10 @@ def _parts(
             yield from (line for _, lines in read.values() for line in lines)
             rows = [found for part in parts if (found := read[part.path][0]) is not None]
             if len(rows) == len(parts) and examples:
-                yield from check_law(picker, examples, layer, kind, Rows.joined(rows))
+                if picker is None:
+                    yield from check_places(examples, layer, kind, Rows.joined(rows))
+                else:
+                    yield from check_law(picker, examples, layer, kind, Rows.joined(rows))
                 yield from check_rows(tokens, layer, kind, Rows.joined(rows))
 
 
@@ -191,7 +195,7 @@ def verify_all(place: Path, trusted: Sequence[str] = ()) -> int:
         wrong += len(problems)
         for problem in problems:
             line(f"{_name(folder, place)}: {problem}" if len(runs) > 1 else problem)
-        for note in told_copies(manifest, trusted):
+        for note in (*told_copies(manifest, trusted), *unchecked(manifest)):
             line(f"{_name(folder, place)}: {note}")
         line(_verdict(folder, manifest, len(problems)))
     for missing in (*lost, *missing_shards(manifests), *unequal_shards(manifests)):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS
+from sniffer.limits import BUCKET, DIM, HEADS, LARGEST, LAYERS, ROWS_PER_BYTE, THREADS, TOKENS
 from sniffer.sampler import SIDES
 from sniffer.storage.law import kept_whole, laws, side_of
 from sniffer.storage.schema import MOST_SECTIONS
@@ -23,7 +23,7 @@ def implausible(manifest: Manifest) -> Iterator[str]:
         if not least <= value <= most:
             yield f"{name} is {value}, not from {least} to {most}"
     for part in (*manifest.parts, *manifest.pending):
-        if part.rows > ROWS_PER_BYTE * part.bytes:
+        if stands_for_too_much(part.rows, part.bytes):
             yield f"{part.path} has {part.bytes:,} bytes that stand for {part.rows:,} rows"
     geometry = by_number(manifest.geometry)
     if len(geometry) != len(manifest.geometry):
@@ -74,6 +74,15 @@ def _law(probability_by_bucket: Mapping[int, float]) -> Iterator[tuple[str, floa
 def _heads(layer: LayerGeometry, kind: str, heads: tuple[Any, ...]) -> Iterator[str]:
     if list(heads) != sorted(set(heads)) or not all(0 <= head < layer.heads[kind] for head in heads[:1] + heads[-1:]):
         yield f"it selects heads of layer {layer.layer}, kind {kind}, that are not some of its {layer.heads[kind]}"
+
+
+MOST = {"layer": LAYERS, "head": HEADS, "bucket": BUCKET, "position": TOKENS - 1, "dim": DIM}
+"""Of what places a row, and the numbers of a vector; whoever reads rows of others holds them to it."""
+
+
+def stands_for_too_much(rows: int, n_bytes: int) -> bool:
+    """Whether a file of so many bytes can hold no such number of rows."""
+    return rows > ROWS_PER_BYTE * n_bytes
 
 
 FACTS = (

@@ -61,6 +61,11 @@ class Counted:
         return bool(self.dataset.get(SECTIONS.name))
 
     @property
+    def imported(self) -> bool:
+        """Whether it was made of someone's files (`runs import`), which do not tell all that a run does."""
+        return bool(self.dataset.get("imported"))
+
+    @property
     def rows_by_section(self) -> dict[str, dict[str, int]] | None:
         """Rows by section, then kind, those of no section too; None where there are too many sections to list."""
         rows: dict[str, dict[str, int]] = {}

@@ -137,6 +137,22 @@ def write_part(
     )
 
 
+def write_vectors(
+    folder: Path,
+    path: str,
+    heads: tuple[int, ...],
+    vectors: Sequence[Float32[np.ndarray, "rows dim"]],
+    rows: Rows,
+    footer: Footer,
+) -> Part:
+    """As `write_part`, of vectors that are at hand as arrays, one for each head."""
+    import torch
+
+    side_by_side = torch.from_numpy(np.concatenate(vectors, axis=1))
+    columns = Columns(heads, [side_by_side], rows, footer.dim)
+    return write_part(folder, path, columns, footer, sections=rows.section is not None)
+
+
 @dataclass(frozen=True)
 class Listing:
     """examples.parquet before it is on disk: its content, and what the manifest is to say of it."""

@@ -1,0 +1,275 @@
+"""A run made of files of heads; where heads have positions of their own, a folder of runs, one for each query head.
+
+All heads of a layer and kind of a run were kept at the same positions, which analyses count on. The sampler of
+github.com/viktor-shcherb/qk-sniffer draws for each head anew; then head-07 is the run with query head 7 of every layer
+and the key heads that it attends with, and key-head-03 one of a key head that no query head there attends with.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich
+from rich.progress import track
+
+from sniffer.errors import RunError
+from sniffer.process.environment import now
+from sniffer.reader.scan import require_room
+from sniffer.runs.export import unfinished
+from sniffer.runs.imports.census import Census
+from sniffer.runs.imports.heads import HeadFile, head_files, read_rows, read_vectors
+from sniffer.runs.imports.law import check_law
+from sniffer.sampler import Picker, Sampler
+from sniffer.storage.law import fields_of, with_law
+from sniffer.storage.layout import RunFolder
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.schema import Footer, Part
+from sniffer.storage.writer import Listing, write_vectors
+from sniffer.types import KIND, LayerGeometry, key_head
+
+UNKNOWN = "unknown"
+Selection = Mapping[int, Mapping[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What is said of a capture beside its files: its sampler, the model's query and key heads, its name."""
+
+    sampler: Sampler | None = None
+    heads: tuple[int, int] | None = None
+    model: str = UNKNOWN
+    pre: bool = False
+
+
+def import_heads(folder: Path, target: Path, said: Said) -> list[str]:
+    """Writes a run, or a folder of runs, which appears when it is complete; returns what to tell of it.
+
+    Raises:
+        RunError: the target exists, a file is missing or not of that layout, or what is said cannot be.
+        OSError: it cannot be written; nothing is left of it.
+    """
+    if target.exists():
+        raise RunError(f"{target} exists already: choose another folder with --to")
+    files = head_files(folder, pre=said.pre)
+    census = Census()
+    for file in _progress(files, "reading positions"):
+        census.add(file, read_rows(file))
+    heads = said.heads if said.heads is not None else all_heads(files)
+    refuse_heads(files, heads)
+    if said.sampler is not None:
+        check_law(census, said.sampler)
+    made = Making(folder, files, census, replace(said, heads=heads))
+    with unfinished(target) as place:
+        runs = made.apart(place) if census.ragged else [made.whole(place)]
+    return [*_told(target, runs, census, heads), *_unknown(said, heads)]
+
+
+def all_heads(files: Sequence[HeadFile]) -> tuple[int, int]:
+    """How many query and key heads there are, if the files have all that they can have; 0 of a side without files.
+
+    Raises:
+        RunError: they do not, so that nobody knows which key head a query head attends with.
+    """
+    found: dict[str, set[tuple[int, ...]]] = {"q": set(), "k": set()}
+    for layer, kind in dict.fromkeys((file.layer, file.kind) for file in files):
+        found[KIND[kind].draw].add(tuple(one.head for one in files if (one.layer, one.kind) == (layer, kind)))
+    counts = []
+    for side, sets in found.items():
+        first = min(sets, default=())
+        if len(sets) > 1 or first != tuple(range(len(first))):
+            raise RunError(
+                f"the files have some {'query' if side == 'q' else 'key'} heads of the model, not all of each layer: "
+                "say how many it has with --heads QUERY/KEY, such as --heads 32/8"
+            )
+        counts.append(len(first))
+    return counts[0], counts[1]
+
+
+def refuse_heads(files: Sequence[HeadFile], heads: tuple[int, int]) -> None:
+    """Raises RunError where files are of other heads than so many of queries and of keys."""
+    queries, keys = heads
+    if queries and keys and queries % keys:
+        raise RunError(
+            f"{queries} query heads cannot share {keys} key heads evenly: say how many there are with --heads"
+        )
+    for file in files:
+        if file.head >= (most := heads["qk".index(KIND[file.kind].draw)]):
+            raise RunError(
+                f"{file.path} is of head {file.head}, and there are {most} of that side: say so with --heads"
+            )
+
+
+@dataclass
+class Making:
+    """Files of heads on their way into runs."""
+
+    folder: Path
+    files: Sequence[HeadFile]
+    census: Census
+    said: Said
+
+    def __post_init__(self) -> None:
+        self.file = {(one.layer, one.kind, one.head): one for one in self.files}
+        self.dims: dict[tuple[int, str], int] = {}
+        self.written: dict[tuple[int, str, tuple[int, ...]], tuple[Path, Part]] = {}
+        self.listing = Listing.of(self.census.examples())
+        self.created = now()
+
+    def whole(self, place: Path) -> Manifest:
+        """One run of all files."""
+        selection: dict[int, dict[str, tuple[int, ...]]] = {}
+        for layer, kind, head in self.file:
+            kinds = selection.setdefault(layer, {})
+            kinds[kind] = (*kinds.get(kind, ()), head)
+        return self.run(place, selection)
+
+    def apart(self, place: Path) -> list[Manifest]:
+        """A run for each query head of any layer, and for each key head that is left over."""
+        found: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+        attended = set()
+        for layer, kind, head in self.file:
+            if KIND[kind].draw == "q":
+                kinds = found.setdefault(f"head-{head:02d}", {}).setdefault(layer, {})
+                kinds[kind] = (head,)
+                for other, key in self._keys_of(layer, head):
+                    kinds[other] = (key,)
+                    attended.add((layer, other, key))
+        for layer, kind, head in self.file.keys() - attended:
+            if KIND[kind].draw == "k":
+                found.setdefault(f"key-head-{head:02d}", {}).setdefault(layer, {})[kind] = (head,)
+        return [self.run(place / name, dict(sorted(found[name].items()))) for name in sorted(found)]
+
+    def _keys_of(self, layer: int, head: int) -> Iterator[tuple[str, int]]:
+        """Kinds and heads of the files with what a query head attends with."""
+        assert self.said.heads is not None
+        key = key_head(head, *self.said.heads) if self.said.heads[1] else -1
+        yield from ((kind, key) for kind in KIND if KIND[kind].draw == "k" and (layer, kind, key) in self.file)
+
+    def run(self, place: Path, selection: Selection) -> Manifest:
+        """Writes one run."""
+        pairs = [(layer, kind, heads) for layer, kinds in selection.items() for kind, heads in kinds.items()]
+        parts = tuple(self.part(place, *one) for one in _progress(pairs, f"writing {place.name.lstrip('.')}"))
+        place.mkdir(exist_ok=True)
+        for path in RunFolder.DOCUMENTS:
+            self.listing.write(place, path)
+        manifest = Manifest(
+            status="complete",
+            seed=0,
+            model={"checkpoint": self.said.model},
+            dataset=self._dataset(),
+            sampler=self._sampler(),
+            geometry=tuple(self._geometry(layer, kinds) for layer, kinds in selection.items()),
+            selection=selection,
+            created=self.created,
+            finished=self.created,
+            versions={},
+            commit=None,
+            counts=self._counts(),
+            parts=parts,
+            examples=self.listing.record,
+        )
+        manifest.save(place)
+        return Manifest.load(place)
+
+    def part(self, place: Path, layer: int, kind: str, heads: tuple[int, ...]) -> Part:
+        """The part of some heads of a layer and kind; one that is written already gets a second name."""
+        path = RunFolder.part(layer, kind, 0, 1 + max(file.layer for file in self.files))
+        if (before := self.written.get((layer, kind, heads))) is not None:
+            _link(before[0] / path, place / path)
+            return before[1]
+        files = [self.file[layer, kind, head] for head in heads]
+        first = read_rows(files[0])
+        require_room(f"layer {layer}, kind {kind}", len(heads) * len(first.rows), self._dim(files, first.order))
+        pieces = []
+        for file in files:
+            pieces.append(read_vectors(file, read_rows(file).order))
+            if pieces[-1].shape != pieces[0].shape:
+                dims = f"{pieces[-1].shape[1]} numbers, those of {files[0].name} {pieces[0].shape[1]}"
+                raise RunError(f"{file.path} has vectors of {dims}: nothing was imported")
+        dim = self.dims[layer, kind] = pieces[0].shape[1]
+        if not dim:
+            raise RunError(f"{files[0].path} has no rows, so that nobody knows how long its vectors are: leave it out")
+        self._refuse_dims(layer, files[0])
+        seed_by = self._seed_by()
+        footer = Footer(
+            layer, kind, dim, "float32", self.census.windows[layer], None, fields_of(self._sampler()), 0, seed_by
+        )
+        part = write_vectors(place, path, heads, pieces, first.rows, footer)
+        self.written[layer, kind, heads] = place, part
+        return part
+
+    def _dim(self, files: Sequence[HeadFile], order: np.ndarray) -> int:
+        return 0 if not len(order) else read_vectors(files[0], order[:1]).shape[1]
+
+    def _refuse_dims(self, layer: int, file: HeadFile) -> None:
+        """A query is multiplied with its key, before RoPE or after it."""
+        pairs = (("q", "k"), ("q_pre", "k_pre"), ("q", "q_pre"), ("k", "k_pre"))
+        for one, other in pairs:
+            dims = [self.dims.get((layer, kind)) for kind in (one, other)]
+            if file.kind in (one, other) and None not in dims and dims[0] != dims[1]:
+                what = f"vectors of {dims[0]} numbers in {one}, and of {dims[1]} in {other}"
+                raise RunError(f"layer {layer} of {self.folder} has {what}: nothing was imported")
+
+    def _geometry(self, layer: int, kinds: Mapping[str, Any]) -> LayerGeometry:
+        assert self.said.heads is not None
+        counts = dict(zip("qk", self.said.heads, strict=True))
+        known = [kind for kind in KIND if (layer, kind) in self.dims]
+        heads = {kind: counts[KIND[kind].draw] for kind in known}
+        dims = {kind: self.dims[layer, kind] for kind in known}
+        return LayerGeometry(layer, UNKNOWN, heads, dims, None, self.census.windows[layer])
+
+    def _dataset(self) -> dict[str, Any]:
+        told = {"imported": {"from": self.folder.name, "layout": "heads"}}
+        return told if self.census.sections is None else {**told, "sections": True}
+
+    def _sampler(self) -> dict[str, Any]:
+        if self.said.sampler is None:
+            return {"_target_": UNKNOWN, "seed_by": list(self._seed_by())}
+        sampler = replace(self.said.sampler, seed_by=list(self._seed_by()))
+        return with_law(Picker(sampler, seed=0), self.census.longest)
+
+    def _seed_by(self) -> tuple[str, ...]:
+        """Queries and keys at the same positions were drawn by one hash, others by two."""
+        layers = {file.layer for file in self.files}
+        one = all(self.census.shared_by((layer, kind) for kind in KIND) for layer in layers)
+        return ("example", "layer") if one else ("example", "layer", "kind")
+
+    def _counts(self) -> dict[str, int]:
+        lengths = self.census.positions
+        return {"examples": len(lengths), "skipped_empty": 0, "truncated": 0, "tokens": sum(lengths.values())}
+
+
+def _progress(items: Sequence[Any], title: str) -> Iterable[Any]:
+    console = rich.get_console()
+    return track(items, title, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _told(target: Path, runs: Sequence[Manifest], census: Census, heads: tuple[int, int]) -> Iterator[str]:
+    documents = f"{len(census.positions):,} documents"
+    if not census.ragged:
+        yield f"{runs[0].rows:,} rows of {documents} in {target}"
+        return
+    yield f"{len(runs)} runs of {documents} in {target}"
+    yield "each head was drawn at positions of its own: there is a run for each query head, with the keys it attends to"
+
+
+def _unknown(said: Said, heads: tuple[int, int]) -> Iterator[str]:
+    if said.heads is None:
+        yield f"taken for all heads of the model: {heads[0]} of queries, {heads[1]} of keys; if not so, say --heads"
+    if said.sampler is None:
+        yield "with which probability rows were kept is not known: take weights=rows in analyses, or say --sampler"
+    yield "not known, since such files do not say: token ids, where documents end, RoPE, scaling, what was captured"
