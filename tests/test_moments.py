@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sniffer.config.trust import Trust
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.moments.counting import Counting, MomentsPlan, Totals
 from sniffer.forward.moments.request import MomentsConfig
-from sniffer.forward.moments.sums import Stretch, Sums
+from sniffer.forward.moments.sums import Span, Stack, Sums, piece_of
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import Sweep, open_run
 from sniffer.runs.reproduce import reproduce
@@ -79,9 +80,15 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 def test_a_stretch_is_summed_as_numpy_does(n: int, documents: int, away: float, dtype: torch.dtype):
     """Also far from zero, where sums of squares about zero would have lost the spread."""
     states = (torch.randn(documents, 2, n, 6, generator=torch.Generator().manual_seed(n)) + away).to(dtype)
-    sums = Sums.of(Stretch.of(states, "full", HALVES))
-    for head in range(2):
-        assert_same(moments_of(sums, head), states[:, head].float().numpy().reshape(-1, 6))
+    for sizes in ((n,), (n // 3 + 1, n - n // 3 - 1)[: 1 if n < 2 else 2]):
+        span = Span(0, sizes)
+        stack = Stack(states[:, :, : span.end], span, "full", HALVES)
+        stack.put(slice(0, 2), piece_of(states[:, :, : span.end], span, "full", HALVES))
+        starts = np.cumsum((0, *sizes))
+        for place, (start, end) in enumerate(pairwise(starts.tolist())):
+            for head in range(2):
+                vectors = states[:, head, start:end].float().numpy().reshape(-1, 6)
+                assert_same(moments_of(stack[place], head), vectors)
 
 
 def test_what_is_far_from_zero_needs_the_shift():
@@ -133,8 +140,10 @@ def test_documents_together_are_documents_one_by_one(monkeypatch: pytest.MonkeyP
     members = tuple(Document(row, str(row), np.zeros(n, np.int32), False) for row, n in enumerate((90, 90, 70, 90, 90)))
     plan = MomentsPlan(FULL, {(0, "q"): (0, 1)}, Picker(LogUniform(min_bucket_size=16), 0))
     found = []
-    for together, chunk in ((1, 256), (16, 4096), (2, 8)):
+    for together, short, chunk in ((1, 256, 147456), (16, 256, 10**6), (2, 20, 8)):
         monkeypatch.setattr(counting, "TOGETHER", {"cpu": together})
+        monkeypatch.setattr(counting, "SHORT", short)
+        monkeypatch.setattr(sums, "SHORT", short)
         monkeypatch.setattr(sums, "CHUNK", {"cpu": chunk})
         one = Counting(plan, TokenBatch(members, 0))
         one.see(0, "q", states, None)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from sniffer.forward.moments.cores import by_heads
-from sniffer.forward.moments.sums import Stretch, Sums
+from sniffer.forward.moments.cores import by_heads, on_cores
+from sniffer.forward.moments.sums import MANY, SHORT, Span, Stack, Sums, piece_of
 from sniffer.sampler import Picker
 from sniffer.types import KIND, NONE, Document, MomentRows, MomentsLayout, Rope, TokenBatch
 
@@ -26,8 +28,11 @@ TOGETHER_ELSEWHERE = 16
 Key = tuple[int, str]
 """Bucket and section."""
 
-Group = tuple[int, int, int, int, Key]
-"""Documents with the same stretch: first and last row, from which position to before which other, and its key."""
+Keyed = tuple[Span, tuple[Key, ...]]
+"""Stretches, and the key of each."""
+
+Group = tuple[int, int, Span, tuple[Key, ...]]
+"""Documents with the same stretches: first and last row, then as in `Keyed`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,19 @@ class MomentsPlan:
         for start, end in zip([0, *changes.tolist()], [*changes.tolist(), n], strict=True):
             yield start, end, (int(buckets[start]), names[codes[start]])
 
+    def spans(self, document: Document, draw: str) -> Iterator[Keyed]:
+        """The same, short ones together."""
+        sizes: list[int] = []
+        keys: list[Key] = []
+        begun = 0
+        for start, end, key in self.stretches(document, draw):
+            if sizes and (end - begun > SHORT or len(sizes) == MANY):
+                yield Span(begun, tuple(sizes)), tuple(keys)
+                sizes, keys, begun = [], [], start
+            sizes.append(end - start)
+            keys.append(key)
+        yield Span(begun, tuple(sizes)), tuple(keys)
+
     def _sections(self, document: Document) -> tuple[tuple[str, ...], np.ndarray]:
         if not self.layout.sections or document.sections is None:
             return (NONE,), np.zeros(document.n_tokens, dtype=np.int32)
@@ -78,10 +96,13 @@ class Totals:
     def take(self, batch: Counting) -> None:
         """Takes in what a batch gave; of its sums, those that are new here are not copied."""
         self.documents += batch.documents
-        for pair, by_key in batch.sums.items():
-            for key, sums in by_key.items():
-                _add(self.sums[pair], key, sums)
-        batch.sums = {}
+        for device, pairs in batch.seen_on.items():
+            on_cores([partial(self._take, pair, batch.sums[pair]) for pair in pairs], device)
+        batch.sums, batch.seen_on = {}, {}
+
+    def _take(self, pair: tuple[int, str], by_key: Mapping[Key, Sums]) -> None:
+        for key, sums in by_key.items():
+            _add(self.sums[pair], key, sums)
 
     def rows(self) -> Iterator[list[MomentRows]]:
         """All there is of each (layer, kind), by bucket and section."""
@@ -98,9 +119,10 @@ class Counting:
         rows = [row for row, document in enumerate(batch.documents) if document.example_id not in done]
         self.documents = [batch.documents[row].example_id for row in rows]
         self.sums: dict[tuple[int, str], dict[Key, Sums]] = {}
+        self.seen_on: dict[torch.device, list[tuple[int, str]]] = {}
         sides = {KIND[kind].draw for _, kind in plan.heads}
-        self._stretches = {
-            side: [(row, *one) for row in rows for one in plan.stretches(batch.documents[row], side)] for side in sides
+        self._spans = {
+            side: [(row, one) for row in rows for one in plan.spans(batch.documents[row], side)] for side in sides
         }
         self._groups: dict[tuple[str, int], list[Group]] = {}
 
@@ -113,22 +135,30 @@ class Counting:
         if heads is not None:
             states = states.index_select(1, heads)
         groups = self._grouped(KIND[kind].draw, TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE))
-        pairs = self.plan.pairs(layer, kind)
+        second, pairs = self.plan.layout.second, self.plan.pairs(layer, kind)
+        places = [(slice(first, last + 1), span) for first, last, span, _ in groups]
+        stacks = [Stack(states[rows, :, span.start : span.end], span, second, pairs) for rows, span in places]
 
-        def summed(some: Tensor) -> dict[Key, Sums]:
-            found: dict[Key, Sums] = {}
-            for first, last, start, end, key in groups:
-                sums = Sums.of(Stretch.of(some[first : last + 1, :, start:end], self.plan.layout.second, pairs))
-                _add(found, key, sums)
-            return found
+        def put(part: slice, some: Tensor) -> None:
+            for (rows, span), stack in zip(places, stacks, strict=True):
+                stack.put(part, piece_of(some[rows, :, span.start : span.end], span, second, pairs))
 
-        pieces = by_heads(summed, states)
-        self.sums[layer, kind] = {key: Sums.of_heads([piece[key] for piece in pieces]) for key in pieces[0]}
+        found: dict[Key, Sums] = {}
+
+        def add_up() -> None:
+            for (*_, keys), stack in zip(groups, stacks, strict=True):
+                for place, key in enumerate(keys):
+                    _add(found, key, stack[place])
+
+        by_heads(put, states)
+        on_cores([add_up], states.device)
+        self.sums[layer, kind] = found
+        self.seen_on.setdefault(states.device, []).append((layer, kind))
 
     def _grouped(self, side: str, together: int) -> list[Group]:
         """The same for all layers."""
         if (side, together) not in self._groups:
-            self._groups[side, together] = list(_grouped(self._stretches[side], together))
+            self._groups[side, together] = list(_grouped(self._spans[side], together))
         return self._groups[side, together]
 
 
@@ -140,19 +170,19 @@ def _add(to: dict[Key, Sums], key: Key, sums: Sums) -> None:
         to[key] = sums
 
 
-def _grouped(stretches: list[tuple[int, int, int, Key]], together: int) -> Iterator[Group]:
-    """Rows that follow one another and have the same stretch, as many together as is said."""
-    open_groups: dict[tuple[int, int, Key], tuple[int, int]] = {}
-    for row, start, end, key in stretches:
-        here = open_groups.get((start, end, key))
+def _grouped(spans: list[tuple[int, Keyed]], together: int) -> Iterator[Group]:
+    """Rows that follow one another and have the same stretches, as many together as is said."""
+    begun: dict[Keyed, tuple[int, int]] = {}
+    for row, one in spans:
+        here = begun.get(one)
         if here is not None and here[1] == row - 1 and row - here[0] < together:
-            open_groups[start, end, key] = here[0], row
+            begun[one] = here[0], row
             continue
         if here is not None:
-            yield (*here, start, end, key)
-        open_groups[start, end, key] = row, row
-    for (start, end, key), here in open_groups.items():
-        yield (*here, start, end, key)
+            yield (*here, *one)
+        begun[one] = row, row
+    for one, here in begun.items():
+        yield (*here, *one)
 
 
 def _as_rows(layer: int, kind: str, heads: tuple[int, ...], key: Key, sums: Sums) -> MomentRows:

@@ -1,106 +1,189 @@
-"""Moments on the model's device: of a stretch of positions first, then of all that belongs together.
+"""Moments on the model's device: of stretches of positions first, then of all that belongs together.
 
-A stretch is gone through in chunks that stay in the processor's cache, in float32, about the vector in its middle: so
-sums of squares keep their digits where a mean is large beside the spread. From there on all is float64. Chunks are
-counted from a document's own stretch, so what a document gives does not depend on what it shares a batch with.
+Stretches are gone through in chunks that stay in the processor's cache, in float32, about the vector in the middle of
+each: so sums of squares keep their digits where a mean is large beside the spread. Short ones that follow one another
+are a chunk together, for each step costs time whatever it is of. From there on all is float64. Chunks are counted from
+a document's own stretches, so what a document gives does not depend on what it shares a batch with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
-from jaxtyping import Float32, Float64, Shaped
+from jaxtyping import Float, Float32, Float64, Int64, Shaped
 from torch import Tensor
 
-CHUNK = {"cpu": 256}
-"""Positions at a time, by device; others have CHUNK_ELSEWHERE, for each step there costs a launch or more."""
+SHORT, MANY = 256, 16
+"""Positions, and stretches, that are a chunk together at most."""
 
-CHUNK_ELSEWHERE = 4096
+CHUNK = {"cpu": 9 * 64 * SHORT}
+"""Values of a long stretch at a time, by device; others have CHUNK_ELSEWHERE, for each step there costs a launch."""
+
+CHUNK_ELSEWHERE = 16 * CHUNK["cpu"]
 
 Pairs = tuple[slice, slice] | None
 """The first and the second of the values that RoPE turns together."""
 
 
-@dataclass
-class Stretch:
-    """Moments of the same stretch of several documents, which have as many positions each.
+@dataclass(frozen=True)
+class Span:
+    """Stretches of `sizes` positions, one after the other from `start` on: several short ones, or one of any size."""
 
-    `products` and `drift` are sums about `shift`: of products (or squares, or None), and of the values themselves.
+    start: int
+    sizes: tuple[int, ...]
+    _tables: dict[tuple[torch.device, torch.dtype], Tables] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def end(self) -> int:
+        return self.start + sum(self.sizes)
+
+    def tables(self, states: Tensor) -> Tables:
+        """On the device of some states, and of their type; made once."""
+        wanted = states.device, _wide(states)
+        if wanted not in self._tables:
+            self._tables[wanted] = Tables.of(self.sizes, *wanted)
+        return self._tables[wanted]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """How stretches lie in their span: the position in the middle of each, and whether each position is of each."""
+
+    middles: Int64[Tensor, " stretches"]
+    stretch: Int64[Tensor, " n"]
+    belongs: Float[Tensor, "stretches n"]
+    n: Float64[Tensor, "stretches 1 1"]
+
+    @classmethod
+    def of(cls, sizes: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tables:
+        starts = [end - size for end, size in zip(accumulate(sizes), sizes, strict=True)]
+        middles = torch.tensor([start + size // 2 for start, size in zip(starts, sizes, strict=True)])
+        n = torch.tensor(sizes)
+        stretch = torch.arange(len(sizes)).repeat_interleave(n)
+        belongs = (torch.arange(len(sizes))[:, None] == stretch).to(dtype)
+        return cls(middles.to(device), stretch.to(device), belongs.to(device), n.double()[:, None, None].to(device))
+
+
+@dataclass
+class Piece:
+    """Sums of the stretches of a span in several documents: `products` (or squares, or None) and `drift` about `shift`.
+
     `lengths` are sums of the vectors' lengths, then of their rotary pairs'.
     """
 
-    n: int
-    shift: Float64[Tensor, "documents heads dim"]
-    drift: Float64[Tensor, "documents heads dim"]
-    products: Shaped[Tensor, "documents heads ..."] | None
-    minimum: Float32[Tensor, "documents heads dim"]
-    maximum: Float32[Tensor, "documents heads dim"]
-    lengths: Float64[Tensor, "documents heads one_and_pairs"]
+    shift: Float[Tensor, "documents heads stretches dim"]
+    drift: Float[Tensor, "documents heads stretches dim"]
+    products: Float[Tensor, "stretches documents heads ..."] | None
+    minimum: Float[Tensor, "documents heads stretches dim"]
+    maximum: Float[Tensor, "documents heads stretches dim"]
+    lengths: Float64[Tensor, "documents heads stretches one_and_pairs"]
 
-    @classmethod
-    def of(cls, states: Shaped[Tensor, "documents heads n dim"], second: str, pairs: Pairs = None) -> Stretch:
-        """Args: second: one of sniffer.types.SECONDS; pairs: where the values are that RoPE turns together."""
-        chunk = CHUNK.get(states.device.type, CHUNK_ELSEWHERE)
-        wide = torch.promote_types(states.dtype, torch.float32)
-        middle = states.shape[2] // 2
-        shift = states[:, :, middle : middle + 1].to(wide)
-        found: Stretch | None = None
-        for piece in states.split(chunk, dim=2):
-            values = piece.to(wide)
-            about = values - shift
-            one = cls(
-                piece.shape[2],
-                shift.squeeze(2).double(),
-                about.sum(2).double(),
-                _products(about, second, None if found is None else found.products),
-                values.amin(2).float(),
-                values.amax(2).float(),
-                _lengths(values, pairs),
-            )
-            found = one if found is None else found.followed_by(one)
-        assert found is not None
-        return found
 
-    def followed_by(self, other: Stretch) -> Stretch:
-        """The next chunk, whose products hold this one's already."""
-        return Stretch(
-            self.n + other.n,
-            self.shift,
-            self.drift + other.drift,
-            other.products,
-            torch.minimum(self.minimum, other.minimum),
-            torch.maximum(self.maximum, other.maximum),
-            self.lengths + other.lengths,
+def piece_of(states: Shaped[Tensor, "documents heads n dim"], span: Span, second: str, pairs: Pairs = None) -> Piece:
+    """Sums of the stretches of a span.
+
+    Args:
+        states: at the positions of the span.
+        second: one of sniffer.types.SECONDS.
+        pairs: where the values are that RoPE turns together.
+    """
+    return _short(states, span, second, pairs) if len(span.sizes) > 1 else _long(states, second, pairs)
+
+
+def _wide(states: Tensor) -> torch.dtype:
+    return torch.promote_types(states.dtype, torch.float32)
+
+
+def _short(states: Tensor, span: Span, second: str, pairs: Pairs) -> Piece:
+    tables, values = span.tables(states), states.to(_wide(states))
+    shift = values.index_select(2, tables.middles)
+    about = values - shift.index_select(2, tables.stretch)
+    products: Tensor | None = None
+
+    def added(one: Tensor) -> Tensor:
+        return torch.matmul(tables.belongs, one)
+
+    if second == "diagonal":
+        products = added(about * about).movedim(2, 0)
+    elif second == "full":
+        documents, heads, _, dim = values.shape
+        products = values.new_empty(len(span.sizes), documents, heads, dim, dim)
+        for place, one in enumerate(about.split(span.sizes, dim=2)):
+            torch.matmul(one.transpose(2, 3), one, out=products[place])
+    stretches = values.split(span.sizes, dim=2)
+    return Piece(
+        shift,
+        added(about),
+        products,
+        torch.stack([one.amin(2) for one in stretches], 2),
+        torch.stack([one.amax(2) for one in stretches], 2),
+        _lengths(values, pairs, added),
+    )
+
+
+def _long(states: Tensor, second: str, pairs: Pairs) -> Piece:
+    _, heads, n, dim = states.shape
+    chunk = max(SHORT, CHUNK.get(states.device.type, CHUNK_ELSEWHERE) // (heads * dim))
+    shift = states[:, :, n // 2 : n // 2 + 1].to(_wide(states))
+    found: Piece | None = None
+    for some in states.split(chunk, dim=2):
+        values = some.to(shift.dtype)
+        about = values - shift
+        piece = Piece(
+            shift,
+            about.sum(2, keepdim=True).double(),
+            _products(about, second, None if found is None else found.products),
+            values.amin(2, keepdim=True),
+            values.amax(2, keepdim=True),
+            _lengths(values, pairs, lambda one: one.sum(2, keepdim=True)),
         )
+        found = piece if found is None else _followed(found, piece)
+    assert found is not None
+    return found
+
+
+def _followed(one: Piece, other: Piece) -> Piece:
+    """The next chunk of the same stretch, whose products hold this one's already."""
+    return Piece(
+        one.shift,
+        one.drift + other.drift,
+        other.products,
+        torch.minimum(one.minimum, other.minimum),
+        torch.maximum(one.maximum, other.maximum),
+        one.lengths + other.lengths,
+    )
 
 
 def _products(about: Tensor, second: str, so_far: Tensor | None) -> Tensor | None:
     if second == "none":
         return None
     if second == "diagonal":
-        squares = (about * about).sum(2).double()
+        squares = (about * about).sum(2).double().unsqueeze(0)
         return squares if so_far is None else so_far + squares
     flat = about.flatten(0, 1)
     if so_far is None:
-        return torch.bmm(flat.transpose(1, 2), flat).unflatten(0, about.shape[:2])
-    so_far.flatten(0, 1).baddbmm_(flat.transpose(1, 2), flat)
+        return torch.bmm(flat.transpose(1, 2), flat).unflatten(0, about.shape[:2]).unsqueeze(0)
+    so_far.flatten(0, 2).baddbmm_(flat.transpose(1, 2), flat)
     return so_far
 
 
-def _lengths(values: Tensor, pairs: Pairs) -> Float64[Tensor, "documents heads one_and_pairs"]:
+def _lengths(
+    values: Tensor, pairs: Pairs, added: Callable[[Tensor], Tensor]
+) -> Float64[Tensor, "documents heads stretches one_and_pairs"]:
+    """Lengths, and those of pairs, `added` up over the positions (dimension 2) of each stretch."""
     squares = values * values
-    found = squares.sum(3).sqrt_().sum(2).unsqueeze(-1)
+    found = [added(squares.sum(3, keepdim=True).sqrt_())]
     if pairs is not None:
-        paired = squares[..., pairs[0]].add_(squares[..., pairs[1]])
-        found = torch.cat([found, paired.sqrt_().sum(2)], dim=-1)
-    return found.double()
+        found.append(added((squares[..., pairs[0]] + squares[..., pairs[1]]).sqrt_()))
+    return torch.cat(found, dim=-1).double()
 
 
 @dataclass
 class Sums:
-    """Moments of all that belongs together, all heads: sums about the mean in `second`, as in `Stretch.products`."""
+    """Moments of all that belongs together, all heads: sums about the mean in `second`, as in `Piece.products`."""
 
     n: int
     mean: Float64[Tensor, "heads dim"]
@@ -109,45 +192,13 @@ class Sums:
     maximum: Float32[Tensor, "heads dim"]
     lengths: Float64[Tensor, "heads one_and_pairs"]
 
-    @classmethod
-    def of(cls, stretch: Stretch) -> Sums:
-        """The documents of a stretch together."""
-        documents = len(stretch.shift)
-        second = None if stretch.products is None else stretch.products.sum(0, dtype=torch.float64)
-        means = stretch.shift + stretch.drift / stretch.n
-        mean = means.mean(0)
-        if second is not None:
-            # About each document's mean instead of its shift, then about the mean of all.
-            _add_products(second, stretch.drift, -1 / stretch.n)
-            if documents > 1:
-                _add_products(second, means - mean, stretch.n)
-        return cls(
-            documents * stretch.n,
-            mean,
-            second,
-            stretch.minimum.amin(0),
-            stretch.maximum.amax(0),
-            stretch.lengths.sum(0),
-        )
-
-    @classmethod
-    def of_heads(cls, pieces: Sequence[Sums]) -> Sums:
-        """Those of some heads, then those of others, of the same vectors otherwise."""
-        if len(pieces) == 1:
-            return pieces[0]
-        seconds = [one.second for one in pieces if one.second is not None]
-        names = ("minimum", "maximum", "lengths")
-        others = (torch.cat([getattr(one, name) for one in pieces]) for name in names)
-        mean = torch.cat([one.mean for one in pieces])
-        return cls(pieces[0].n, mean, torch.cat(seconds) if seconds else None, *others)
-
     def add(self, other: Sums) -> None:
         """Takes another set of vectors in."""
         n = self.n + other.n
         apart = other.mean - self.mean
         if self.second is not None and other.second is not None:
             self.second += other.second
-            _add_products(self.second, apart.unsqueeze(0), self.n * other.n / n)
+            _add_products(self.second, apart, self.n * other.n / n)
         self.mean += apart * (other.n / n)
         self.n = n
         torch.minimum(self.minimum, other.minimum, out=self.minimum)
@@ -158,10 +209,66 @@ class Sums:
         return [self.mean, *([] if self.second is None else [self.second]), self.minimum, self.maximum, self.lengths]
 
 
-def _add_products(second: Tensor, values: Float64[Tensor, "several heads dim"], weight: float) -> None:
-    """Adds `weight` times the sum of products, or squares, of some values to what there is of them."""
-    if second.ndim == values.ndim - 1:
-        second += weight * (values * values).sum(0)
+class Stack:
+    """Sums of each stretch of a span, over several documents; heads are put in beside each other.
+
+    Args:
+        states: the documents at the positions of the span, all heads.
+    """
+
+    def __init__(
+        self, states: Shaped[Tensor, "documents heads n dim"], span: Span, second: str, pairs: Pairs = None
+    ) -> None:
+        documents, heads, _, dim = states.shape
+        shape = len(span.sizes), heads
+
+        def empty(*more: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.empty(*shape, *more, dtype=dtype, device=states.device)
+
+        self._span, self._n = span, [documents * size for size in span.sizes]
+        self._mean, self._lengths = empty(dim), empty(1 if pairs is None else 1 + _count(pairs[0], dim))
+        self._minimum, self._maximum = empty(dim, dtype=torch.float32), empty(dim, dtype=torch.float32)
+        self._second = None if second == "none" else empty(dim) if second == "diagonal" else empty(dim, dim)
+
+    def put(self, heads: slice, piece: Piece) -> None:
+        """Takes some of the heads."""
+        n, drift = self._span.tables(piece.shift).n, piece.drift.double()
+        means = (piece.shift + drift / n[:, 0]).movedim(2, 0)
+        self._mean[:, heads] = mean = _over_documents(means, Tensor.mean)
+        self._minimum[:, heads] = _over_documents(piece.minimum.movedim(2, 0), Tensor.amin)
+        self._maximum[:, heads] = _over_documents(piece.maximum.movedim(2, 0), Tensor.amax)
+        self._lengths[:, heads] = _over_documents(piece.lengths.movedim(2, 0), Tensor.sum)
+        if self._second is None or piece.products is None:
+            return
+        second = self._second[:, heads]
+        second.copy_(_over_documents(piece.products, lambda one, dim: one.sum(dim, dtype=torch.float64)))
+        # About each document's mean instead of its shift, then about the mean of all.
+        drift = drift.movedim(2, 0)
+        for document in range(drift.shape[1]):
+            _add_products(second, drift[:, document], -1 / n)
+        if drift.shape[1] > 1:
+            for document in range(drift.shape[1]):
+                _add_products(second, means[:, document] - mean, n)
+
+    def __getitem__(self, place: int) -> Sums:
+        second = None if self._second is None else self._second[place]
+        others = (one[place] for one in (self._minimum, self._maximum, self._lengths))
+        return Sums(self._n[place], self._mean[place], second, *others)
+
+
+def _count(places: slice, dim: int) -> int:
+    return len(range(*places.indices(dim)))
+
+
+def _over_documents(values: Shaped[Tensor, "stretches documents ..."], taken: Callable[..., Tensor]) -> Tensor:
+    """Of a single document nothing is taken, for even that costs time."""
+    return values[:, 0] if values.shape[1] == 1 else taken(values, 1)
+
+
+def _add_products(second: Tensor, values: Float64[Tensor, "... dim"], weight: Tensor | float) -> None:
+    """Adds `weight` times products, or squares, of values to what there is of them."""
+    weighted = values * weight
+    if second.ndim == values.ndim:
+        second.addcmul_(values, weighted)
     else:
-        by_head = values.transpose(0, 1)
-        second.baddbmm_(by_head.transpose(1, 2), by_head, alpha=weight)
+        second.addcmul_(values.unsqueeze(-1), weighted.unsqueeze(-2))
