@@ -20,7 +20,7 @@ from sniffer.forward.selection import CaptureConfig, Selection
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs import __main__ as command
-from sniffer.runs.card import card
+from sniffer.runs.card import Place, card
 from sniffer.runs.law import check_law
 from sniffer.runs.reproduce import reproduce
 from sniffer.runs.verify import verify
@@ -159,7 +159,7 @@ def test_a_run_is_told_of_side_by_side(both: Run, capsys: pytest.CaptureFixture)
     told = capsys.readouterr().out
     assert "q LogUniform(30.0, 128), k All(128), seed 0" in told
     assert "vectors by bucket, q, q_pre" in told and "vectors by bucket, k, v" in told
-    text = card(both.manifest, "owner/name", None)
+    text = card(both.manifest, Place("owner/name"), None)
     assert "Queries: sampler LogUniform (base_rate 30.0, min_bucket_size 128, seed 0)" in text
     assert "Keys and values: sampler All (bucket_size 128, seed 0): bucket(p) = floor(p / bucket_size)" in text
 

@@ -144,13 +144,14 @@ def _import(chosen: argparse.Namespace) -> int:
 def _publish(chosen: argparse.Namespace) -> int:
     from sniffer.runs.publish import assemble, push
 
+    told = {"text_licence": chosen.text_licence, "tokens": chosen.with_tokens}
+    told |= {"branch": chosen.branch, "layout": chosen.layout}
     if chosen.dry_run:
         target = _target(chosen, "_published")
-        assemble(chosen.run.absolute(), target, chosen.repo, chosen.text_licence, tokens=chosen.with_tokens)
+        assemble(chosen.run.absolute(), target, chosen.repo, **told)
         line(f"what would be pushed to {chosen.repo} is in {target}")
     else:
-        told = {"private": chosen.private, "text_licence": chosen.text_licence, "tokens": chosen.with_tokens}
-        line(push(chosen.run.absolute(), chosen.repo, **told))
+        line(push(chosen.run.absolute(), chosen.repo, private=chosen.private, **told))
     return 0
 
 

@@ -19,6 +19,7 @@ from sniffer.reader.run import Run
 from sniffer.storage.documents import refuse_repeated
 from sniffer.storage.durable import temporary_for
 from sniffer.storage.integrity import damage
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
 from sniffer.types import SECTION
@@ -36,12 +37,22 @@ def export(folder: Path, target: Path) -> int:
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
     run = Run(folder, Manifest.load(folder))
-    for part in run.manifest.parts:
-        if wrong := damage(folder, part):
-            raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {folder}` mends it")
-    refuse_repeated(folder, run.manifest.parts)
     with unfinished(target) as place:
-        return sum(_write(run, layer, kind, place) for layer, kind in sorted(run.captured()))
+        return write_heads(run, place)
+
+
+def write_heads(run: Run, place: Path) -> int:
+    """Writes the files of all heads into a folder; returns their number.
+
+    Raises:
+        RunError: the run cannot be read, or is damaged.
+        OSError: a file cannot be written.
+    """
+    for part in run.manifest.parts:
+        if wrong := damage(run.folder, part):
+            raise RunError(f"{part.path} {wrong}: `python -m sniffer.runs resume {run.folder}` mends it")
+    refuse_repeated(run.folder, run.manifest.parts)
+    return sum(_write(run, layer, kind, place) for layer, kind in sorted(run.captured()))
 
 
 @contextmanager
@@ -63,7 +74,7 @@ def _write(run: Run, layer: int, kind: str, place: Path) -> int:
     """The files of one (layer, kind), one per head; returns their number."""
     rows, heads = _rows(run, layer, kind), run.manifest.selection[layer][kind]
     for head in heads:
-        file = place / f"l{layer:02d}h{head:02d}{kind}" / "data.parquet"
+        file = place / RunFolder.head(layer, head, kind)
         file.parent.mkdir()
         content = io.BytesIO()
         columns = [*COLUMNS, *([SECTION] if run.manifest.has_sections else [])]

@@ -81,6 +81,15 @@ def parser() -> argparse.ArgumentParser:
     publish.add_argument("repo", metavar="REPO", help="owner/name")
     publish.add_argument("--dry-run", action="store_true", help="only write the folder that would be pushed")
     publish.add_argument("--to", type=Path, metavar="FOLDER", help="of the dry run (RUN_published)")
+    publish.add_argument(
+        "--branch", metavar="NAME", help="of the repository, made if it is not there; main if not said"
+    )
+    publish.add_argument(
+        "--layout",
+        choices=("run", "heads"),
+        default="run",
+        help="a run folder (the default), or l00h00q/data.parquet, ...",
+    )
     publish.add_argument("--private", action="store_true", help="make the repository private")
     publish.add_argument("--text-licence", metavar="ID", help="the licence of the captured text, such as cc-by-4.0")
     publish.add_argument("--with-tokens", action="store_true", help="the token ids of the texts too; left out if not")

@@ -74,6 +74,15 @@ class RunFolder:
         return f"moments/part-{number:05d}.parquet"
 
     @staticmethod
+    def head(layer: int, head: int, kind: str) -> str:
+        """Where the vectors of one head lie, in the layout of a file for each."""
+        return f"l{layer:02d}h{head:02d}{kind}/data.parquet"
+
+    @staticmethod
+    def is_head(path: str) -> bool:
+        return HEAD.fullmatch(path) is not None
+
+    @staticmethod
     def is_part(path: str) -> bool:
         return PART.fullmatch(path) is not None
 
@@ -98,6 +107,7 @@ class RunFolder:
 PART = re.compile(r"captures/layer=[0-9]+/kind=\w+/part-[0-9]+\.parquet")
 BESIDE = re.compile(r"(tokens|moments)/part-[0-9]+\.parquet")
 NUMBER = re.compile(r"-([0-9]+)\.parquet$")
+HEAD = re.compile(r"l[0-9]+h[0-9]+(q|k|v|q_pre|k_pre)/data\.parquet")
 
 
 class SweepFolder:

@@ -27,7 +27,7 @@ from sniffer.dataset.tokenizing import Tokenizer
 from sniffer.errors import CheckpointError, ConfigError, DatasetError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
-from sniffer.runs.card import TEXT_LICENCES, card
+from sniffer.runs.card import TEXT_LICENCES, Place, card
 from sniffer.runs.reproduce import reproduce
 from sniffer.runs.verify import verify
 from sniffer.types import Chat, SectionedText
@@ -342,9 +342,9 @@ def test_queries_of_every_question_are_kept(whole: Path):
     assert set(run.examples()["source_id"]) == {
         f"{kind}/{length}/{depth}/0" for kind in ("single", "multi_key") for length in (60, 90) for depth in (0.0, 0.5)
     }
-    assert TEXT_LICENCES["sniffer.dataset.Sotu"] not in card(manifest, "a/b", None)
+    assert TEXT_LICENCES["sniffer.dataset.Sotu"] not in card(manifest, Place("a/b"), None)
     ours = replace(manifest, dataset={**manifest.dataset, "hay": {"_target_": "sniffer.dataset.Sotu"}})
-    assert TEXT_LICENCES["sniffer.dataset.Sotu"] in card(ours, "a/b", None)
+    assert TEXT_LICENCES["sniffer.dataset.Sotu"] in card(ours, Place("a/b"), None)
 
 
 def test_a_stopped_run_is_completed_exactly_and_a_run_reproduced(runs: Niahs, whole: Path, tmp_path: Path):

@@ -11,36 +11,48 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 
 from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs import publish as publish_module
-from sniffer.runs.card import card, config_name
+from sniffer.runs.__main__ import main
+from sniffer.runs.card import Place, card, config_name
 from sniffer.runs.export import export
 from sniffer.runs.private import without_paths
 from sniffer.runs.publish import assemble
 from sniffer.runs.verify import verify
+from sniffer.sampler import Uniform
 from sniffer.storage.manifest import Manifest
+from sniffer.types import Sections
+from tests.experiments.planted import planted_run
 from tests.helpers_storage import make_run
 from tests.helpers_store import repeat
 
 
 @dataclass
 class Hub:
-    """A hub that accepts one token, and keeps what is committed to it."""
+    """A hub that accepts one token, and keeps what is committed to it, by branch."""
 
     address: str
-    files: dict[str, bytes] = field(default_factory=dict)
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     created: list[dict] = field(default_factory=list)
     head: str = "b" * 40
     commits: int = 0
     busy: bool = False
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.branches["main"]
 
 
 @pytest.fixture
@@ -51,15 +63,17 @@ def hub() -> Iterator[Hub]:
         def log_message(self, *_: object) -> None: ...
 
         def do_GET(self) -> None:
-            if self.path.split("?")[0] == "/api/datasets/some/one" and hub.created:
-                siblings = [{"rfilename": name} for name in hub.files]
+            path, _, branch = self.path.split("?")[0].partition("/revision/")
+            there = hub.branches.get(unquote(branch) or "main")
+            if path == "/api/datasets/some/one" and hub.created and there is not None:
+                siblings = [{"rfilename": name} for name in there]
                 self.answer({"id": "some/one", "sha": hub.head, "siblings": siblings})
                 hub.head = "c" * 40 if hub.busy else hub.head
             else:
                 self.answer({"error": "nothing here"}, 404)
 
         def do_POST(self) -> None:
-            body = self.body()
+            body, branch = self.body(), unquote(self.path.rpartition("/")[2])
             if self.headers.get("Authorization") != "Bearer hf_good":
                 self.answer({"error": "who are you?"}, 401)
             elif self.path == "/api/repos/create":
@@ -67,16 +81,21 @@ def hub() -> Iterator[Hub]:
                 self.answer({"url": f"{hub.address}/datasets/some/one"})
             elif self.path == "/api/validate-yaml":
                 self.answer({"errors": [], "warnings": []})
-            elif self.path == "/api/datasets/some/one/preupload/main":
+            elif self.path.startswith("/api/datasets/some/one/branch/"):
+                known = branch in hub.branches
+                hub.branches.setdefault(branch, dict(hub.files))
+                self.answer({"error": "is there"} if known else {}, 409 if known else 200)
+            elif self.path.startswith("/api/datasets/some/one/preupload/"):
                 files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
                 self.answer({"files": [{k: f[k] for k in ("path", "uploadMode", "shouldIgnore")} for f in files]})
-            elif self.path == "/api/datasets/some/one/commit/main":
+            elif self.path.startswith("/api/datasets/some/one/commit/"):
                 hub.commits += 1
+                there = hub.branches[branch]
                 for line in map(json.loads, body.splitlines()):
                     if line["key"] == "file":
-                        hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                        there[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                     elif line["key"] == "deletedFile":
-                        del hub.files[line["value"]["path"]]
+                        del there[line["value"]["path"]]
                     elif line["key"] == "header" and line["value"].get("parentCommit") not in (None, hub.head):
                         return self.answer({"error": "somebody was faster"}, 412)
                 url = f"{hub.address}/datasets/some/one/commit/{'a' * 40}"
@@ -129,9 +148,9 @@ def test_a_card_tells_the_law_of_our_own_samplers_only(folder: Path):
     """Someone else's class may have the name of one of ours."""
     manifest = Manifest.load(folder)
     theirs = replace(manifest, sampler={**manifest.sampler, "_target_": "mine.LogUniform"})
-    assert "floor(log2(p + 1))" in card(manifest, "some/one", None)
-    assert "floor(log2(p + 1))" not in card(theirs, "some/one", None)
-    assert "that of mine.LogUniform" in card(theirs, "some/one", None)
+    assert "floor(log2(p + 1))" in card(manifest, Place("some/one"), None)
+    assert "floor(log2(p + 1))" not in card(theirs, Place("some/one"), None)
+    assert "that of mine.LogUniform" in card(theirs, Place("some/one"), None)
 
 
 def test_a_dry_run_is_a_run_folder_with_a_card(folder: Path, tmp_path: Path):
@@ -285,7 +304,7 @@ def test_what_is_pushed_arrives(folder: Path, tmp_path: Path, hub: Hub):
 def test_a_run_that_is_published_again_replaces_the_earlier_one(folder: Path, tmp_path: Path, hub: Hub):
     """In one commit: whoever reads finds one run or the other, never rows of both."""
     owners = {"notes.md": b"mine", "captures/notes.md": b"mine", "captures/layer=00/kind=q/mine.parquet": b"mine"}
-    hub.files |= owners | {".gitattributes": b"hub"}
+    hub.files.update(owners | {".gitattributes": b"hub"})
     assert publish(hub.address, "hf_good", str(folder), "some/one").returncode == 0
     smaller = make_run(tmp_path / "smaller", layers=(2,), kinds=("k", "v")).folder
     done = publish(hub.address, "hf_good", str(smaller), "some/one")
@@ -299,6 +318,107 @@ def test_a_run_that_is_published_again_replaces_the_earlier_one(folder: Path, tm
     assert snapshot.manifest.digest == open_run(smaller).manifest.digest
     parts = {part.path for part in snapshot.manifest.parts}
     assert {name for name in hub.files if "/part-" in name} == parts
+
+
+def test_a_branch_is_made_replaced_and_pointed_at(
+    folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """As one branch per model and text has it; what lies on others stays."""
+    for name, value in (("ENDPOINT", hub.address), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setenv("HF_TOKEN", "hf_good")
+    command, heads_of = ["publish", str(folder), "some/one", "--branch", "tiny/texts-2"], ["--layout", "heads"]
+    hub.files["README.md"] = b"which branches there are"
+    assert main(command + heads_of) == 0
+    assert capsys.readouterr().out.strip() == f"{hub.address}/datasets/some/one/tree/tiny/texts-2"
+    heads = {
+        f"l{layer:02d}h{head:02d}{kind}" for layer in (0, 2) for kind, n in (("q", 4), ("k", 2)) for head in range(n)
+    }
+    there = hub.branches["tiny/texts-2"]
+    assert there.keys() == {"README.md", "examples.parquet", *(f"{name}/data.parquet" for name in heads)}
+    told = there["README.md"].decode()
+    assert 'data_files="l00h00q/data.parquet", split="train", revision="tiny/texts-2")' in told
+    assert 'repo_type="dataset", revision="tiny/texts-2")' in told and "the branch `tiny/texts-2`" in told
+    assert "import FOLDER --to RUN --heads 4/2 --sampler log_uniform base_rate=4.0 min_bucket_size=8" in told
+    # A run in the place of these files, and they in its place again: nothing of the other stays.
+    there |= {"config.yaml": b"mine", "l00h00q/mine.txt": b"mine"}
+    assert main(command) == 0
+    assert not any(name.endswith("data.parquet") for name in there) and there["config.yaml"] != b"mine"
+    assert 'load_dataset("some/one", "l00q", split="train", revision="tiny/texts-2")' in there["README.md"].decode()
+    assert main(command + heads_of) == 0
+    assert there.keys() == {"README.md", "examples.parquet", "l00h00q/mine.txt", *(f"{h}/data.parquet" for h in heads)}
+    assert hub.files == {"README.md": b"which branches there are"} and hub.commits == 3
+
+
+def test_published_heads_become_the_run_again(folder: Path, tmp_path: Path):
+    """By the command that the card names."""
+    assemble(folder, tmp_path / "heads", "some/one", layout="heads")
+    command = (tmp_path / "heads/README.md").read_text().split("python -m sniffer.runs ")[1].splitlines()[0]
+    words = command.replace("FOLDER", str(tmp_path / "heads")).replace("RUN", str(tmp_path / "back")).split()
+    assert main(words) == 0
+    original, back = open_run(folder), open_run(tmp_path / "back")
+    assert isinstance(original, Run) and isinstance(back, Run)
+    one, other = (run.vectors(layer=2, head=1, kind="k") for run in (original, back))
+    assert one.vectors.tobytes() == other.vectors.tobytes()
+    assert np.array_equal(one.inclusion_probability, other.inclusion_probability)
+    from datasets import load_dataset
+
+    file, cache = "l02h01k/data.parquet", str(tmp_path / "cache")
+    rows = load_dataset(str(tmp_path / "heads"), data_files=file, split="train", cache_dir=cache)
+    assert rows["position"] == one.positions.tolist()
+
+
+def test_a_branch_that_is_no_name_is_refused(folder: Path, tmp_path: Path):
+    for branch in ("", "a b", "a..b", "a/", "-x", "refs/heads/x", "a.lock", 'a"b', "a/.b", "a\n"):
+        with pytest.raises(RunError, match="no name for a branch"):
+            assemble(folder, tmp_path / "published", "some/one", branch=branch)
+    with pytest.raises(RunError, match="no place for token ids"):
+        assemble(folder, tmp_path / "published", "some/one", tokens=True, layout="heads")
+    assert not (tmp_path / "published").exists()
+
+
+def test_the_card_has_the_law_and_the_sections(tmp_path: Path):
+    parts = [Sections.one("question", 30), Sections.one("a|b", 34)]
+    law = Uniform(base_rate=32.0, bucket_size=64, keep_sections=["a|b"])
+    run = planted_run(
+        tmp_path / "run", lengths=(64, 64), layers=(0,), sections=lambda _: Sections.joined(parts), sampler=law
+    )
+    assemble(run.folder, tmp_path / "published", "some/one")
+    text = (tmp_path / "published/README.md").read_text()
+    rows = {kind: len(run.scan(kind=kind).collect()) for kind in ("q", "k")}
+    assert (
+        f"| bucket | probability | rows of q | rows of k |\n| --- | ---: | ---: | ---: |\n| 0 | 0.5 | {rows['q']} |"
+        in text
+    )
+    assert r"Positions of these sections are all kept: a\|b." in text
+    of = {kind: len(run.only(["question"]).scan(kind=kind).collect()) for kind in ("q", "k")}
+    assert f"| question | 60 | {of['q']} | {of['k']} |" in text
+    assert rf"| a\|b | 68 | {68 * 4} | {68 * 2} |" in text
+
+
+HOSTILE = "<img src=x onerror=alert(1)> | [a](javascript:b) `c` **d** __e__ $f$ https://g.org\n# h &lt; ~~i~~ --- k_v"
+
+
+def test_names_are_text_wherever_they_land(folder: Path, tmp_path: Path):
+    """In the head, which is YAML, and in the page, which is Markdown and HTML."""
+    manifest = Manifest.load(folder)
+    model, data = {"checkpoint": HOSTILE, "revision": HOSTILE}, {"name": HOSTILE, "split": HOSTILE}
+    sampler = {**manifest.sampler, "_target_": f"x.{HOSTILE}", "seed_by": [HOSTILE]}
+    hostile = replace(manifest, model=model, dataset=data, sampler=sampler, device={HOSTILE: HOSTILE})
+    text = card(hostile, Place("some/one"), HOSTILE)
+    head, page = text.split("---\n", 2)[1:]
+    assert yaml.safe_load(head)["pretty_name"] == f"q and k vectors of {HOSTILE}"
+    assert yaml.safe_load(head)["license"] == HOSTILE
+    plain = card(replace(hostile, model={}, dataset={}, sampler=manifest.sampler, device={}), Place("some/one"), "x")
+    assert len(page.splitlines()) == len(plain.split("---\n", 2)[2].splitlines())
+    html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(page)
+    for markup in ("<img", 'javascript:b"', "<strong", "<em>", "<s>", "<code>c", "https:", "<h1>h", "<a "):
+        assert markup not in html, markup
+    assert html.count("<h1>") == 1 and html.count("<table>") == 2
+    shown = re.sub("<[^>]*>", "", unescape(html.replace("<!-- -->", "")))
+    assert shown.count(HOSTILE.replace("\n", " ")[28:]) >= 8
+    facts = [line for line in page.splitlines() if line.startswith("| model")]
+    assert len(re.findall(r"(?<!\\)\|", facts[0])) == 3
 
 
 def test_two_who_publish_at_once_do_not_mix(folder: Path, hub: Hub):
