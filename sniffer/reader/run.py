@@ -23,6 +23,7 @@ from sniffer.reader.held import Held
 from sniffer.reader.laws import inclusion_probability as inclusion_probability_of
 from sniffer.reader.laws import of_buckets
 from sniffer.reader.moments import moments_of
+from sniffer.reader.rotary import Rotary, rotary
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
@@ -203,6 +204,16 @@ class Run(Held):
             RunError: the run has no such moments; the message says which it has.
         """
         return moments_of([self], layer, head, kind, bucket, section)
+
+    def rotary(self, layer: int) -> Rotary:
+        """What turns q_pre and k_pre of a layer to any positions, and q and k back.
+
+        Where q and q_pre, or k and k_pre, were captured, they are shown to be what it makes of one another.
+
+        Raises:
+            RunError: the layer was not captured, its RoPE is not known, and why, or does not give what was captured.
+        """
+        return rotary(self, layer)
 
     def scores(self, *, layer: int, q_head: int, example_id: int) -> pl.DataFrame:
         """Logits of all captured queries and keys of one document, as attention has them before softmax.

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Complex128, Float, Float64, Int
 
 ROPE_LAYOUTS = ("half", "interleaved", "interleaved_to_half")
 """How dimensions are paired: i with i + pairs (Llama and most others), 2i with 2i + 1, or so before RoPE and, after it,
@@ -53,14 +53,40 @@ class Rope:
         """Vectors before RoPE as they are after it, in float64."""
         return self.at(positions)(vectors)
 
+    def before(
+        self, vectors: Float[np.ndarray, "... n dim"], positions: Int[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, "... n dim"]:
+        """Vectors after RoPE as they were before it, in float64: `turned` the other way round."""
+        angles, factor = -positions[:, None] * np.array(self.inv_freq), 1 / self.attention_factor
+        places = self.places(pre=False), self.places(pre=True)
+        return self._turned(factor * np.cos(angles), factor * np.sin(angles), vectors, places)
+
+    def planes(self, vectors: Float[np.ndarray, "... n dim"]) -> Complex128[np.ndarray, "... n planes"]:
+        """Vectors before RoPE as a complex number for each pair, and one for each dimension that does not turn.
+
+        With speeds w, `self.speeds(dim)`, the product of a query and a key d positions before it is the real part of
+        the sum of conj(q) k exp(-i w d), the attention factor included.
+        """
+        x, y = (vectors[..., place].astype(np.float64) for place in self.places(pre=True))
+        still = np.ones(vectors.shape[-1], dtype=bool)
+        still[self.first : self.first + self.rotary] = False
+        return np.concatenate([self.attention_factor * (x + 1j * y), vectors[..., still]], axis=-1)
+
+    def speeds(self, dim: int) -> Float64[np.ndarray, " planes"]:
+        """Of `planes`, in radians per position, of vectors of so many dimensions; 0 for those that do not turn."""
+        return np.concatenate([np.array(self.inv_freq, dtype=np.float64), np.zeros(dim - self.rotary)])
+
     def at(self, positions: Int[np.ndarray, " n"]) -> Callable[[np.ndarray], np.ndarray]:
         """What `turned` does with vectors at these positions, for several that share them."""
-        angles = positions[:, None] * np.array(self.inv_freq)
-        return partial(self._turned, self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles))
+        angles, places = positions[:, None] * np.array(self.inv_freq), (self.places(pre=True), self.places(pre=False))
+        cos, sin = self.attention_factor * np.cos(angles), self.attention_factor * np.sin(angles)
+        return partial(self._turned, cos, sin, places=places)
 
-    def _turned(self, cos: np.ndarray, sin: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    @staticmethod
+    def _turned(cos: np.ndarray, sin: np.ndarray, vectors: np.ndarray, places: Any) -> np.ndarray:
+        """By these angles, from pairs of dimensions at the first places to those at the second."""
         found = vectors.astype(np.float64)
-        before, after = self.places(pre=True), self.places(pre=False)
+        before, after = places
         x, y = (vectors[..., place].astype(np.float64) for place in before)
         found[..., after[0]] = x * cos - y * sin
         x *= sin

@@ -18,5 +18,7 @@ CHECKED = (
     "rope_frequencies.core",
     "query_key_gap.core",
     "sampling_error.statistics",
+    "virtual_distance.core",
+    "virtual_distance.preferences",
 )
 install_import_hook([f"sniffer.experiments.{name}" for name in CHECKED], "beartype.beartype")

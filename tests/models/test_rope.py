@@ -73,6 +73,14 @@ def test_frequencies_are_those_of_the_formula_and_of_the_vectors(run: Callable, 
             assert np.abs(turned - y).max() < 2e-4 * np.abs(y).max()  # angles are computed in float32
             found = rope.turned(before.vectors, before.positions)
             assert np.allclose(found, np.concatenate([turned.real, turned.imag], axis=1), atol=2e-4)
+            rotary, moved = (
+                captured.rotary(layer),
+                factor * x * np.exp(1j * (before.positions[:, None] + 1000) * wanted),
+            )
+            assert rotary.proven == ("q", "k")
+            found = rotary.turned(before.vectors, before.positions + 1000)
+            assert np.allclose(found, np.concatenate([moved.real, moved.imag], axis=1), atol=2e-3)
+            assert np.allclose(rotary.before(after.vectors, after.positions), before.vectors, atol=2e-4)
     assert captured.model_config["rope_parameters"].items() >= told.items()
 
 
