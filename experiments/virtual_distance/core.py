@@ -176,11 +176,12 @@ def _by_cell(side: Side, texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     cells = int(side.cells.max()) + 1
     sums = np.zeros((heads, len(texts), cells, planes), dtype=np.complex128)
     weights = np.zeros((len(texts), cells))
-    of_text = np.searchsorted(texts, side.documents)
-    for text, cell in {*zip(of_text.tolist(), side.cells.tolist(), strict=True)}:
-        some = (of_text == text) & (side.cells == cell)
-        sums[:, text, cell] = np.einsum("hnf,n->hf", side.planes[:, some], side.weights[some])
-        weights[text, cell] = side.weights[some].sum()
+    places = np.searchsorted(texts, side.documents) * cells + side.cells
+    order = np.argsort(places, kind="stable")
+    there, first = np.unique(places[order], return_index=True)
+    at = there // cells, there % cells
+    sums[:, *at] = np.add.reduceat((side.planes * side.weights[:, None])[:, order], first, axis=1)
+    weights[at] = np.add.reduceat(side.weights[order], first)
     return sums, weights
 
 

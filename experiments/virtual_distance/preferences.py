@@ -72,7 +72,10 @@ def preferences(
     triples: Triples,
     distances: Int[np.ndarray, " distances"],
 ) -> Preferences:
-    """Which key wins, as the pairs are, and when only distances change."""
+    """Which key wins, as the pairs are, and when only distances change; NaN where there are no triples."""
+    if not len(triples.query):
+        nothing = np.full((len(key_of), len(distances)), np.nan)
+        return Preferences(nothing[:, 0], nothing, nothing)
     away = [queries.positions[triples.query] - keys.positions[place] for place in (triples.one, triples.other)]
     turns = [np.exp(-1j * one[:, None] * speeds) for one in away]
     changed, together, further = [], [], []

@@ -28,23 +28,17 @@ def findings(tables: Mapping[str, pl.DataFrame], dropped: pl.DataFrame, still: S
                 f"; of it RoPE alone gives {falls[0]:+.2f}, drift {falls[1]:+.2f}, content {falls[2]:+.2f} (medians)"
             )
         found.append(
-            f"From pairs at most {near:,} positions apart to those {far:,} or more apart the mean logit falls by "
-            f"{middle(heads['fall'].drop_nans()):.2f} in the median head{parts}."
+            f"From pairs at most {near:,} positions apart to those farthest apart (up to {far:,} and more) the mean "
+            f"logit falls by {middle(heads['fall'].drop_nans()):.2f} in the median head{parts}."
         )
-    if not heads["fall_rope"].is_not_nan().any():
+    else:
+        found.append(
+            f"No pairs are told to be near and others far: none, or all, are at most {near:,} positions apart."
+        )
+    if curves["rope"].is_nan().all():
         found.append("RoPE, drift and content cannot be told apart: that takes two documents or more.")
-    count = int(dropped["triples"].sum())
-    share = middle(heads["content_wins"].drop_nans())
-    found.append(
-        f"After two keys have changed places the query still prefers the same one in {share:.0%} of {count:,} triples "
-        "(median head): 100% would be content alone, 0% place alone."
-    )
-    together = wins.group_by("distance").agg(pl.col("together", "further").median()).sort("distance")
-    last = together.row(-1, named=True)
-    found.append(
-        f"Moved {last['distance']:,} positions further away, two keys keep their order in {last['further']:.0%} of "
-        f"them; both put at that one distance, in {last['together']:.0%}."
-    )
+    if count := int(dropped["triples"].sum()):
+        found += _preferred(heads["content_wins"].drop_nans(), wins.filter(pl.col("together").is_not_nan()), count)
     for column, what in (("first", "keys at the first positions"), ("sinks", "keys as sinks")):
         if (most := int(dropped[column].max() or 0)) > 0:  # type: ignore[arg-type]
             found.append(f"Left out are {what}: {most:,} positions in the layer that has most of them.")
@@ -53,6 +47,17 @@ def findings(tables: Mapping[str, pl.DataFrame], dropped: pl.DataFrame, still: S
     if still:
         found.append(f"Layers {ranges(still)} turn nothing by position and are left out.")
     return found
+
+
+def _preferred(changed: pl.Series, wins: pl.DataFrame, count: int) -> list[str]:
+    middles = wins.group_by("distance").agg(pl.col("together", "further").median()).sort("distance")
+    last = middles.row(-1, named=True)
+    return [
+        f"After two keys have changed places the query still prefers the same one in {middle(changed):.0%} of "
+        f"{count:,} triples (median head): 100% would be content alone, 0% place alone.",
+        f"Moved {last['distance']:,} positions further away, two keys keep their order in {last['further']:.0%} of "
+        f"them; both put at that one distance, in {last['together']:.0%}.",
+    ]
 
 
 def figures(tables: Mapping[str, pl.DataFrame]) -> dict[str, Figure]:
@@ -103,8 +108,8 @@ def _virtual(table: pl.DataFrame) -> Figure:
 
 
 def _preferences(table: pl.DataFrame) -> Figure:
-    middles = table.group_by("distance").agg(pl.col("together", "further").median()).sort("distance")
-    middles = middles.filter(pl.col("distance") > 0)
+    wins = table.filter(pl.col("together").is_not_nan(), pl.col("distance") > 0)
+    middles = wins.group_by("distance").agg(pl.col("together", "further").median()).sort("distance")
     x = middles["distance"].to_list()
     curves = {
         "both keys that much further away": (x, middles["further"].to_list()),

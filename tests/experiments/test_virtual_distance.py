@@ -286,6 +286,8 @@ def test_one_text_alone_tells_no_drift_from_content(tmp_path: Path):
     curves = result.tables["curves"]
     assert curves["rope"].is_nan().all() and curves["observed"].is_not_nan().all()
     assert any("takes two documents" in said for said in result.findings)
+    near = VirtualDistance(near=1000, layers=0).measure(run)
+    assert near.tables["heads"]["fall"].is_nan().all() and any("No pairs are told" in said for said in near.findings)
     assert set(result.figures) == {"curves", "virtual", "preferences", "content_wins", "fall"}
 
 

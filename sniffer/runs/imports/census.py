@@ -19,7 +19,7 @@ from sniffer.types import KIND, Rows, Sections
 
 @dataclass(frozen=True)
 class Kept:
-    """How many positions of a bucket of a document were kept, where any were: three columns."""
+    """How many positions of a bucket of a document were kept, where any were; the same two may be there twice."""
 
     example_ids: np.ndarray
     buckets: np.ndarray
@@ -27,8 +27,11 @@ class Kept:
 
     @classmethod
     def of(cls, rows: Rows) -> Kept:
-        both, counts = np.unique(np.stack([rows.example_id, rows.bucket]), axis=1, return_counts=True)
-        return cls(both[0], both[1], counts)
+        # In the order of a part rows of one bucket and document follow one another, within a section.
+        begins = np.diff(rows.bucket, prepend=-1) != 0
+        begins[1:] |= np.diff(rows.example_id) != 0
+        first = np.flatnonzero(begins)
+        return cls(rows.example_id[first], rows.bucket[first], np.diff(first, append=len(rows)).astype(np.int32))
 
 
 @dataclass
@@ -40,10 +43,12 @@ class Census:
         buckets: of each position, where one was met; -1 elsewhere.
         windows: by layer.
         shared: by (layer, kind, head), what tells one set of positions from another.
+        count: whether to count what was kept, for who knows the sampler.
         kept: by such a set, how many positions of each bucket of each document.
         sections: by document, which captured positions have which section; None where there are none.
     """
 
+    count: bool = True
     positions: dict[int, int] = field(default_factory=dict)
     buckets: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     windows: dict[int, int | None] = field(default_factory=dict)
@@ -69,7 +74,8 @@ class Census:
             self._add_sections(file, rows)
         told = hashlib.sha256(b"".join(column.tobytes() for column in rows.columns().values())).hexdigest()
         self.shared[file.layer, file.kind, file.head] = told
-        self.kept[f"{told} {KIND[file.kind].draw}"] = Kept.of(rows)
+        if self.count:
+            self.kept[f"{told} {KIND[file.kind].draw}"] = Kept.of(rows)
 
     def _add_buckets(self, file: HeadFile, rows: Rows) -> None:
         """A bucket belongs to a position, in every file."""

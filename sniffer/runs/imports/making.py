@@ -57,7 +57,7 @@ def import_heads(folder: Path, target: Path, said: Said) -> list[str]:
     if target.exists():
         raise RunError(f"{target} exists already: choose another folder with --to")
     files = head_files(folder, pre=said.pre)
-    census = Census()
+    census = Census(count=said.sampler is not None)
     for file in _progress(files, "reading positions"):
         census.add(file, read_rows(file))
     heads = said.heads if said.heads is not None else all_heads(files)
