@@ -82,7 +82,6 @@ ABOUT = {
     "virtual_distance.fall_drift": "what of it is content that moves with position",
     "virtual_distance.fall_content": "what of it is content that near tokens of a text have in common",
     "virtual_distance.content_wins": "share of key pairs whose winner stays when they change places; 0: place decides",
-    "virtual_distance.pairs": "pairs of a query and a key before it, of the captured rows",
     "query_key_gap.distance_q": "Mahalanobis distance of queries from keys, per root dimension",
     "query_key_gap.distance_k": "the same of keys left out of the fit",
     "query_key_gap.gap": "the first over the second",

@@ -144,10 +144,9 @@ class VirtualDistance:
         shown, alone, left_out = self._curves(here, ranges_of(longest - 1), distances)
         triples = draw_triples(here.q, here.k, self.count, here.geometry.first_key, [self.seed, rotary.layer])
         wins = preferences(here.q, here.k, here.key_of, here.speeds, triples, distances)
-        pairs = shown["heads"].pop("pairs")
         curve = {"rope": alone, "together": wins.together, "further": wins.further}
         counts = {"sinks": here.sinks, "first": here.first, "triples": len(triples.one), "alone": left_out}
-        told = {**shown["heads"], "content_wins": wins.changed, "pairs": pairs}
+        told = {**shown["heads"], "content_wins": wins.changed}
         return {
             "heads": head_columns(rotary.layer, here.heads, **told),
             "curves": _long(rotary.layer, here.heads, *shown["curves"]),
@@ -198,9 +197,8 @@ class VirtualDistance:
             alone = scaling * at_distances(parts.average, here.speeds, distances)
         virtual = scaling * at_distances(sums.content[:, chosen] / weight[:, None], here.speeds, distances)
         real, put_at = np.repeat(edge, len(distances)), np.tile(distances, len(edge))
-        pairs = np.full(len(here.heads), sums.pairs.sum())
         shown = {
-            "heads": {**self._falls(values, edge, weight), "pairs": pairs},
+            "heads": self._falls(values, edge, weight),
             "curves": ({"distance": edge, "pairs": sums.pairs[chosen]}, values),
             "virtual": ({"distance": real, "virtual_distance": put_at}, {"logit": virtual}),
         }

@@ -28,8 +28,8 @@ def findings(tables: Mapping[str, pl.DataFrame], dropped: pl.DataFrame, still: S
                 f"; of it RoPE alone gives {falls[0]:+.2f}, drift {falls[1]:+.2f}, content {falls[2]:+.2f} (medians)"
             )
         found.append(
-            f"From pairs at most {near:,} positions apart to those farthest apart (up to {far:,} and more) the mean "
-            f"logit falls by {middle(heads['fall'].drop_nans()):.2f} in the median head{parts}."
+            f"From pairs at most {near:,} positions apart to those farthest apart ({far:,} or more, where a layer sees "
+            f"so far) the mean logit falls by {middle(heads['fall'].drop_nans()):.2f} in the median head{parts}."
         )
     else:
         found.append(

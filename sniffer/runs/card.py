@@ -32,6 +32,11 @@ BUCKETS = 40
 TOLD = {"sniffer.sampler.LogUniform": "log_uniform", "sniffer.sampler.Uniform": "uniform", "sniffer.sampler.All": "all"}
 """Samplers that `runs import` can be told."""
 
+CHANGED = ("gguf_file", "config_overrides", "adapter", "put_on", "quantization")
+"""Of a model, what makes it another one than its checkpoint."""
+
+UNSAID: tuple[Any, ...] = (None, {}, [], "")
+
 Section = tuple[Sequence[str], Iterable[Sequence[Any]]]
 
 
@@ -86,8 +91,10 @@ def _head(manifest: Manifest, place: Place, text_licence: str | None) -> dict[st
 def _about(manifest: Manifest, place: Place, licence: str) -> str:
     counts, geometry = manifest.counts, ("checkpoint", "architecture", "revision", "commit", "weights", "geometry")
     kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in manifest.rows_by_kind.items())
+    changed = _described(manifest.model, *CHANGED)
     facts = {
         "model": _described(manifest.model, *geometry),
+        **({"model as it was changed": changed} if changed else {}),
         "computed in": _described(manifest.device),
         "text": _described(manifest.dataset, "path", "name", "split", "package", "documents", "imported"),
         "licence of the text": escaped(licence),
@@ -246,4 +253,4 @@ def _numbers(sampler: Mapping[str, Any]) -> dict[str, Any]:
 
 def _described(values: Mapping[str, Any], *names: str) -> str:
     shown = {name: values.get(name) for name in names or values}
-    return ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in shown.items() if value is not None)
+    return ", ".join(f"{escaped(name)} {escaped(value)}" for name, value in shown.items() if value not in UNSAID)

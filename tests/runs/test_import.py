@@ -234,9 +234,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "unequal vectors": (rewrite(lambda t: first_vector(t, [1.0])), "vectors of 1 and 8 numbers"),
     "a null in a vector": (rewrite(lambda t: first_vector(t, [None] * 8)), "vectors with a null"),
     "wide vectors": (rewrite(lambda t: t.with_columns(pl.col("vector").cast(pl.List(pl.Float64)))), "float32 or"),
-    "a head of another dim": (rewrite(shortened), r"vectors of 4 numbers, those of l02h00q/data.parquet 8"),
+    "a head of another dim": (rewrite(shortened), "vectors of 4 numbers, others of kind q in its layer 8"),
     "keys of another dim": (
-        lambda f: [rewrite(shortened, f"l00h0{head}k")(f) for head in range(2)], "8 numbers in q, and of 4 in k"
+        lambda f: [rewrite(shortened, f"l00h0{head}k")(f) for head in range(2)],
+        "l00h00k/data.parquet has vectors of 4 numbers, others of kind q in its layer 8",
     ),
     "no rows": (lambda f: [rewrite(lambda t: t[:0], f"l00h0{head}v")(f) for head in range(2)], "has no rows"),
 }  # fmt: skip
@@ -278,7 +279,9 @@ def test_queries_and_keys_from_before_rope_are_called_so(made: Path, tmp_path: P
     for name in ("l00h00q", "l00h00k"):
         shutil.copytree(made / "heads" / name, tmp_path / "heads" / name)
     import_heads(tmp_path / "heads", tmp_path / "run", Said(pre=True))
-    assert opened(tmp_path / "run").all_captured == {(0, "q_pre"), (0, "k_pre")}
+    run = opened(tmp_path / "run")
+    assert run.all_captured == {(0, "q_pre"), (0, "k_pre")} and run.manifest.layer(0).key_head(0, "k_pre") == 0
+    assert len(run.pairs(layer=0, q_head=0, query_kind="q_pre", key_kind="k_pre")) > 0
 
 
 def test_verbs_say_what_cannot_be_asked_of_it(made: Path, capsys: pytest.CaptureFixture[str]):

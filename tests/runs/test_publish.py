@@ -402,14 +402,17 @@ HOSTILE = "<img src=x onerror=alert(1)> | [a](javascript:b) `c` **d** __e__ $f$ 
 def test_names_are_text_wherever_they_land(folder: Path, tmp_path: Path):
     """In the head, which is YAML, and in the page, which is Markdown and HTML."""
     manifest = Manifest.load(folder)
-    model, data = {"checkpoint": HOSTILE, "revision": HOSTILE}, {"name": HOSTILE, "split": HOSTILE}
+    model = {"checkpoint": HOSTILE, "revision": HOSTILE, "config_overrides": {HOSTILE: [HOSTILE]}, "quantization": {}}
+    data = {"name": HOSTILE, "split": HOSTILE}
     sampler = {**manifest.sampler, "_target_": f"x.{HOSTILE}", "seed_by": [HOSTILE]}
     hostile = replace(manifest, model=model, dataset=data, sampler=sampler, device={HOSTILE: HOSTILE})
     text = card(hostile, Place("some/one"), HOSTILE)
     head, page = text.split("---\n", 2)[1:]
     assert yaml.safe_load(head)["pretty_name"] == f"q and k vectors of {HOSTILE}"
     assert yaml.safe_load(head)["license"] == HOSTILE
-    plain = card(replace(hostile, model={}, dataset={}, sampler=manifest.sampler, device={}), Place("some/one"), "x")
+    other = {"model": {"config_overrides": {"x": 1}}, "dataset": {}, "sampler": manifest.sampler, "device": {}}
+    plain = card(replace(hostile, **other), Place("some/one"), "x")
+    assert "| model as it was changed | config_overrides {'x': 1} |" in plain and "quantization" not in page
     assert len(page.splitlines()) == len(plain.split("---\n", 2)[2].splitlines())
     html = MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(page)
     for markup in ("<img", 'javascript:b"', "<strong", "<em>", "<s>", "<code>c", "https:", "<h1>h", "<a "):

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import rich
 from rich.progress import track
 
@@ -31,7 +30,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.schema import Footer, Part
 from sniffer.storage.writer import Listing, write_vectors
-from sniffer.types import KIND, LayerGeometry, key_head
+from sniffer.types import KIND, KINDS, LayerGeometry, key_head
 
 UNKNOWN = "unknown"
 Selection = Mapping[int, Mapping[str, tuple[int, ...]]]
@@ -119,6 +118,8 @@ class Making:
         self.dims: dict[tuple[int, str], int] = {}
         self.written: dict[tuple[int, str, tuple[int, ...]], tuple[Path, Part]] = {}
         self.listing = Listing.of(self.census.examples())
+        self.seed_by = self._seed_by()
+        self.sampler = self._sampler()
         self.created = now()
 
     def whole(self, place: Path) -> Manifest:
@@ -163,8 +164,8 @@ class Making:
             seed=0,
             model={"checkpoint": self.said.model},
             dataset=self._dataset(),
-            sampler=self._sampler(),
-            geometry=tuple(self._geometry(layer, kinds) for layer, kinds in selection.items()),
+            sampler=self.sampler,
+            geometry=tuple(map(self._geometry, selection)),
             selection=selection,
             created=self.created,
             finished=self.created,
@@ -184,44 +185,36 @@ class Making:
             _link(before[0] / path, place / path)
             return before[1]
         files = [self.file[layer, kind, head] for head in heads]
-        first = read_rows(files[0])
-        require_room(f"layer {layer}, kind {kind}", len(heads) * len(first.rows), self._dim(files, first.order))
-        pieces = []
+        rows = read_rows(files[0]).rows
+        pieces: list[Any] = []
         for file in files:
-            pieces.append(read_vectors(file, read_rows(file).order))
-            if pieces[-1].shape != pieces[0].shape:
-                dims = f"{pieces[-1].shape[1]} numbers, those of {files[0].name} {pieces[0].shape[1]}"
-                raise RunError(f"{file.path} has vectors of {dims}: nothing was imported")
-        dim = self.dims[layer, kind] = pieces[0].shape[1]
-        if not dim:
-            raise RunError(f"{files[0].path} has no rows, so that nobody knows how long its vectors are: leave it out")
-        self._refuse_dims(layer, files[0])
-        seed_by = self._seed_by()
-        footer = Footer(
-            layer, kind, dim, "float32", self.census.windows[layer], None, fields_of(self._sampler()), 0, seed_by
-        )
-        part = write_vectors(place, path, heads, pieces, first.rows, footer)
+            found = read_vectors(file, read_rows(file).order)
+            if not pieces:
+                require_room(f"layer {layer}, kind {kind}", len(heads) * len(rows), found.shape[1])
+            self._refuse_dim(file, found.shape[1])
+            pieces.append(found)
+        told = self.census.windows[layer], None, fields_of(self.sampler), 0, self.seed_by
+        footer = Footer(layer, kind, self.dims[layer, kind], "float32", *told)
+        part = write_vectors(place, path, heads, pieces, rows, footer)
         self.written[layer, kind, heads] = place, part
         return part
 
-    def _dim(self, files: Sequence[HeadFile], order: np.ndarray) -> int:
-        return 0 if not len(order) else read_vectors(files[0], order[:1]).shape[1]
+    def _refuse_dim(self, file: HeadFile, dim: int) -> None:
+        """All vectors of a layer and kind are of one length, and a query's of its keys', before RoPE and after it."""
+        if not dim:
+            raise RunError(f"{file.path} has no rows, so that nobody knows how long its vectors are: leave it out")
+        alike = (file.kind,) if file.kind == "v" else ("q", "k", "q_pre", "k_pre")
+        for kind in alike:
+            if (other := self.dims.get((file.layer, kind), dim)) != dim:
+                what = f"{dim} numbers, others of kind {kind} in its layer {other}"
+                raise RunError(f"{file.path} has vectors of {what}: nothing was imported")
+        self.dims[file.layer, file.kind] = dim
 
-    def _refuse_dims(self, layer: int, file: HeadFile) -> None:
-        """A query is multiplied with its key, before RoPE or after it."""
-        pairs = (("q", "k"), ("q_pre", "k_pre"), ("q", "q_pre"), ("k", "k_pre"))
-        for one, other in pairs:
-            dims = [self.dims.get((layer, kind)) for kind in (one, other)]
-            if file.kind in (one, other) and None not in dims and dims[0] != dims[1]:
-                what = f"vectors of {dims[0]} numbers in {one}, and of {dims[1]} in {other}"
-                raise RunError(f"layer {layer} of {self.folder} has {what}: nothing was imported")
-
-    def _geometry(self, layer: int, kinds: Mapping[str, Any]) -> LayerGeometry:
+    def _geometry(self, layer: int) -> LayerGeometry:
         assert self.said.heads is not None
         counts = dict(zip("qk", self.said.heads, strict=True))
-        known = [kind for kind in KIND if (layer, kind) in self.dims]
-        heads = {kind: counts[KIND[kind].draw] for kind in known}
-        dims = {kind: self.dims[layer, kind] for kind in known}
+        heads = {kind: counts[KIND[kind].draw] for kind in KINDS if counts[KIND[kind].draw]}
+        dims = {kind: self.dims[layer, kind] for kind in KINDS if (layer, kind) in self.dims}
         return LayerGeometry(layer, UNKNOWN, heads, dims, None, self.census.windows[layer])
 
     def _dataset(self) -> dict[str, Any]:
@@ -230,8 +223,8 @@ class Making:
 
     def _sampler(self) -> dict[str, Any]:
         if self.said.sampler is None:
-            return {"_target_": UNKNOWN, "seed_by": list(self._seed_by())}
-        sampler = replace(self.said.sampler, seed_by=list(self._seed_by()))
+            return {"_target_": UNKNOWN, "seed_by": list(self.seed_by)}
+        sampler = replace(self.said.sampler, seed_by=list(self.seed_by))
         return with_law(Picker(sampler, seed=0), self.census.longest)
 
     def _seed_by(self) -> tuple[str, ...]:
