@@ -39,7 +39,8 @@ def tokens_of(folder: Path, manifest: Manifest, example_id: int | None = None) -
     """
     if not manifest.tokens:
         raise RunError(
-            f"{folder} has no token ids: output.tokens=false, published without them, or made by an early release"
+            f"{folder} has no token ids: output.tokens=false, published without them, imported, or made by an early "
+            "release"
         )
     try:
         table = read_tokens(folder, manifest.tokens, example_id)

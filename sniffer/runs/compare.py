@@ -19,7 +19,7 @@ from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.reproduce import difference, elsewhere
 from sniffer.terminal.printing import Grid
-from sniffer.types import ATTENTION, Column
+from sniffer.types import ATTENTION, UNKNOWN_TOKEN, Column
 
 KEY = ("head", "example_id", "position")
 SCHEMA = {
@@ -43,7 +43,8 @@ SHOWN = 40
 def compare(first: Run, second: Run) -> pl.DataFrame:
     """By layer and kind, and by statistic of attention: rows of both, rows of one, and how far apart they are.
 
-    Columns: layer, kind; `statistic` of attention, null for vectors; `rows` in both runs, of the same token;
+    Columns: layer, kind; `statistic` of attention, null for vectors; `rows` in both runs, of the same token as far as
+    tokens are known;
     `only_first`, `only_second`; `other_token`: at the same place, of another token, which are left out. Of the others
     `mean`, `median` and `largest` distance: of vectors the length of their difference over that of the first, of
     statistics the absolute difference; `cosine`, the mean of vectors' (null where one has no length); `head` with the
@@ -73,7 +74,9 @@ def _of_pair(first: Run, second: Run, layer: int, kind: str) -> Iterator[tuple[o
     tables = [run.scan(kind=kind, layers=[layer]).select(*KEY, "token_id", *names).collect() for run in (first, second)]
     both = tables[0].join(tables[1], on=KEY, suffix="_other")
     alone = tables[0].height - both.height, tables[1].height - both.height
-    same = both.filter(pl.col("token_id") == pl.col("token_id_other"))
+    tokens = pl.col("token_id"), pl.col("token_id_other")
+    unknown = (tokens[0] == UNKNOWN_TOKEN) | (tokens[1] == UNKNOWN_TOKEN)
+    same = both.filter((tokens[0] == tokens[1]) | unknown)
     told = len(same), *alone, len(both) - len(same)
     heads = same["head"].to_numpy()
     for column in (column for column in columns[0] if column.name in names):
@@ -131,17 +134,27 @@ def told(first: Path, second: Path, target: Path | None = None) -> tuple[Table, 
     if target is not None and target.exists():
         raise RunError(f"{target} exists already: choose another file with --to")
     table = compare(one, other)
-    differing = [
-        line.replace(" then, ", " in A, ").removesuffix(" now") + " in B"
-        for line in elsewhere(one.manifest, other.manifest)
-    ]
-    lines = ["what differs: " + ("; ".join(differing) or "nothing that is recorded")]
+    lines = [_differing(one, other)]
     if target is not None:
         table.write_parquet(target)
         lines.append(f"all {len(table):,} lines are in {target}")
     elif len(table) > SHOWN:
         lines.append(f"{len(table) - SHOWN} more lines: --to FILE.parquet has all of them")
     return _grid(table.head(SHOWN)), lines
+
+
+def _differing(one: Run, other: Run) -> str:
+    """What the manifests have otherwise; of an import nothing is known."""
+    if imported := [str(run.folder) for run in (one, other) if run.manifest.imported]:
+        were = "was imported" if len(imported) == 1 else "were imported"
+        return (
+            f"what differs is not known: {' and '.join(imported)} {were}, and documents are the same by their ids alone"
+        )
+    lines = [
+        line.replace(" then, ", " in A, ").removesuffix(" now") + " in B"
+        for line in elsewhere(one.manifest, other.manifest)
+    ]
+    return "what differs: " + ("; ".join(lines) or "nothing that is recorded")
 
 
 TITLES = {"only_first": "only A", "only_second": "only B", "other_token": "other token", "head": "worst head"}

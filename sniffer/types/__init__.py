@@ -40,7 +40,7 @@ from sniffer.types.models import (
 from sniffer.types.moments import MOMENTS, SECONDS, MomentRows, Moments, MomentsLayout
 from sniffer.types.places import is_url
 from sniffer.types.rope import ROPE_LAYOUTS, Rope, by_rope
-from sniffer.types.rows import ROW_DTYPES, SECTION, Rows
+from sniffer.types.rows import ROW_DTYPES, SECTION, UNKNOWN_TOKEN, Rows
 from sniffer.types.sections import NONE, Names, Sections
 from sniffer.types.statistics import ALL_STATISTICS, STATISTICS, AttentionLayout, Column, ScoreFacts, columns_of
 from sniffer.types.values import COMPRESSIONS, WIDE, codec
@@ -66,6 +66,7 @@ __all__ = [
     "SECTION",
     "STATISTICS",
     "THINKING",
+    "UNKNOWN_TOKEN",
     "WIDE",
     "Answer",
     "AttentionLayout",

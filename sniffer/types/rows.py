@@ -97,6 +97,9 @@ class Rows:
 ROW_DTYPES = {"bucket": np.int32, "position": np.int32, "token_id": np.int32, "example_id": np.int64}
 """The columns of `Rows` that all runs have, in the order of a part."""
 
+UNKNOWN_TOKEN = -1
+"""The token id of rows that were imported, where nobody knows it."""
+
 SECTION = "section"
 """The one that only runs with sections have."""
 

@@ -18,6 +18,8 @@ from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import Sweep, open_run
 from sniffer.runs.__main__ import main
+from sniffer.runs.compare import compare
+from sniffer.runs.compare import told as compared
 from sniffer.runs.export import export
 from sniffer.runs.imports.making import Said, import_heads
 from sniffer.runs.verify import verify
@@ -163,6 +165,12 @@ def test_analyses_read_an_imported_run_as_its_original(tmp_path: Path):
         rows = replace(analysis, weights="rows")  # type: ignore[type-var]
         assert heads(rows, untold).equals(heads(rows, original)), name
     assert np.isnan(untold.vectors(layer=0, head=0, kind="q").inclusion_probability).all()
+    # Of rows whose token nobody knows, too.
+    table, (said,) = compared(original.folder, told.folder)
+    assert table.row_count == 4 and "were" not in said and "is not known" in said and "by their ids alone" in said
+    apart = compare(original, told)
+    assert apart["rows"].sum() == original.manifest.rows
+    assert (apart.select("only_first", "only_second", "other_token", "largest").to_numpy() == 0).all()
     with pytest.raises(RunError, match="imported from files that do not tell of RoPE"):
         told.rope(0)
     with pytest.raises(RunError, match="imported from files that do not tell what logits"):

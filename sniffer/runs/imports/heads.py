@@ -20,7 +20,7 @@ from jaxtyping import Float32
 
 from sniffer.errors import RunError, first_line
 from sniffer.storage.bounds import MOST, stands_for_too_much
-from sniffer.types import KINDS, ROW_DTYPES, SECTION, Names, Rows
+from sniffer.types import KINDS, ROW_DTYPES, SECTION, UNKNOWN_TOKEN, Names, Rows
 
 NAME = re.compile(rf"l(\d{{1,5}})h(\d{{1,5}})({'|'.join(KINDS)})")
 LIKE = re.compile(r"l\d+h\d+\w*")
@@ -28,7 +28,6 @@ DATA = "data.parquet"
 NUMBERS = ("bucket", "example_id", "position")
 WANTED = (*NUMBERS, "vector", "sliding_window")
 PRE = {"q": "q_pre", "k": "k_pre"}
-UNKNOWN_TOKEN = -1
 SHOWN = 5
 
 
