@@ -10,8 +10,9 @@ they form an orthonormal basis, in which q.k is the sum of a planar part and of 
 whose term in the key's position alone is mu_q alpha_k j, at positions counted from their mean. That is
 `bias_strength`: positive, later keys are favoured whatever they hold.
 
-Source: the planar rotation analysis of github.com/viktor-shcherb/qk-rotation, whose axis b is the leading
-eigenvector of the differences q - k instead; here it is their mean, as the model's constant term asks.
+Source: the planar rotation analysis of github.com/viktor-shcherb/qk-rotation. Its axis b is the mean difference in the
+chapter "Methodology" of github.com/viktor-shcherb/msc_thesis, as the model's constant term asks, and here; in the notes
+and figures beside that it is the leading eigenvector of the differences q - k.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Plane:
 
     `mu_q_a` and so on are uncentred means on an axis; `alpha_q` slopes on axis a per position; `r_q`, `r_k`
     Pearson's r of position with axis a. `variance_a`, `variance_b`: shares of the pooled variance.
-    `residual_r`: the largest |r| of position with any direction of the basis but a: 0 up to rounding.
+    `pooled`: the moments of queries and keys together, that it was fitted to.
     """
 
     a: Float64[np.ndarray, "heads dim"]
@@ -45,7 +46,12 @@ class Plane:
     mu_k_b: Float64[np.ndarray, " heads"]
     variance_a: Float64[np.ndarray, " heads"]
     variance_b: Float64[np.ndarray, " heads"]
-    residual_r: Float64[np.ndarray, " heads"]
+    pooled: Moments
+
+    @property
+    def residual_r(self) -> Float64[np.ndarray, " heads"]:
+        """The largest |r| of position with any direction of the basis but a: 0 up to rounding."""
+        return np.abs(self.pooled.along(basis(self.a, self.b)).correlation_t()[:, 1:]).max(1)
 
     @property
     def bias_strength(self) -> Float64[np.ndarray, " heads"]:
@@ -62,7 +68,6 @@ def plane(queries: Moments, keys: Moments) -> Plane:
     axes = np.stack([a, b], axis=2)
     q, k, both = (side.along(axes) for side in (queries, keys, pooled))
     shares = ratio(np.diagonal(both.covariance, axis1=1, axis2=2), pooled.total_variance[:, None])
-    residual = pooled.along(basis(a, b)).correlation_t()[:, 1:]
     return Plane(
         a=a,
         b=b,
@@ -76,8 +81,31 @@ def plane(queries: Moments, keys: Moments) -> Plane:
         mu_k_b=k.mean[:, 1],
         variance_a=shares[:, 0],
         variance_b=shares[:, 1],
-        residual_r=np.abs(residual).max(1),
+        pooled=pooled,
     )
+
+
+def separation_strength(
+    queries: Moments, keys: Moments, b: Float64[np.ndarray, "heads dim"]
+) -> Float64[np.ndarray, " heads"]:
+    """E[(b.d)^2] / E|d|^2 of the difference d = q - k of any query and any key: how much of it lies along b."""
+    squares = _squared_differences(queries, keys)
+    return ratio(np.einsum("hd,hde,he->h", b, squares, b), np.trace(squares, axis1=1, axis2=2))
+
+
+def largest_separation(
+    queries: Moments, keys: Moments, a: Float64[np.ndarray, "heads dim"]
+) -> Float64[np.ndarray, " heads"]:
+    """The most that `separation_strength` is along any direction orthogonal to a: axis b of the notes."""
+    squares = _squared_differences(queries, keys)
+    off = np.eye(a.shape[1]) - a[:, :, None] * a[:, None, :]
+    return ratio(np.linalg.eigvalsh(off @ squares @ off)[:, -1], np.trace(squares, axis1=1, axis2=2))
+
+
+def _squared_differences(queries: Moments, keys: Moments) -> Float64[np.ndarray, "heads dim dim"]:
+    """E[(q - k)(q - k)'], where query and key are drawn apart from each other."""
+    gap = queries.mean - keys.mean
+    return queries.covariance + keys.covariance + gap[:, :, None] * gap[:, None, :]
 
 
 def unit(vectors: Float64[np.ndarray, "heads dim"]) -> Float64[np.ndarray, "heads dim"]:

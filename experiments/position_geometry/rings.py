@@ -23,11 +23,13 @@ class Rings:
 
     `share`: of the complement's variance. `explained`: the share of the pair that its best turn explains.
     `speed`: of that turn, in radians per position, in (-pi, pi]; the sign depends on the sign of the axes.
+    `axes`: the components, orthonormal; pair p is columns 2p and 2p + 1, of an odd number the last is in none.
     """
 
     share: Float64[np.ndarray, "heads pairs"]
     explained: Float64[np.ndarray, "heads pairs"]
     speed: Float64[np.ndarray, "heads pairs"]
+    axes: Float64[np.ndarray, "heads dim rest"]
 
 
 def rings(
@@ -46,4 +48,33 @@ def rings(
     scores = x @ axes[:, :, : 2 * pairs]
     power = values[:, 0 : 2 * pairs : 2] + values[:, 1 : 2 * pairs : 2]
     peak, speed = best_turn(scores[..., 0::2] + 1j * scores[..., 1::2], positions, share)
-    return Rings(ratio(power, values.sum(1, keepdims=True)), ratio(peak, power), speed)
+    return Rings(ratio(power, values.sum(1, keepdims=True)), ratio(peak, power), speed, complement @ axes)
+
+
+def drawn_again(
+    found: Rings,
+    vectors: Float[np.ndarray, "heads n dim"],
+    positions: Int[np.ndarray, " n"],
+    weights: Float64[np.ndarray, " n"],
+    unit: Int[np.ndarray, " n"],
+    counts: Float64[np.ndarray, "draws units"],
+) -> tuple[Float64[np.ndarray, "draws heads pairs"], Float64[np.ndarray, "draws heads pairs"]]:
+    """`share` and `explained` of each draw of units of rows, with the components and speeds as they were found."""
+    pairs, units = found.speed.shape[1], counts.shape[1]
+    x = vectors.astype(np.float64) @ found.axes
+    z = x[..., 0 : 2 * pairs : 2] + 1j * x[..., 1 : 2 * pairs : 2]
+    back = np.exp(-1j * positions[:, None] * found.speed[:, None])
+
+    def drawn(values: np.ndarray) -> np.ndarray:
+        """The weighted mean of each draw: (draws, heads, ...)."""
+        sums = np.stack(
+            [np.einsum("n,hn...->h...", weights[unit == one], values[:, unit == one]) for one in range(units)]
+        )
+        return np.asarray(np.tensordot(share_of, sums, axes=1))
+
+    of_unit = np.bincount(unit, weights, minlength=units)
+    share_of = counts / np.maximum(counts @ of_unit, 1e-300)[:, None]
+    mean, turned, still = drawn(z), drawn(z * back), drawn(back)
+    power = drawn(np.abs(z) ** 2) - np.abs(mean) ** 2
+    whole = drawn((x**2).sum(2)) - (drawn(x) ** 2).sum(2)
+    return ratio(power, whole[:, :, None]), ratio(np.abs(turned - mean * still) ** 2, power)

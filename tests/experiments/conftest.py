@@ -7,6 +7,9 @@ from jaxtyping import install_import_hook
 CHECKED = (
     "common.moments",
     "common.turns",
+    "common.resampling",
+    "position_geometry.line",
+    "position_geometry.heads",
     "position_geometry.pca",
     "position_geometry.plane",
     "position_geometry.rings",
