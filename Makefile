@@ -13,7 +13,8 @@ QUANTIZED := .venv-quantized
 MODELS_TESTS := tests/models tests/notebook
 
 # Analyses of the report's run, in the order of the page; sampling_error and output_error have a run of every position.
-ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap attention virtual_distance
+ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap query_groups attention \
+	virtual_distance
 
 .PHONY: help demo demo-report browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 

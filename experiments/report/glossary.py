@@ -14,6 +14,7 @@ ORDER = {
             "rope_frequencies",
             "virtual_distance",
             "query_key_gap",
+            "query_groups",
             "attention",
             "sampling_error",
         )
@@ -95,4 +96,8 @@ ABOUT = {
     "query_key_gap.gap": "the first over the second",
     "query_key_gap.recall_q": "share of a query's best keys that an index finds in an eighth of its clusters",
     "query_key_gap.recall_k": "the same of a key's best keys",
+    "query_groups.within_agreement": "correlation of scores with those of heads that search the same keys",
+    "query_groups.between_agreement": "the same with heads of the layer that have other keys",
+    "query_groups.within_beyond_position": "the first, without what is a straight line in position in the keys",
+    "query_groups.between_beyond_position": "the second, likewise",
 }

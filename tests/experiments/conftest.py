@@ -19,6 +19,7 @@ CHECKED = (
     "output_error.core",
     "output_error.grids",
     "rope_frequencies.core",
+    "query_groups.core",
     "query_key_gap.core",
     "sampling_error.statistics",
     "virtual_distance.core",

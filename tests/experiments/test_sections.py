@@ -23,6 +23,7 @@ NAMES = (
     "quantisation",
     "rope_frequencies",
     "query_key_gap",
+    "query_groups",
 )
 SETTINGS = {
     "query_key_gap": ("recall=false",),
