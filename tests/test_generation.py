@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from sniffer.config.trust import Trust
-from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, SnifferError
+from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, SnifferError, UnsupportedModelError
+from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.attention.prove import Way
+from sniffer.forward.generation.attention import require_steps
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.extend import extend
@@ -25,6 +28,7 @@ from sniffer.runs.reproduce import reproduce
 from sniffer.runs.verify import verify
 from sniffer.storage.examples import read_examples
 from sniffer.storage.manifest import Manifest
+from sniffer.types import Answer, AttentionLayout
 from tests.helpers_runs import TEXTS, Runs, must_be_whole, rows, take_up
 from tests.tiny_run import save_checkpoint, save_texts, save_tokenizer
 
@@ -204,6 +208,36 @@ def test_both_keeps_what_is_live_and_tells_how_far_it_is_from_the_whole(
     assert verify(both)[1] == []
 
 
+def test_statistics_of_attention_live_are_those_of_the_whole_text(runs: Runs):
+    """With sections of keys; `both` tells differences of vectors alone."""
+    more = (*GREEDY, "capture.attention=all", "capture.attention_sections=[prompt,generated]")
+    live, later = (runs.start(f"attention-{how}", *more, f"generate.live={how}") for how in ("both", "false"))
+    assert verify(live)[1] == [] and "attention" not in Manifest.load(live).differences[0]
+    for layer in (0, 1):
+        ours, theirs = (open_run(folder).attention(layer=layer, q_head=1) for folder in (live, later))
+        assert len(ours) and ours.schema == theirs.schema and "section_mass" in ours.columns
+        for name in ours.columns:
+            one, other = (table[name].to_numpy() for table in (ours, theirs))
+            if name == "section":
+                assert (one == other).all()
+            elif name not in ("top_position", "max_position"):  # which may tie
+                assert np.allclose(one.astype(float), other.astype(float), atol=1e-4), name
+        masses = ours["section_mass"].to_numpy()
+        written = ours["section"].to_numpy() == "generated"
+        assert np.allclose(masses.sum(1), 1, atol=1e-5) and (masses[~written, 1] == 0).all()
+        assert (masses[written][1:, 1] > 0).any()
+
+
+def test_what_cannot_be_told_while_a_model_writes_is_refused():
+    layout = AttentionLayout(("section",), 1, 1, 1, sections=("answer", "user"))
+    plan = AttentionPlan(layout, {0: Way(), 1: Way()}, np.zeros(1, np.int32))
+    require_steps(plan, Answer("answer"))
+    with pytest.raises(ConfigError, match=r"capture.attention_sections names \['answer'\]"):
+        require_steps(plan, Answer("assistant", (90, 91)))
+    with pytest.raises(UnsupportedModelError, match="of layer 1 is had from the softmax in its own code"):
+        require_steps(replace(plan, ways={0: Way(), 1: Way(inline=True)}), Answer())
+
+
 @pytest.mark.parametrize("live", ["true", "false"])
 def test_sections_may_be_kept_whole(runs: Runs, live: str):
     folder = runs.start(f"kept-{live}", *GREEDY, "sampler.keep_sections=[generated]", f"generate.live={live}")
@@ -289,7 +323,6 @@ def test_a_chat_without_a_question_is_refused(
     [
         (("dataset.window=8",), "dataset.window makes documents that are no prompts"),
         (("dataset.pack_to=64",), "dataset.pack_to makes documents that are no prompts"),
-        (("capture.attention=all",), "capture.attention is had of a forward over whole documents, and not live"),
         (("capture.moments.kinds=k",), "capture.moments is had of a forward over whole documents, and not live"),
         (("output.tokens=false",), "set output.tokens=true, or generate=none"),
         (("model.compile=true",), "generate is not possible with model.compile=true"),

@@ -8,6 +8,7 @@ from sniffer.config.schema import Config
 from sniffer.engine.base import Plan
 from sniffer.engine.facts import Facts
 from sniffer.errors import ConfigError
+from sniffer.forward.generation.attention import require_steps
 from sniffer.forward.generation.continuing import Decode
 from sniffer.forward.generation.request import Continuing
 from sniffer.forward.generation.session import Generation
@@ -31,10 +32,9 @@ def check_generation(config: Config) -> None:
             raise ConfigError(f"dataset.{key} makes documents that are no prompts: leave it out, or set generate=none")
     if getattr(config.model, "compile", False):
         raise ConfigError("generate is not possible with model.compile=true: leave one of them out")
-    asked = {"attention": config.capture.attention, "moments": config.capture.moments.layout}
-    for key in [name for name, wanted in asked.items() if wanted and config.generate.live]:
+    if config.capture.moments.layout and config.generate.live:
         raise ConfigError(
-            f"capture.{key} is had of a forward over whole documents, and not live: set generate.live=false"
+            "capture.moments is had of a forward over whole documents, and not live: set generate.live=false"
         )
     if not config.output.tokens:
         raise ConfigError(
@@ -85,6 +85,8 @@ def generation_of(plan: Plan, backbone: Backbone, passes: Passes, checkpoint: Ch
     model = language_model_of(backbone)
     if plan.continuing is None or model is None:
         return None
+    if plan.continuing.how.live and passes.attention is not None:
+        require_steps(passes.attention, plan.continuing.answer)
     decode = decoder_of(checkpoint, plan.continuing)
     return Generation(model, plan.continuing, passes, plan.picker, plan.selection, backbone.lengths, decode)
 

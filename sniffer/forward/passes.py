@@ -6,7 +6,7 @@ Rows are kept one batch late, so that the copies of one batch to the host overla
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import BlockingTransfer, transfer_for
 from sniffer.process.clock import Clock
-from sniffer.types import MOMENTS, Backbone, Difference, Picks, TokenBatch, by_number
+from sniffer.types import KIND, MOMENTS, Backbone, Difference, Document, Picks, TokenBatch, by_number
 
 
 class Passes:
@@ -45,6 +45,7 @@ class Passes:
         layers = backbone.geometry if attention is None else map(attention.layout.of_layer, backbone.geometry)
         geometry = by_number(layers)
         self._plan = Wanted(selection, geometry, backbone.layer_of, self.transfer, backbone.device, attention, moments)
+        self.attention = attention
         self.totals = None if moments is None else Totals(moments)
         self._plain = Wanted(selection, geometry, backbone.layer_of, BlockingTransfer(), backbone.device)
         self._geometry = geometry
@@ -65,9 +66,15 @@ class Passes:
         self.transfer.end_batch()
         self._in_flight.append((observer, done))
 
-    def live(self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places]) -> Live:
-        """What gathers while a model goes on with these prompts, at places that may be kept."""
-        return Live(prompts, possible, self._plan, pre=self._wants_pre)
+    def live(
+        self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places], longest: Sequence[Document] = ()
+    ) -> Live:
+        """What gathers while a model goes on with these prompts, at places that may be kept.
+
+        Args:
+            longest: the documents as long as they may become.
+        """
+        return Live(prompts, possible, self._plan, pre=self._wants_pre, longest=longest)
 
     def take(self, rows: LiveRows, done: Mapping[tuple[int, str], Collection[int]] = NOTHING) -> None:
         """Rows that were gathered live; they are kept by a later `settle`, but those that are `done` already."""
@@ -84,6 +91,7 @@ class Passes:
         return {
             (layer, kind): difference(found, observer.vectors[layer, kind], self._geometry[layer].dims[kind])
             for (layer, kind), found in rows.vectors.items()
+            if not KIND[kind].statistics
         }
 
     @torch.inference_mode()

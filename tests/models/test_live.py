@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from sniffer.models.language_model import LoadedLanguageModel
 from sniffer.models.layers import find_backbone
 from sniffer.models.loaded import LoadedBackbone
 
+from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.attention import steps
+from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.attention.prove import prove
+from sniffer.forward.generation import attention as step_attention
 from sniffer.forward.generation.live import Live
 from sniffer.forward.generation.request import Continuing, GenerateConfig
 from sniffer.forward.generation.session import Generation
@@ -23,8 +29,20 @@ from sniffer.forward.selection import CaptureConfig, select
 from sniffer.process.clock import Clock
 from sniffer.sampler import All, LogUniform, Sampler, picker_of
 from sniffer.tap import TAP
-from sniffer.types import KINDS, Answer, Document, Rows, Sections, TokenBatch
+from sniffer.types import (
+    ALL_STATISTICS,
+    ATTENTION,
+    KINDS,
+    Answer,
+    AttentionLayout,
+    Document,
+    Rows,
+    Sections,
+    TokenBatch,
+)
+from tests.helpers_attention import TOP, differences, from_weights
 from tests.models.generation_witness import NEW, PROMPTS, WINDOW, model_of
+from tests.tiny_families import tiny_model
 
 finder.install()
 
@@ -156,3 +174,71 @@ def test_a_layer_that_shows_other_tokens_stops_the_run(monkeypatch: pytest.Monke
     with pytest.raises(CaptureError, match=r"shows its q as \(3, 4, 11, .* in a step of 3 x 12 tokens"):
         captured("llama", sampler=All())
     assert TAP.observer is None
+
+
+ATTENDING = (
+    *("llama", "mistral", "gemma2", "gemma3_text", "gemma3n_text", "gpt_oss", "deepseek_v3", "lfm2", "llama4_text"),
+    *("phi3", "cohere2", "qwen3_next"),
+)
+
+
+@pytest.mark.parametrize("family", ATTENDING)
+def test_live_statistics_are_those_of_the_weights_of_the_whole_text(family: str):
+    """Of prompts side by side, with windows that caches have forgotten the keys before."""
+    model = model_of(family)
+    backbone = LoadedBackbone(find_backbone(model))
+    longest = max(map(len, PROMPTS)) + NEW
+    picker = picker_of(All(bucket_size=1), 0)
+    buckets = picker.side("k").buckets_until(longest)
+    layout = AttentionLayout(ALL_STATISTICS, longest, longest.bit_length(), TOP)
+    selection = select(backbone.geometry, CaptureConfig(["q"], attention=list(ALL_STATISTICS)), backbone.pre_missing)
+    plan = AttentionPlan(layout, prove(backbone, selection.layers), buckets)
+    rows = Accumulator(selection)
+    passes = Passes(backbone, selection, rows, Clock(), plan)
+    continuing = Continuing(GenerateConfig(max_new_tokens=NEW), (), Answer())
+    language = LoadedLanguageModel(model, backbone)
+    generation = Generation(language, continuing, passes, picker, selection, backbone.lengths, lambda ids: "")
+    documents = [Document(n, f"doc-{n}", np.array(ids, np.int32), False) for n, ids in enumerate(PROMPTS)]
+    generation.run(TokenBatch(tuple(documents), 0), {})
+    (batch,) = passes.settle()
+    plain = find_backbone(tiny_model(model.config, attn_implementation="eager"))
+    for number, document in enumerate(batch.documents):
+        ids = torch.from_numpy(document.token_ids.astype(np.int64))[None]
+        with torch.inference_mode():
+            weights = plain(input_ids=ids, use_cache=False, output_attentions=True).attentions
+        seen = [one[0].numpy() for one in weights if one is not None]
+        for geometry, wanted in zip(backbone.geometry, seen, strict=True):
+            attended = layout.of_layer(geometry)
+            width = attended.dims[ATTENTION]
+            columns = rows.columns(geometry.layer, ATTENTION, width)
+            mine = np.flatnonzero(columns.rows.example_id == number)
+            mine = mine[np.argsort(columns.rows.position[mine])]
+            assert columns.rows.position[mine].tolist() == list(range(document.n_tokens))
+            values = torch.cat(list(columns.vectors)).view(len(columns), -1, width).numpy()[mine]
+            first, found = 0, {}
+            for column in layout.columns(geometry.dims["v"]):
+                part = values[:, :, first : first + column.values]
+                found[column.name] = part[:, :, 0] if column.width is None else part
+                first += column.values
+            expected = from_weights(wanted)
+            n = document.n_tokens
+            assert (found["mass"][..., n:] == 0).all() and (found["distance"][..., n.bit_length() :] == 0).all()
+            found["mass"] = found["mass"][..., :n]
+            found["distance"] = found["distance"][..., : n.bit_length()]
+            assert max(differences(found, expected).values()) < 2e-5
+            assert np.allclose(np.exp(found["max_logit"] - found["lse"]), expected["mass"].max(-1), atol=2e-5)
+            tops = np.take_along_axis(expected["mass"], found["max_position"][..., None].astype(int), 2)[..., 0]
+            assert np.allclose(tops, expected["mass"].max(-1), atol=2e-5)
+
+
+def test_a_step_whose_keys_are_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """What is computed of a step is compared with what attention returned."""
+    honest = steps.text_of
+
+    def shifted(call, row: int, first: int, queries: int):
+        found = honest(call, row, first, queries)
+        return replace(found, k=found.k.roll(1, 2)) if queries == 1 else found
+
+    monkeypatch.setattr(step_attention, "text_of", shifted)
+    with pytest.raises(CaptureError, match="statistics of attention do not follow"):
+        test_live_statistics_are_those_of_the_weights_of_the_whole_text("mistral")

@@ -130,19 +130,10 @@ class Attending:
                 queries = Queries(row, picks.positions[first:last], at)
                 if self._proves and row == self._longest:
                     require_proven(layer, scores, queries.some(PROVEN_QUERIES))
-                texts.append(self._of_text(scores, queries))
+                texts.append(of_text(scores, queries, self.plan, self._sections_of(row, device)))
         if not texts:
             return torch.empty(0, heads, self.plan.layout.width(scores.v.shape[-1]), device=device)
         return torch.cat(texts)
-
-    def _of_text(self, scores: Scores, queries: Queries) -> Float32[Tensor, "picks heads width"]:
-        device = queries.index.device
-        runs, sections = self.plan.runs(device), self._sections_of(queries.row, device)
-        by_head: dict[int, list[Tensor]] = {}
-        for one in scores.slices(queries):
-            columns = statistics(one, queries.index[one.picks], self.plan.layout, runs, sections)
-            by_head.setdefault(one.heads.start, []).append(columns)
-        return torch.cat([torch.cat(pieces, 1) for pieces in by_head.values()]).transpose(0, 1)
 
     def _sections_of(self, row: int, device: torch.device) -> BucketRuns | None:
         """Where the named sections of a text lie; None where none are asked for."""
@@ -151,3 +142,15 @@ class Attending:
             sections = self.batch.documents[row].sections
             self._sections[row, device] = BucketRuns.of_sections(sections, names, device)
         return self._sections.get((row, device))
+
+
+def of_text(
+    scores: Scores, queries: Queries, plan: AttentionPlan, sections: BucketRuns | None
+) -> Float32[Tensor, "picks heads width"]:
+    """Statistics of picked queries of one text, all heads; `sections` are where its named ones lie."""
+    runs = plan.runs(queries.index.device)
+    by_head: dict[int, list[Tensor]] = {}
+    for one in scores.slices(queries):
+        columns = statistics(one, queries.index[one.picks], plan.layout, runs, sections)
+        by_head.setdefault(one.heads.start, []).append(columns)
+    return torch.cat([torch.cat(pieces, 1) for pieces in by_head.values()]).transpose(0, 1)

@@ -12,22 +12,27 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.forward.attention.calls import Call
 
 
-def mask_rows(call: Call, row: int, positions: Int[Tensor, " picks"], keys: int) -> Float[Tensor, "1 _ picks keys"]:
+def mask_rows(
+    call: Call, row: int, places: Int[Tensor, " picks"], keys: int, first: int = 0
+) -> Float[Tensor, "1 _ picks keys"]:
     """The rows of the mask that attention was given, as numbers to add; causal by position where it was given none.
+
+    Args:
+        places: which of the queries, the first of which is at position `first`.
 
     Raises:
         UnsupportedModelError: the mask is of no kind that is known.
     """
     mask = call.mask
     if mask is None:
-        return _causal(call, positions, keys)
+        return _causal(call, places + first, keys)
     if not isinstance(mask, Tensor):
-        return _block_rows(call, row, positions, keys)
+        return _block_rows(call, row, places + first, keys)
     if mask.dim() != 4 or mask.shape[2] != call.q.shape[2]:
         raise UnsupportedModelError(
             f"{type(call.module).__name__} is given a mask of shape {tuple(mask.shape)}, of which rows cannot be taken"
         )
-    rows = mask[row % mask.shape[0]][None, :, :, :keys].index_select(2, positions)
+    rows = mask[row % mask.shape[0]][None, :, :, :keys].index_select(2, places)
     return _as_numbers(rows)
 
 

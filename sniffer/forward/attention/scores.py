@@ -26,24 +26,34 @@ SLICE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Queries:
-    """Picked queries of one text of a batch: its row, and their positions, ascending, here and on the device."""
+    """Picked queries of one text of a batch: its row, and their positions, ascending, here and on the device.
+
+    `first` is the position of the first query that there is, of which all others are counted: 0 but in steps.
+    """
 
     row: int
     positions: Int32[np.ndarray, " picks"]
     index: Int[Tensor, " picks"]
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.positions)
 
+    @property
+    def places(self) -> Int[Tensor, " picks"]:
+        """Which of the queries they are."""
+        return self.index - self.first if self.first else self.index
+
     def some(self, count: int) -> Queries:
         """At most so many of them, the first and the last among them."""
         which = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(np.int64))
-        return Queries(self.row, self.positions[which], self.index[torch.from_numpy(which).to(self.index.device)])
+        index = self.index[torch.from_numpy(which).to(self.index.device)]
+        return Queries(self.row, self.positions[which], index, self.first)
 
     def until(self, position: int) -> Queries:
         """Those before a position."""
         count = int(np.searchsorted(self.positions, position))
-        return Queries(self.row, self.positions[:count], self.index[:count])
+        return Queries(self.row, self.positions[:count], self.index[:count], self.first)
 
 
 @dataclass(frozen=True)
@@ -124,13 +134,13 @@ class FromCall:
             wanted = slice(chosen.start * groups, chosen.stop * groups)
             for first in range(0, len(queries), at_once):
                 picks = slice(first, min(len(queries), first + at_once))
-                index = queries.index[picks]
-                q = call.q[row : row + 1, wanted].index_select(2, index).float()
-                mask = mask_rows(call, row, index, keys)
+                places = queries.places[picks]
+                q = call.q[row : row + 1, wanted].index_select(2, places).float()
+                mask = mask_rows(call, row, places, keys, queries.first)
                 yield Slice(picks, wanted, by_steps(call, q, k, mask, ungrouped=ungrouped), values, keys)
 
     def returned(self, queries: Queries) -> Float[Tensor, "heads picks dim"]:
-        return self.call.returned[queries.row].index_select(1, queries.index).float()
+        return self.call.returned[queries.row].index_select(1, queries.places).float()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -23,11 +23,12 @@ from torch import Tensor
 
 from sniffer.errors import CaptureError
 from sniffer.forward.gather import gather
+from sniffer.forward.generation.attention import StepAttention
 from sniffer.forward.observer import Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.tap import TAP, Seen, Tap
-from sniffer.types import KIND, Answer, Document, Generated, Picks, TokenBatch, draw_of
+from sniffer.tap import TAP, Attended, Seen, Tap
+from sniffer.types import ATTENTION, KIND, Answer, Document, Generated, Picks, TokenBatch, draw_of
 
 Places = Int64[np.ndarray, " picks"]
 """Rows and positions of picks as one number each, row * ROW + position."""
@@ -54,10 +55,17 @@ class Live:
         possible: by (layer, draw), the places that may be kept, ascending.
         plan: as of an `Observer`.
         pre: whether the pre kinds are wanted.
+        longest: the documents as long as they may become, where statistics of attention are wanted.
     """
 
     def __init__(
-        self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places], plan: Wanted, *, pre: bool
+        self,
+        prompts: TokenBatch,
+        possible: Mapping[tuple[int, str], Places],
+        plan: Wanted,
+        *,
+        pre: bool,
+        longest: Sequence[Document] = (),
     ) -> None:
         self.prompts = prompts
         self.seconds = 0.0
@@ -65,6 +73,9 @@ class Live:
         self._step = 0
         self._shown: set[tuple[int, str]] = set()
         self._places = _by_step(prompts, possible)
+        lengths = [one.n_tokens for one in prompts.documents]
+        attention = plan.attention
+        self._attention = None if attention is None else StepAttention(attention, longest, lengths, plan.transfer)
         self._pieces: dict[tuple[int, str], list[tuple[Places, Tensor]]] = defaultdict(list)
         self._flat: dict[tuple[tuple[int, str], torch.device], Tensor] = {}
 
@@ -99,6 +110,20 @@ class Live:
                     self._keep(layer, kind, KIND[kind].shown(seen), places)
         self.seconds += time.perf_counter() - started
 
+    def called(self, shown: Attended) -> None:
+        """A call of attention is over."""
+        started = time.perf_counter()
+        layer = self._plan.layer_of.get(shown.module)
+        if layer is not None and self._attention is not None and self._attention.wants(layer):
+            places = self._places[self._step].get(draw_of((layer, ATTENTION)))
+            if places is not None:
+                self._once(layer, ATTENTION)
+                columns = self._attention.of_step(layer, shown, self._step, *np.divmod(places, ROW))
+                heads = self._plan.heads(layer, ATTENTION, columns.device)
+                rows = columns if heads is None else columns.index_select(1, heads)
+                self._pieces[layer, ATTENTION].append((places, rows.flatten(1)))
+        self.seconds += time.perf_counter() - started
+
     def rows(self, batch: TokenBatch, picks: Mapping[tuple[int, str], Picks]) -> LiveRows:
         """The rows of these picks, of the documents as they have become.
 
@@ -106,23 +131,22 @@ class Live:
             CaptureError: one was not shown.
         """
         started = time.perf_counter()
+        more = () if self._attention is None else (ATTENTION,)
         vectors = {
             (layer, kind): self._ordered(layer, kind, places_of(picks[draw_of((layer, kind))]))
             for layer, kinds in self._plan.kinds.items()
-            for kind in kinds
+            for kind in (*kinds, *more)
         }
         self._pieces.clear()
         self.seconds += time.perf_counter() - started
         return LiveRows(batch, picks, vectors, self.seconds)
 
     def _tap(self) -> Tap | None:
-        return Tap(self, self._pre) if self.waits else None
+        return Tap(self, self._pre, self.called if self._attention is not None else None) if self.waits else None
 
     def _keep(self, layer: int, kind: str, states: Tensor, places: Places) -> None:
         rows, new = len(self.prompts.documents), self.prompts.seq_len if self._step == 0 else 1
-        if (layer, kind) in self._shown:
-            raise CaptureError(f"layer {layer} shows its {kind} twice in one step: only one tap may stand in its way")
-        self._shown.add((layer, kind))
+        self._once(layer, kind)
         if states.shape[0] != rows or states.shape[2] < new or (KIND[kind].draw == "q" and states.shape[2] != new):
             raise CaptureError(
                 f"layer {layer} shows its {kind} as {tuple(states.shape)} in a step of {rows} x {new} tokens: its "
@@ -131,6 +155,11 @@ class Live:
         flat = self._index(draw_of((layer, kind)), places, states.device)
         heads = self._plan.heads(layer, kind, states.device)
         self._pieces[layer, kind].append((places, gather(states[:, :, -new:], flat, heads)))
+
+    def _once(self, layer: int, kind: str) -> None:
+        if (layer, kind) in self._shown:
+            raise CaptureError(f"layer {layer} shows its {kind} twice in one step: only one tap may stand in its way")
+        self._shown.add((layer, kind))
 
     def _index(self, draw: tuple[int, str], places: Places, device: torch.device) -> Tensor:
         """Where places lie in the columns of this step."""
@@ -172,15 +201,16 @@ def possible_places(
     """
     found: dict[tuple[int, str], Places] = {}
     for name in answer.known:
-        longest = TokenBatch(tuple(_longest(one, new_tokens, name) for one in prompts.documents), prompts.pad_id)
+        longest = TokenBatch(longest_of(prompts, new_tokens, name), prompts.pad_id)
         for pair, picks in draw(picker, selection, longest).items():
             found[pair] = np.union1d(found.get(pair, np.empty(0, np.int64)), places_of(picks))
     return found
 
 
-def _longest(prompt: Document, new_tokens: int, section: str) -> Document:
+def longest_of(prompts: TokenBatch, new_tokens: int, section: str) -> tuple[Document, ...]:
+    """The documents as long as they may become, if all that is written is of one section."""
     nothing = Generated(np.zeros(new_tokens, dtype=np.int32), "length")
-    return replace(prompt.continued(nothing, Answer(section)), generated=None)
+    return tuple(replace(one.continued(nothing, Answer(section)), generated=None) for one in prompts.documents)
 
 
 def _by_step(

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 
 from sniffer.forward.generation.continuing import Decode, continued
-from sniffer.forward.generation.live import possible_places
+from sniffer.forward.generation.live import longest_of, possible_places
 from sniffer.forward.generation.request import BOTH, Continuing
 from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
@@ -45,7 +45,8 @@ class Generation:
         if how.live:
             with clock.stage("sample"):
                 what = self._picker, self._selection, prompts, how.max_new_tokens, self._plan.answer
-                live = self._passes.live(prompts, possible_places(*what))
+                longest = longest_of(prompts, how.max_new_tokens, self._plan.answer.known[0])
+                live = self._passes.live(prompts, possible_places(*what), longest)
         batch = continued(self._model, prompts, self._plan, self._lengths, self._decode, clock, live)
         with clock.stage("sample"):
             picks = draw(self._picker, self._selection, batch)
