@@ -33,23 +33,24 @@ class Attachment(LoadedBackbone):
             UnsupportedModelError: it cannot be tapped soundly, and why.
         """
         self._model = model
-        self._known: dict[tuple[str, nn.Module, Any], str] = {}
+        self._known: dict[tuple[str, nn.Module, Any, bool], str] = {}
         with undisturbed(model), _flags_kept(model):
             super().__init__(find_backbone(model))
         parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
         self.calls: tuple[nn.Module, ...] = tuple(part for part in parts if self.module in part.modules())
 
-    def why_not(self, claim: str, module: nn.Module, use_cache: Any = None) -> str:
+    def why_not(self, claim: str, module: nn.Module, use_cache: Any = None, *, pre: bool = False) -> str:
         """Why calls of `module` that make a claim (proofs.CLAIMS) cannot be captured; empty where they can.
 
-        It is proven once, when first asked. `use_cache` is what the call says of it.
+        It is proven once, when first asked. `use_cache` is what the call says of it; with `pre` it is proven of
+        the pre kinds too, where that is another matter.
         """
-        key = (claim, module, use_cache)
+        key = (claim, module, use_cache, pre)
         if key not in self._known:
             embeddings: Any = self.module.get_input_embeddings()
             ids = selfcheck.probe_ids(embeddings.num_embeddings, self.device)
             try:
-                self._known[key] = proofs.CLAIMS[claim](self._shown_by(module, use_cache), ids)
+                self._known[key] = proofs.CLAIMS[claim](self._shown_by(module, use_cache, pre), ids)
             except Exception as error:  # of upstream code: any
                 if of_a_device(error):
                     raise
@@ -57,17 +58,47 @@ class Attachment(LoadedBackbone):
                 self._known[key] = f"it fails in a probe ({type(error).__name__}: {reason})"
         return self._known[key]
 
-    def _shown_by(self, module: nn.Module, use_cache: Any) -> proofs.Show:
+    def _shown_by(self, module: nn.Module, use_cache: Any, pre: bool) -> proofs.Show:
         options = {} if use_cache is None else {"use_cache": use_cache}
 
-        def show(ids: Tensor, **said: Tensor) -> list[Seen]:
+        def show(ids: Tensor, *, split: int = 0, **said: Tensor) -> list[Seen]:
             seen: list[Seen] = []
-            with undisturbed(self._model), torch.inference_mode(), tap(seen.append):
+            with undisturbed(self._model), torch.inference_mode(), tap(seen.append, pre=pre):
                 self._model.eval()
-                module(input_ids=ids, **said, **options)
-            return [event for event in seen if event.module in self.layer_of]
+                if not split:
+                    module(input_ids=ids, **said, **options)
+                else:
+                    cache = _cache_of(module(input_ids=ids[:, :split], **_before(said, split), use_cache=True))
+                    seen.clear()
+                    module(input_ids=ids[:, split:], **_behind(said, split), **cache, use_cache=True)
+            events = [event for event in seen if event.module in self.layer_of]
+            return [_last(event, ids.shape[1] - split) for event in events] if split else events
 
         return show
+
+
+CACHES = ("cache", "past_key_values", "cache_params")
+"""What a model calls the cache that it returns."""
+
+
+def _cache_of(returned: Any) -> dict[str, Any]:
+    for name in CACHES:
+        if (cache := getattr(returned, name, None)) is not None:
+            return {name: cache}
+    raise UnsupportedModelError("it returns no cache")
+
+
+def _before(said: dict[str, Tensor], split: int) -> dict[str, Tensor]:
+    return {name: states[:, :split] for name, states in said.items()}
+
+
+def _behind(said: dict[str, Tensor], split: int) -> dict[str, Tensor]:
+    """A mask is of the cache's tokens too."""
+    return {name: states if name == "attention_mask" else states[:, split:] for name, states in said.items()}
+
+
+def _last(event: Seen, n: int) -> Seen:
+    return proofs.cut(event, -n)
 
 
 def model_in(model: Any) -> PreTrainedModel:

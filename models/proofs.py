@@ -18,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sniffer.tap import Seen
+from sniffer.types import KIND, KINDS
 
 SHIFT = 3
 TOLERANCE = {torch.float16: 3e-2, torch.bfloat16: 1e-1}
@@ -29,7 +30,10 @@ Ids = Int[Tensor, "batch seq"]
 class Show(Protocol):
     """What the layers show in a call with these ids, one row, and with what is said beside them."""
 
-    def __call__(self, ids: Tensor, **said: Tensor) -> list[Seen]: ...
+    def __call__(self, ids: Tensor, *, split: int = 0, **said: Tensor) -> list[Seen]:
+        """With a `split`, the tokens before it go first, the others after them with the cache that this leaves; then
+        all kinds are shown, of the others alone."""
+        ...
 
 
 def why_not_stated(show: Show, ids: Ids) -> str:
@@ -80,23 +84,68 @@ def why_not_left(show: Show, ids: Ids) -> str:
     return "" if same and alike([cut(one, SHIFT) for one in padded], alone) else "its vectors depend on the padding"
 
 
+def why_not_shifted(show: Show, ids: Ids) -> str:
+    """Without position_ids, a row that is padded on the left has the positions of its columns."""
+    last, n = ids[1:2], ids.shape[1]
+    mask = torch.ones(1, SHIFT + n, dtype=torch.long, device=ids.device)
+    mask[:, :SHIFT] = 0
+    padded = show(torch.cat([ids[:1, :SHIFT], last], 1), attention_mask=mask)
+    alone = show(last, position_ids=torch.arange(SHIFT, SHIFT + n, device=ids.device)[None])
+    same = alike([cut(one, SHIFT) for one in padded], alone)
+    return "" if same else "its positions there cannot be told"
+
+
+def why_not_cached(show: Show, ids: Ids) -> str:
+    """Tokens that go on with a cache have the vectors that they have in one forward over all."""
+    return _why_not_cached(show, ids[1:2])
+
+
+def why_not_cached_stated(show: Show, ids: Ids) -> str:
+    """The same, where position_ids say where they are."""
+    return _why_not_cached(show, ids[1:2], position_ids=torch.arange(ids.shape[1], device=ids.device)[None])
+
+
+def why_not_cached_left(show: Show, ids: Ids) -> str:
+    """The same, of a row that is padded on the left."""
+    mask = torch.ones(1, SHIFT + ids.shape[1], dtype=torch.long, device=ids.device)
+    mask[:, :SHIFT] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return _why_not_cached(show, ids[1:2], ids[:1, :SHIFT], attention_mask=mask, position_ids=positions)
+
+
+def _why_not_cached(show: Show, last: Tensor, pad: Tensor | None = None, **said: Tensor) -> str:
+    n = last.shape[1]
+    padded = last if pad is None else torch.cat([pad, last], 1)
+    first = padded.shape[1] - n // 2
+    events = show(padded, split=first, **said)
+    whole = [cut(one, first - (padded.shape[1] - n)) for one in show(last)]
+    if len(events) != len(whole):
+        return "a call with a cache shows other layers than one without"
+    return "" if alike(events, whole, KINDS) else "what goes on with a cache is not what one forward over all gives"
+
+
 CLAIMS: dict[str, Callable[[Show, Ids], str]] = {
     "stated": why_not_stated,
     "positions": why_not_positions,
     "packed": why_not_packed,
     "left": why_not_left,
+    "shifted": why_not_shifted,
+    "cached": why_not_cached,
+    "cached_stated": why_not_cached_stated,
+    "cached_left": why_not_cached_left,
 }
 
 
 def cut(event: Seen, first: int, last: int | None = None) -> Seen:
     """An event with the columns from `first` up to `last` alone."""
-    return event._replace(q=event.q[:, :, first:last], k=event.k[:, :, first:last])
+    shown = {kind: KIND[kind].shown(event) for kind in KINDS}
+    return event._replace(**{kind: states[:, :, first:last] for kind, states in shown.items() if states is not None})
 
 
-def alike(one: Sequence[Seen], other: Sequence[Seen]) -> bool:
-    """Whether q and k of all layers agree, up to rounding."""
-    pairs = [(getattr(a, kind), getattr(b, kind)) for a, b in zip(one, other, strict=True) for kind in ("q", "k")]
-    return all(apart(a, b) <= TOLERANCE.get(a.dtype, 1e-3) for a, b in pairs)
+def alike(one: Sequence[Seen], other: Sequence[Seen], kinds: Sequence[str] = ("q", "k")) -> bool:
+    """Whether what all layers show of some kinds agrees, up to rounding."""
+    pairs = [(KIND[kind].shown(a), KIND[kind].shown(b)) for a, b in zip(one, other, strict=True) for kind in kinds]
+    return all(apart(a, b) <= TOLERANCE.get(a.dtype, 1e-3) for a, b in pairs if a is not None and b is not None)
 
 
 def apart(one: Tensor, other: Tensor) -> float:

@@ -19,13 +19,16 @@ from sniffer.forward.columns import Columns
 from sniffer.forward.selection import Selection
 from sniffer.types import Picks, Rows, TokenBatch, draw_of
 
+NO_END = 1 << 62
+"""Beyond any position."""
+
 NOTHING: Mapping[tuple[int, str], Collection[int]] = {}
 
 
 class Accumulator:
     """Holds what was captured, by (layer, kind).
 
-    `rows` counts by kind all that was ever added; `nbytes` are the vectors held now.
+    `rows` counts by kind all that was ever added, and not taken back; `nbytes` are the vectors held now.
     """
 
     def __init__(self, selection: Selection) -> None:
@@ -64,6 +67,27 @@ class Accumulator:
                 self._chunks[layer, kind].append((here, chunk))
                 self.rows[kind] += len(chunk) * len(self.selection.heads[layer, kind])
                 self._nbytes[layer, kind] += chunk.nbytes
+
+    def cut(self, ends: Mapping[int, int]) -> None:
+        """Lets go of the last rows of some documents: those from a position on, by example id.
+
+        A document's rows came in the order of their positions.
+        """
+        for (layer, kind), chunks in self._chunks.items():
+            waiting = set(ends)
+            for number in reversed(range(len(chunks))):
+                rows, chunk = chunks[number]
+                limits = np.array([ends.get(one, NO_END) for one in rows.example_id.tolist()])
+                left = rows.position < limits
+                waiting -= set(rows.example_id[left].tolist())
+                if not left.all():
+                    chunks[number] = rows[left], chunk[torch.from_numpy(left)]
+                    gone = len(chunk) - int(left.sum())
+                    self.rows[kind] -= gone * len(self.selection.heads[layer, kind])
+                    self._nbytes[layer, kind] -= gone * chunk[0].nbytes
+                if not waiting:
+                    break
+            chunks[:] = [one for one in chunks if len(one[0])]
 
     def by_size(self) -> list[tuple[int, str]]:
         """The (layer, kind) pairs that hold something, the largest first."""

@@ -1,10 +1,13 @@
 """Capturing in a notebook: `sniff` listens to a model that somebody else calls.
 
-sniffing              the `with sniff(model)` that a user writes
-listener              the hooks: a call begins, layers attend, rows are kept
-call, batch           which documents a call holds, at which positions
-history, example_ids  what goes on with an earlier call, and whose rows they are
-missed                what was not captured, and is told
+sniffing               the `with sniff(model)` that a user writes
+listener               the hooks: a call begins, layers attend, rows are kept
+call, masks, pieces    what a call says: its tokens, which are no padding, at which positions
+hearing                what it adds, and to which documents
+history, caches        what it goes on with, and what became of that meanwhile
+batch, example_ids     documents of a call, and their identities
+captured, texts        what has been captured
+missed                 what was not, and is told
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sniffer.notebook.sniffing import Captured, sniff
+    from sniffer.notebook.captured import Captured
+    from sniffer.notebook.sniffing import sniff
 
 __all__ = ["Captured", "sniff"]
 
-_HOMES = dict.fromkeys(("Captured", "sniff"), "sniffer.notebook.sniffing")
+_HOMES = {"Captured": "sniffer.notebook.captured", "sniff": "sniffer.notebook.sniffing"}
 
 
 def __getattr__(name: str) -> Any:

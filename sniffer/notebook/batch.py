@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int32
+from torch import Tensor
 
 from sniffer.errors import CaptureError
-from sniffer.notebook.call import Piece
-from sniffer.types import Document, Picks, TokenBatch
+from sniffer.forward.transfer import Vectors
+from sniffer.notebook.call import Call
+from sniffer.notebook.history import Branch
+from sniffer.notebook.pieces import Piece
+from sniffer.types import KIND, Document, Names, Picks, Sections, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,14 @@ class CallBatch(TokenBatch):
     pieces: tuple[Piece, ...]
 
     @classmethod
-    def of(cls, grid: Int32[np.ndarray, "batch seq"], pieces: Sequence[Piece], ids: Sequence[int]) -> CallBatch:
-        """The documents of a call, each with its id."""
+    def of(
+        cls,
+        grid: Int32[np.ndarray, "batch seq"],
+        pieces: Sequence[Piece],
+        ids: Sequence[int],
+        images: Collection[int] = (),
+    ) -> CallBatch:
+        """The documents of a call, each with its id; tokens among `images` have the section `image`."""
         documents = tuple(
             Document(
                 example_id=number,
@@ -31,6 +41,7 @@ class CallBatch(TokenBatch):
                 token_ids=grid[piece.row, piece.first_column : piece.first_column + piece.n_tokens],
                 truncated=False,
                 first_position=piece.first_position,
+                sections=_sections(grid[piece.row, piece.first_column : piece.first_column + piece.n_tokens], images),
             )
             for piece, number in zip(pieces, ids, strict=True)
         )
@@ -77,3 +88,69 @@ def check_ids(ids: Any, vocabulary: int) -> None:
             f"this call has the token {int(array[row, column])} in row {row}, column {column}, and the model's "
             f"embedding has rows 0 to {vocabulary - 1}: give ids of its own tokenizer, for padding too"
         )
+
+
+def image_tokens(model: Any, said: Mapping[str, Any]) -> frozenset[int]:
+    """The token ids that stand for images or videos in a call that brings some; else none."""
+    if not any("pixel" in name or name.startswith("image") for name in said):
+        return frozenset()
+    config = getattr(model, "config", None)
+    found = [getattr(config, name, None) for name in IMAGE_TOKENS]
+    return frozenset(one for one in found if isinstance(one, int))
+
+
+IMAGE = "image"
+"""The section of tokens that an image, or a video, stands for."""
+
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+"""Where configs of models for images and text name them."""
+
+
+def _sections(tokens: Int32[np.ndarray, " n"], images: Collection[int]) -> Sections | None:
+    if not images:
+        return None
+    of_image = np.isin(tokens, list(images))
+    return Sections.of(Names.of(["", IMAGE], of_image.astype(np.int32)))
+
+
+@dataclass(frozen=True)
+class CallRows:
+    """The rows of one call: what the accumulator takes. Without picks there are no vectors at all."""
+
+    batch: CallBatch
+    picks: Mapping[tuple[int, str], Picks]
+    vectors: Vectors
+
+
+class Keeper(Protocol):
+    """What becomes of rows."""
+
+    def keep(self, call: CallRows, branches: Mapping[int, Branch]) -> None:
+        """Takes those of a call that went well, with the documents that have begun in it by parting from others."""
+
+    def keep_partial(self, call: CallRows) -> None:
+        """Takes what layers had shown of a call that raised an error."""
+
+    def cut(self, ends: Mapping[int, int]) -> None:
+        """Lets go of what documents have from a position on."""
+
+
+def of_call(states: Tensor, kind: str, layer: int, call: Call, held: int) -> Tensor:
+    """The vectors of this call's tokens, where a cache shows others before them, or room for more behind them.
+
+    Raises:
+        CaptureError: they are those of other tokens, too.
+    """
+    batch, seq = call.shape
+    columns = states.shape[2]
+    if (states.shape[0], columns) == (batch, seq):
+        return states
+    known = type(call.cache).__module__.startswith("transformers.")
+    if states.shape[0] == batch and columns > seq and known and KIND[kind].draw == "k":
+        # Static caches are filled from the start, with room behind; others end with the tokens of the call.
+        first = held if columns > held + seq else columns - seq
+        return states[:, :, first : first + seq]
+    raise CaptureError(
+        f"layer {layer} shows {kind} of {states.shape[0]} x {columns} tokens in a call of {batch} x {seq}: "
+        "leave the cache out"
+    )

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from sniffer.errors import CaptureError, ConfigError
+from sniffer.sampler.identity import stable_id
 
 
 class ExampleIds:
     """Ids for documents: those that are given, else 0, 1, 2, ...
 
-    `given` says whether there are any. A list is checked at once, whatever else can be gone through as it is used.
+    `given` says whether there are any, `names` which texts numbers stand for. A list is checked at once, whatever else
+    can be gone through as it is used.
     """
 
     def __init__(self, ids: Iterable[Any] | None) -> None:
@@ -25,8 +27,11 @@ class ExampleIds:
             ConfigError: an id is no whole number in [0, 2^63), or comes twice.
         """
         self.given = ids is not None
+        self.names: dict[int, str] = {}
         self._known: set[int] = set()
         self._returned: deque[int] = deque()
+        if isinstance(ids, str):
+            raise ConfigError(f"example_ids={ids!r} is no list: give one number or text a document")
         if isinstance(ids, Sequence | np.ndarray):
             self._returned.extend(self._checked(one) for one in ids)
             ids = ()
@@ -62,9 +67,8 @@ class ExampleIds:
 
     def _checked(self, value: Any) -> int:
         if isinstance(value, str):
-            raise ConfigError(
-                f"example_ids has the text {value!r}: give whole numbers; runs take sniffer.hashing.stable_id(text)"
-            )
+            self.names[stable_id(value)] = value
+            value = stable_id(value)
         try:
             number = operator.index(value)
         except TypeError:
@@ -72,7 +76,9 @@ class ExampleIds:
         if isinstance(value, bool | np.bool_) or not 0 <= number < 2**63:
             raise ConfigError(f"example_ids has {value!r}: give whole numbers in [0, 2^63)")
         if self.given and number in self._known:
-            raise ConfigError(f"example_ids has {number} twice: give every document an id of its own")
+            raise ConfigError(
+                f"example_ids has {self.names.get(number, number)} twice: give every document an id of its own"
+            )
         if self.given:
             self._known.add(number)
         return number

@@ -1,6 +1,6 @@
 """From calls of a model to rows that are kept: the hooks by which sniff (sniffing.py) listens.
 
-    a call begins      its arguments become pieces (call.py), their picks are drawn, the tap opens
+    a call begins      it is told what it adds to which documents (hearing.py), picks are drawn, the tap opens
     a layer attends    the observer gathers
     the call ends      the rows are whole, and wait
     the outermost      they are kept; if anything in it failed, nothing is, and the ids go to the next call
@@ -15,20 +15,24 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import get_ident
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sniffer.errors import CaptureError
 from sniffer.forward.observer import Observer, Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
-from sniffer.notebook.batch import CallBatch, check_ids
-from sniffer.notebook.call import Arguments, Call, arguments, claims, pieces_of, read
+from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
+from sniffer.notebook.caches import cache_in
+from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
 from sniffer.notebook.example_ids import ExampleIds
+from sniffer.notebook.hearing import Heard, hear
 from sniffer.notebook.history import CallHistory, as_array
+from sniffer.notebook.hooks import Hook
 from sniffer.notebook.missed import Missed
 from sniffer.sampler import Picker
 from sniffer.tap import TAP, Seen, Tap
@@ -45,17 +49,19 @@ class Attached(Backbone, Protocol):
     def calls(self) -> Sequence[nn.Module]:
         """The modules by which it may be called, the outermost first, itself last."""
 
-    def why_not(self, claim: str, module: nn.Module, use_cache: Any = None) -> str:
-        """Why calls of `module` that make a claim cannot be captured; empty where the model has proven it."""
+    def why_not(self, claim: str, module: nn.Module, use_cache: Any = None, *, pre: bool = False) -> str:
+        """Why calls of `module` that make a claim cannot be captured; empty where the model has proven it. `pre`:
+        the pre kinds too."""
 
 
 @dataclass(frozen=True)
-class CallRows:
-    """The rows of one call: what the accumulator takes."""
+class _Whole:
+    """A call that has ended well, within one that has not ended yet."""
 
-    batch: CallBatch
-    picks: Mapping[tuple[int, str], Picks]
-    vectors: Vectors
+    call: Call
+    heard: Heard
+    rows: CallRows
+    cache: Any
 
 
 @dataclass
@@ -66,38 +72,22 @@ class _Frame:
     said: Arguments
     error: BaseException | None
     """What was being handled when it began; another one at its end is its own."""
-    pending: list[CallRows] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
+    pending: list[_Whole] = field(default_factory=list)
+    call: Call | None = None
+    heard: Heard | None = None
+    batch: CallBatch | None = None
+    picks: Mapping[tuple[int, str], Picks] = field(default_factory=dict)
     observer: Observer | None = None
     before: Tap | None = None
     blamed: bool = False
     """Whether a call within it has failed, and is counted."""
 
 
-class _Hook:
-    """A copy of the model takes its hooks along, but not all that is captured; a model that is saved leaves them."""
-
-    def __init__(self, act: Callable[..., None]) -> None:
-        self._act = act
-
-    def __call__(self, *arguments: Any) -> None:
-        self._act(*arguments)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return self
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _Hook, (_nothing,)
-
-
-def _nothing(*_: Any) -> None: ...
-
-
 class Listener:
     """Hears every call of a model.
 
     Args:
-        keep: is given the rows of each call that went well.
+        keeper: is given the rows of each call that went well.
         missed: counts the rest.
     """
 
@@ -107,22 +97,22 @@ class Listener:
         selection: Selection,
         picker: Picker,
         ids: ExampleIds,
-        keep: Callable[[CallRows], None],
+        keeper: Keeper,
         missed: Missed,
     ) -> None:
         self.missed = missed
+        self.history = CallHistory(keeper.cut)
         self._backbone = backbone
         self._selection = selection
         self._picker = picker
         self._ids = ids
-        self._keep = keep
+        self._keeper = keeper
         self._geometry = by_number(backbone.geometry)
         self._transfer = transfer_for(backbone.device)
         self._plan = Wanted(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
         self._pre = selection.wants_pre
         self._thread = get_ident()
         self._frames: list[_Frame] = []
-        self._history = CallHistory()
         self._open = False
 
     @contextmanager
@@ -143,6 +133,13 @@ class Listener:
             for handle in handles:
                 handle.remove()
             self._abandon(0)
+            self.settle()
+            self.history.forget()
+
+    def settle(self) -> None:
+        """Takes back what caches have lost since."""
+        self.history.settle()
+        self.missed.taken_back_tokens = self.history.taken_back
 
     def _hooks(self, module: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -153,9 +150,9 @@ class Listener:
 
         def end(called: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self._is_ours(called, module):
-                self._end(module)
+                self._end(module, output)
 
-        return _Hook(begin), _Hook(end)
+        return Hook(begin), Hook(end)
 
     def _watch(self, attention: nn.Module) -> Callable[..., None]:
         """Counts forwards that reach the layers although no call has begun; a recomputation for gradients is none."""
@@ -165,7 +162,7 @@ class Listener:
             if self._is_ours(called, attention) and not begun and torch._C._current_graph_task_id() == -1:
                 self.missed.unseen += 1
 
-        return _Hook(attends)
+        return Hook(attends)
 
     def _is_ours(self, called: nn.Module, module: nn.Module) -> bool:
         return self._open and called is module and get_ident() == self._thread
@@ -183,36 +180,31 @@ class Listener:
         # An encoder-decoder's own input_ids are those of its encoder.
         of_encoder = getattr(getattr(outermost.module, "config", None), "is_encoder_decoder", False)
         call = read(frame.said, None if outermost is frame or of_encoder else outermost.said)
-        if not call.tokens.numel() or self._goes_on(call):
+        if not call.tokens.numel():
             return
         check_ids(frame.said.get("input_ids"), self._backbone.vocabulary)
-        pieces = pieces_of(call)
-        for claim, (what, advice) in claims(call, pieces).items():
-            module = outermost.module if call.whole else frame.module
-            if reason := self._backbone.why_not(claim, module, call.use_cache):
+        module = outermost.module if call.whole else frame.module
+        prove = partial(self._prove, module=module, use_cache=call.use_cache)
+        self.history.settle()
+        frame.heard = hear(call, self.history, self._ids, self.missed, prove)
+        if frame.heard is None:
+            return
+        frame.call = call
+        images = image_tokens(outermost.module, outermost.said)
+        frame.batch = CallBatch.of(as_array(call.tokens), frame.heard.pieces, frame.heard.documents, images)
+        frame.picks = draw(self._picker, self._selection, frame.batch)
+        # A step at which nothing is kept costs nothing.
+        if not frame.heard.held or any(map(len, frame.picks.values())):
+            frame.observer = Observer(frame.batch, frame.picks, self._plan)
+            frame.observer.stops = False
+            frame.before = TAP.exchange(Tap(self._observe(frame.observer, call, frame.heard.held), self._pre))
+
+    def _prove(self, claims: Mapping[str, tuple[str, str]], module: nn.Module, use_cache: Any) -> None:
+        for claim, (what, advice) in claims.items():
+            if reason := self._backbone.why_not(claim, module, use_cache, pre=self._pre):
                 raise CaptureError(f"this call {what}, and in this model {reason}: {advice}")
-        frame.ids = self._ids.take(len(pieces))
-        batch = CallBatch.of(as_array(call.tokens), pieces, frame.ids)
-        frame.observer = Observer(batch, draw(self._picker, self._selection, batch), self._plan)
-        frame.observer.stops = False
-        frame.before = TAP.exchange(Tap(self._observe(frame.observer, call), self._pre))
 
-    def _goes_on(self, call: Call) -> bool:
-        """Whether a call goes on with an earlier one, and is counted as passed over."""
-        cached = self._history.has_cache_of_earlier(call)
-        repeats = not cached and self._history.repeats_the_last(call)
-        if repeats and self._ids.given:
-            raise CaptureError(
-                "this call is the one before it and a token more, as generate(use_cache=False) makes them: whether it "
-                "is a document cannot be known; leave example_ids out, or generate with a cache"
-            )
-        self.missed.taken_back_tokens = self._history.taken_back
-        if cached or repeats:
-            self.missed.passed_over += 1
-            self.missed.passed_over_tokens += call.shape[0] * (call.shape[1] if cached else 1)
-        return cached or repeats
-
-    def _observe(self, observer: Observer, call: Call) -> Callable[[Seen], None]:
+    def _observe(self, observer: Observer, call: Call, held: int) -> Callable[[Seen], None]:
         """Shows the observer what belongs to the tokens of this call, each layer once."""
         shown: set[nn.Module] = set()
 
@@ -226,13 +218,13 @@ class Listener:
                 )
             shown.add(seen.module)
             wanted = self._plan.kinds.get(layer, ())
-            fitted: dict[str, Any] = {kind: _fitted(getattr(seen, kind), kind, layer, call) for kind in wanted}
+            fitted: dict[str, Any] = {kind: of_call(getattr(seen, kind), kind, layer, call, held) for kind in wanted}
             with torch.no_grad():
                 observer(seen._replace(**fitted))
 
         return observe
 
-    def _end(self, module: nn.Module) -> None:
+    def _end(self, module: nn.Module, output: Any) -> None:
         numbers = [number for number, frame in enumerate(self._frames) if frame.module is module]
         if not numbers:  # another hook failed before ours was called
             return
@@ -243,29 +235,43 @@ class Listener:
         if sys.exception() is not frame.error:
             self._drop(frame)
             return
-        if frame.observer is not None:
-            frame.pending.append(self._whole(frame))
+        if frame.heard is not None:
+            frame.pending.append(self._whole(frame, output))
         if self._frames:
             self._frames[-1].pending += frame.pending
             return
-        for kept in frame.pending:
-            self.missed.repeated_rows += kept.batch.repeated
-            self._keep(kept)
+        for whole in frame.pending:
+            self._keep(whole)
 
-    def _whole(self, frame: _Frame) -> CallRows:
-        observer = frame.observer
-        assert observer is not None
-        if unseen := sorted({layer for layer, _ in self._selection.heads.keys() - observer.vectors.keys()}):
-            self._drop(frame)
-            raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
-        self._transfer.end_batch()
-        return CallRows(observer.batch, observer.picks, self._transfer.settle(observer.vectors))  # type: ignore[arg-type]
+    def _keep(self, whole: _Whole) -> None:
+        if whole.heard.taken and whole.call.cache is None:
+            self.missed.repeated_rows += whole.rows.batch.repeated
+        self._keeper.keep(whole.rows, whole.heard.branches)
+        self.history.note(whole.call, whole.cache, whole.heard.rows, whole.heard.branches)
+
+    def _whole(self, frame: _Frame, output: Any) -> _Whole:
+        assert frame.call is not None and frame.heard is not None and frame.batch is not None
+        observer, vectors = frame.observer, Vectors()
+        if observer is not None:
+            if unseen := sorted({layer for layer, _ in self._selection.heads.keys() - observer.vectors.keys()}):
+                self._drop(frame)
+                raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
+            self._transfer.end_batch()
+            vectors = self._transfer.settle(observer.vectors)
+        cache = frame.call.cache if frame.call.cache is not None else cache_in(output, CACHES)
+        return _Whole(frame.call, frame.heard, CallRows(frame.batch, frame.picks, vectors), cache)
 
     def _drop(self, frame: _Frame) -> None:
         """Keeps nothing of a call that failed; its ids go to the documents that come next."""
-        of_pending = [document.example_id for kept in frame.pending for document in kept.batch.documents]
-        self._ids.give_back([*of_pending, *frame.ids])
-        self._history.forget_the_last()
+        whole = [one.rows for one in frame.pending]
+        if frame.observer is not None and frame.observer.vectors and frame.batch is not None:
+            self._transfer.end_batch()
+            whole.append(CallRows(frame.batch, frame.picks, self._transfer.settle(frame.observer.vectors)))
+        for rows in whole:
+            self._keeper.keep_partial(rows)
+        of_pending = [number for one in frame.pending for number in one.heard.taken]
+        self._ids.give_back([*of_pending, *(frame.heard.taken if frame.heard is not None else ())])
+        self.history.forget_the_last()
         self.missed.failed += not frame.blamed
         for outer in self._frames:
             outer.blamed = True
@@ -277,22 +283,3 @@ class Listener:
             if frame.observer is not None:
                 TAP.exchange(frame.before)
             self._drop(frame)
-
-
-def _fitted(states: Tensor, kind: str, layer: int, call: Call) -> Tensor:
-    """The vectors of this call's tokens, where a cache shows room for more behind them.
-
-    Raises:
-        CaptureError: they are those of other tokens, too.
-    """
-    batch, seq = call.shape
-    if (states.shape[0], states.shape[2]) == (batch, seq):
-        return states
-    # Static caches are as long as they may become, and are filled from the start.
-    known = type(call.cache).__module__.startswith("transformers.")
-    if states.shape[0] == batch and states.shape[2] > seq and known:
-        return states[:, :, :seq]
-    raise CaptureError(
-        f"layer {layer} shows {kind} of {states.shape[0]} x {states.shape[2]} tokens in a call of {batch} x {seq}: "
-        "leave the cache out"
-    )

@@ -88,10 +88,9 @@ class Picker:
         if self.certain_until >= end:
             return np.arange(first, end, dtype=np.int32)
         key = np.array([self.key(document, layer, draw)], dtype=np.uint64)
-        keep = self._keep(key, end)
-        keep[0, self.certain(document)] = True
-        kept = np.flatnonzero(keep).astype(np.int32)
-        return kept[kept >= first] if first else kept
+        keep = self._keep(key, end, first)
+        keep[0, self.certain(document) - first] = True
+        return (first + np.flatnonzero(keep)).astype(np.int32)
 
     def certain(self, document: Document) -> Int64[np.ndarray, " positions"]:
         """The positions that are kept for certain, since they are of `keep_sections`.
@@ -154,15 +153,17 @@ class Picker:
         inside = np.flatnonzero(self.buckets == bucket)
         return int(inside[0]), int(inside[-1])
 
-    def _keep(self, keys: UInt64[np.ndarray, " keys"], n: int) -> Bool[np.ndarray, "keys {n}"]:
-        """Which of the first `n` positions each of some draws keeps."""
-        keep = np.empty((len(keys), n), dtype=bool)
-        for start in range(0, n, BLOCK):
-            block = slice(start, min(start + BLOCK, n))
+    def _keep(
+        self, keys: UInt64[np.ndarray, " keys"], end: int, first: int = 0
+    ) -> Bool[np.ndarray, "keys {end}-{first}"]:
+        """Which of the positions from `first` up to `end` each of some draws keeps."""
+        keep = np.empty((len(keys), end - first), dtype=bool)
+        for start in range(first, end, BLOCK):
+            block = slice(start, min(start + BLOCK, end))
             hashes = mix64(self.base_hashes[block] ^ keys[:, None])
-            np.less_equal(hashes, self.thresholds[block], out=keep[:, block])
+            np.less_equal(hashes, self.thresholds[block], out=keep[:, block.start - first : block.stop - first])
         if self.has_zero:
-            keep &= self.probabilities[:n] > 0
+            keep &= self.probabilities[first:end] > 0
         return keep
 
     def _tabulate(self, n: int) -> None:

@@ -99,7 +99,7 @@ class TokenBatch:
         ends = np.searchsorted(picks.rows, np.arange(len(self.documents) + 1))
         pieces = []
         for document, first, last in zip(self.documents, ends, ends[1:], strict=False):
-            positions, sections = picks.positions[first:last], document.sections
+            positions, sections = picks.positions[first:last] - document.first_position, document.sections
             pieces.append(Names.none(len(positions)) if sections is None else sections.at(positions))
         return Names.joined(pieces)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sniffer.errors import CaptureError
 from sniffer.notebook.batch import CallBatch
-from sniffer.notebook.call import FARTHEST, Call, Piece, arguments, claims, earlier_tokens, pieces_of, read
+from sniffer.notebook.call import Call, arguments, earlier_tokens, read
+from sniffer.notebook.pieces import FARTHEST, Begun, Piece, claims, claims_after, last_of, pieces_after, pieces_of
 from sniffer.types import Picks
 
 IDS = torch.arange(20).view(2, 10)
@@ -72,6 +73,8 @@ PLAIN: dict[str, tuple[dict[str, Any], tuple[Piece, ...]]] = {
         {"mask": by_pair(LEFT), "position_ids": COUNTED_FROM_TOKENS},
         rows((0, 0, 0, 10), (1, 4, 0, 6)),
     ),
+    "left": ({"mask": LEFT}, rows((0, 0, 0, 10), (1, 4, 4, 6))),
+    "pairs, left": ({"mask": by_pair(LEFT)}, rows((0, 0, 0, 10), (1, 4, 4, 6))),
     "columns": ({"position_ids": COLUMNS}, WHOLE),
     "columns, one axis": ({"position_ids": COLUMNS[0]}, WHOLE),
     "columns, three axes": ({"position_ids": COLUMNS.expand(3, 2, 10)}, WHOLE),
@@ -89,8 +92,6 @@ PLAIN: dict[str, tuple[dict[str, Any], tuple[Piece, ...]]] = {
 }
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "left": ({"mask": LEFT}, "padded on the left, which shifts positions"),
-    "pairs, left": ({"mask": by_pair(LEFT)}, "padded on the left"),
     "hole": ({"mask": HOLE}, "row 0 of this call has padding between its tokens"),
     "another shape": (
         {"mask": ONES[:, :8]},
@@ -170,6 +171,7 @@ def test_the_model_has_to_prove_what_it_is_told():
     assert of(position_ids=COLUMNS + 1, stated=True) == {"positions"}
     assert of(position_ids=PACKED) == {"packed"}
     assert of(position_ids=COLUMNS + 1) == {"positions"}
+    assert of(mask=LEFT) == {"shifted"}
     assert of(mask=LEFT, position_ids=COUNTED_FROM_TOKENS) == {"left"}
     assert of(mask=LEFT, position_ids=COUNTED_FROM_TOKENS + 3) == {"left", "positions"}
     for said in ({"mask": ONES}, {"cache": object()}):
@@ -268,3 +270,80 @@ def test_picks_lie_where_their_piece_lies(case: str):
     assert [document.token_ids.tolist() for document in batch.documents] == [
         IDS[p.row, p.first_column : p.first_column + p.n_tokens].tolist() for p in pieces
     ]
+
+
+BEGUN = [Begun(7, 6, 0, 6), Begun(8, 2, 4, 6)]
+"""Two rows behind six columns, the second one padded on the left with four."""
+
+BOTH = torch.cat([torch.tensor([[1] * 6, [0] * 4 + [1] * 2]), ONES[:, :3]], 1)
+BEHIND = torch.tensor([[6, 7, 8], [2, 3, 4]])
+AHEAD = torch.ones(9, 12, dtype=torch.bool).tril()[6:] & torch.nn.functional.pad(BOTH, (0, 3))[:, None, None].bool()
+WINDOW = torch.ones(9, 9, dtype=torch.bool).tril() & ~torch.ones(9, 9, dtype=torch.bool).tril(-3)
+GONE_ON = rows((0, 0, 6, 3), (1, 0, 2, 3))
+
+GOES_ON: dict[str, tuple[dict[str, Any], tuple[Piece, ...]]] = {
+    "mask": ({"mask": BOTH, "position_ids": BEHIND}, GONE_ON),
+    "pairs, room for more": ({"mask": AHEAD, "position_ids": BEHIND}, GONE_ON),
+    "pairs, a window's last columns": (
+        {"mask": (WINDOW[6:] & BOTH[:, None, None].bool())[..., 4:], "position_ids": BEHIND},
+        GONE_ON,
+    ),
+    "a row that has ended": (
+        {"mask": BOTH * torch.tensor([[1], [1]]) * torch.tensor([[1] * 9, [1] * 6 + [0] * 3]), "position_ids": BEHIND},
+        rows((0, 0, 6, 3), (1, 0, 2, 0)),
+    ),
+}
+
+DOES_NOT: dict[str, tuple[dict[str, Any], str]] = {
+    "no mask": ({"position_ids": BEHIND}, "goes on with rows that were padded, and has no attention_mask"),
+    "mask of the call alone": ({"mask": BOTH[:, 6:], "position_ids": BEHIND}, "behind 6 in its cache"),
+    "mask that says otherwise": ({"mask": torch.ones_like(BOTH), "position_ids": BEHIND}, "says otherwise of tokens"),
+    "no positions": ({"mask": BOTH}, "row 1 of this call goes on at position 6, and its last token was at 1"),
+    "anew": ({"mask": BOTH, "position_ids": BEHIND % 6}, "goes on at position 0, and its last token was at 5"),
+    "jump": ({"mask": BOTH, "position_ids": BEHIND * 2 - BEHIND[:, :1]}, "position_ids jump within row 0"),
+    "padding before": (
+        {"mask": BOTH * torch.tensor([1] * 6 + [0, 1, 1]), "position_ids": BEHIND},
+        "row 0 of this call goes on behind padding",
+    ),
+    "pairs, the future": ({"mask": torch.ones_like(AHEAD), "position_ids": BEHIND}, "see others than those just"),
+    "pairs, a gap": (
+        {"mask": AHEAD & (torch.arange(12) != 5), "position_ids": BEHIND},
+        "see others than those just before them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", GOES_ON)
+def test_a_call_goes_on_where_its_rows_had_ended(case: str):
+    said, pieces = GOES_ON[case]
+    call = Call(IDS[:, :3], stated=True, **said)
+    assert pieces_after(call, BEGUN, 6) == pieces
+    assert set(claims_after(call, BEGUN)) == {"cached_left"} and set(claims_after(call, BEGUN[:1])) == {"cached_stated"}
+    after = [row.after(piece, 6, 5) for row, piece in zip(BEGUN, pieces, strict=True)]
+    assert after[0] == Begun(5, 9, 0, 9) and after[1] == (
+        Begun(5, 5, 4, 9) if pieces[1].n_tokens else Begun(5, 2, 4, 6)
+    )
+
+
+@pytest.mark.parametrize("case", DOES_NOT)
+def test_or_it_is_refused_in_one_line(case: str):
+    said, complaint = DOES_NOT[case]
+    with pytest.raises(CaptureError, match=complaint) as refusal:
+        pieces_after(Call(IDS[:, :3], **said), BEGUN, 6)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_row_of_padding_begins_later():
+    """As the first chunks of a prompt that is padded on the left."""
+    empty = Begun(3, 0, 0, 0)
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1]])
+    (piece,) = pieces_after(Call(IDS[:1, :3], mask=mask, position_ids=torch.tensor([[0, 0, 1]])), [empty], 3)
+    assert piece == Piece(0, 1, 0, 2) and empty.after(piece, 3, 3) == Begun(3, 2, 4, 6)
+
+
+def test_what_is_new_of_rows_that_are_repeated():
+    begun = [Begun(1, 9, 0, 9), Begun(2, 5, 4, 9)]
+    assert last_of(rows((0, 0, 0, 10), (1, 4, 0, 6)), begun) == rows((0, 9, 9, 1), (1, 9, 5, 1))
+    for wrong in (rows((0, 0, 0, 10), (1, 3, 0, 7)), rows((0, 0, 0, 10), (1, 4, 1, 6)), rows((0, 0, 0, 10))):
+        with pytest.raises(CaptureError, match="repeats"):
+            last_of(wrong, begun)

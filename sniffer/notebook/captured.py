@@ -1,0 +1,204 @@
+"""What has been captured in a notebook, held in memory and read as a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from sniffer.errors import RunError
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.columns import Columns
+from sniffer.forward.selection import Selection
+from sniffer.notebook.batch import CallRows
+from sniffer.notebook.history import Branch
+from sniffer.notebook.missed import Missed
+from sniffer.notebook.texts import Texts
+from sniffer.reader.vectors import Pairs, Vectors, probabilities
+from sniffer.sampler import Picker
+from sniffer.types import KIND, LayerGeometry, Rows, by_number
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Captured:
+    """What has been captured so far.
+
+    Attributes:
+        geometry: the model's attention layers; `selection` is what is kept of them.
+        branches: documents that part from another one, as beams do from their prompt.
+        missed: counts what was not captured; `notes` says so.
+        partial: what layers had shown of the last call that raised an error, under the ids that its documents would
+            have had; None where none has.
+    """
+
+    def __init__(
+        self, geometry: Sequence[LayerGeometry], selection: Selection, picker: Picker, names: Mapping[int, str]
+    ) -> None:
+        self.geometry = by_number(geometry)
+        self.selection = selection
+        self.branches: dict[int, Branch] = {}
+        self.missed = Missed()
+        self.partial: Captured | None = None
+        self.settle: Callable[[], None] = lambda: None
+        self._picker = picker
+        self._names = names
+        self._texts = Texts()
+        self._accumulator = Accumulator(selection)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{count:,} {kind}" for kind, count in self.rows.items())
+        return f"Captured({'; '.join([f'{self.documents:,} documents', f'rows: {rows}', *self.notes])})"
+
+    @property
+    def documents(self) -> int:
+        """How many there are, branches not counted."""
+        return len(self._texts.keys() - self.branches.keys())
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """How many, by kind."""
+        self.settle()
+        return dict(self._accumulator.rows)
+
+    @property
+    def passed_over(self) -> int:
+        """Calls that go on with a cache which was filled before sniff listened, or by others."""
+        return self.missed.passed_over
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not captured, or not as one might think."""
+        self.settle()
+        notes = self.missed.notes()
+        return notes if notes or self._texts else ["no call of this model was made"]
+
+    def tokens(self, example_id: int) -> np.ndarray:
+        """The token ids of a document, int32; of a branch, those behind the position where it parts.
+
+        Raises:
+            RunError: there is no such document.
+        """
+        self.settle()
+        if example_id not in self._texts:
+            raise RunError(f"no document {example_id} was captured: there are {list(self._texts)[:8]} ...")
+        return self._texts[example_id].token_ids
+
+    def vectors(self, *, layer: int, head: int, kind: str = "q") -> Vectors:
+        """One head's vectors, as `run.vectors` of a run gives them.
+
+        Raises:
+            RunError: the layer, kind or head was not captured.
+        """
+        columns, states = self._head(layer, head, kind)
+        order = columns.rows.order
+        rows = columns.rows[order]
+        return Vectors(states[order], rows, self._probability(kind, rows))
+
+    def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
+        """Queries and the keys that they are compared with at the same positions, as `run.pairs` of a run.
+
+        Raises:
+            RunError: the layer, a kind or a head was not captured, or the kinds make no pair.
+        """
+        if any(kind in KIND and KIND[kind].draw != draw for kind, draw in ((query_kind, "q"), (key_kind, "k"))):
+            raise RunError(
+                f"pairs of query_kind={query_kind!r} and key_kind={key_kind!r} make no sense: "
+                "take q or q_pre for the first, and k, v or k_pre for the second"
+            )
+        queries = self.vectors(layer=layer, head=q_head, kind=query_kind)
+        k_head = self.geometry[layer].key_head(q_head, key_kind)
+        keys = self.vectors(layer=layer, head=k_head, kind=key_kind)
+        place = {at: n for n, at in enumerate(zip(keys.example_ids.tolist(), keys.positions.tolist(), strict=True))}
+        found = [place.get(at) for at in zip(queries.example_ids.tolist(), queries.positions.tolist(), strict=True)]
+        mine = np.array([n for n, key in enumerate(found) if key is not None], dtype=np.int64)
+        theirs = np.array([key for key in found if key is not None], dtype=np.int64)
+        both = queries.inclusion_probability[mine], keys.inclusion_probability[theirs]
+        probability = np.minimum(*both) if self._together else both[0] * both[1]
+        return Pairs(queries.vectors[mine], keys.vectors[theirs], q_head, k_head, queries.rows[mine], probability)
+
+    def scan(self, layers: Sequence[int] | None = None, kinds: Sequence[str] | None = None) -> pl.LazyFrame:
+        """All rows, or those of some layers and kinds, with the columns of `run.scan`: a row per vector.
+
+        Raises:
+            RunError: a layer or kind was not captured.
+        """
+        import polars as pl
+
+        layers = self.selection.layers if layers is None else layers
+        wanted = [(layer, kind) for layer in layers for kind in (kinds or self.selection.kinds)]
+        frames = []
+        for layer, kind in wanted:
+            if (layer, kind) not in self.selection.heads:
+                raise RunError(f"layer {layer}, kind {kind} was not captured: see captured.selection")
+            for head in self.selection.heads[layer, kind]:
+                columns, states = self._head(layer, head, kind)
+                order = columns.rows.order
+                frames.append(_frame(layer, kind, head, columns.rows[order], states[order]))
+        return pl.concat(frames).lazy()
+
+    def clear(self) -> None:
+        """Lets go of all that was captured; texts that are gone on with keep their ids and positions."""
+        self.settle()
+        self._accumulator = Accumulator(self.selection)
+        self._texts.clear()
+        self.branches.clear()
+        self.partial = None
+
+    def keep(self, call: CallRows, branches: Mapping[int, Branch]) -> None:
+        """Takes the rows of a call."""
+        if call.vectors:
+            self._accumulator.add(call.batch, call.picks, call.vectors)
+        self.branches |= branches
+        for document in call.batch.documents:
+            self._texts.add(document, self._named(document.example_id))
+
+    def keep_partial(self, call: CallRows) -> None:
+        """Takes what was shown of a call that raised an error, in the place of the one before."""
+        shown = Selection({pair: self.selection.heads[pair] for pair in call.vectors})
+        self.partial = Captured(list(self.geometry.values()), shown, self._picker, self._names)
+        self.partial.keep(call, {})
+
+    def cut(self, ends: Mapping[int, int]) -> None:
+        """Lets go of what documents have from a position on."""
+        self._accumulator.cut(ends)
+        self._texts.cut(ends)
+
+    @property
+    def _together(self) -> bool:
+        """Whether queries and keys share their draws."""
+        return "kind" not in self._picker.sampler.seed_by
+
+    def _named(self, number: int) -> str:
+        branch = self.branches.get(number)
+        if branch is None:
+            return self._names.get(number, str(number))
+        return f"{self._named(branch.parent)}/{branch.position}/{number}"
+
+    def _head(self, layer: int, head: int, kind: str) -> tuple[Columns, np.ndarray]:
+        """All rows of a layer and kind, in the order in which they came, and one head's vectors, float32."""
+        self.settle()
+        heads = self.selection.heads.get((layer, kind), ())
+        if head not in heads:
+            raise RunError(f"layer {layer}, kind {kind}, head {head} was not captured: see captured.selection")
+        dim = self.geometry[layer].dims[kind]
+        columns = self._accumulator.columns(layer, kind, dim)
+        chunks = [chunk.view(-1, len(heads), dim)[:, heads.index(head)].float() for chunk in columns.vectors]
+        return columns, torch.cat([torch.empty(0, dim), *chunks]).detach().numpy()
+
+    def _probability(self, kind: str, rows: Rows) -> np.ndarray:
+        law = self._picker.side(KIND[kind].draw).probability_by_bucket(int(rows.position.max(initial=0)) + 1)
+        return probabilities(law, rows.bucket)
+
+
+def _frame(layer: int, kind: str, head: int, rows: Rows, states: np.ndarray) -> pl.DataFrame:
+    import polars as pl
+
+    place = {"layer": pl.lit(layer, pl.Int32), "kind": pl.lit(kind), "head": pl.lit(head, pl.Int32)}
+    columns = rows.columns() | ({} if rows.section is None else {"section": rows.section.array.tolist()})
+    frame = pl.DataFrame(columns).with_columns(**place)
+    named = [*place, *columns]
+    return frame.select(named).with_columns(vector=pl.Series(states, dtype=pl.Array(pl.Float32, states.shape[1])))

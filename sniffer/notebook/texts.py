@@ -1,0 +1,61 @@
+"""The texts of what has been captured: which tokens each document has, from calls that each add some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int32
+
+from sniffer.types import Document, Names, Sections
+
+
+@dataclass
+class Text:
+    """Tokens of a document, as they came. `first_position` is that of the first one, once there is one."""
+
+    source_id: str
+    first_position: int = 0
+    tokens: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
+    sections: list[Sections | None] = field(default_factory=list)
+
+    @property
+    def token_ids(self) -> Int32[np.ndarray, " n_tokens"]:
+        return np.concatenate([np.empty(0, np.int32), *self.tokens])
+
+    @property
+    def names(self) -> Sections | None:
+        """Its sections; None where it has none."""
+        if all(one is None for one in self.sections):
+            return None
+        pieces = zip(self.sections, self.tokens, strict=True)
+        named = [Names.none(len(some)) if one is None else one.names for one, some in pieces]
+        return Sections.of(Names.joined(named))
+
+
+class Texts(dict[int, Text]):
+    """By example id, in the order in which they began."""
+
+    def add(self, document: Document, source_id: str) -> None:
+        """What a call adds to a document, or begins it with."""
+        text = self.setdefault(document.example_id, Text(source_id))
+        if not document.n_tokens:
+            return
+        if not text.tokens:
+            text.first_position = document.first_position
+        text.tokens.append(document.token_ids.copy())
+        text.sections.append(document.sections)
+
+    def cut(self, ends: Mapping[int, int]) -> None:
+        """Takes back what documents have from a position on."""
+        for number, end in ends.items():
+            if number in self:
+                _cut(self[number], end)
+
+
+def _cut(text: Text, end: int) -> None:
+    n = max(0, end - text.first_position)
+    tokens, sections = text.token_ids[:n], text.names
+    text.tokens = [tokens]
+    text.sections = [None if sections is None else sections.cut(0, n)]
