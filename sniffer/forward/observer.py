@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -18,7 +18,7 @@ from sniffer.forward.moments.counting import Counting, MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.sampler import Picker
-from sniffer.tap import Attended, Seen, StopForward, tap
+from sniffer.tap import TAP, Attended, Seen, StopForward, Tap, tap
 from sniffer.types import ATTENTION, KIND, LayerGeometry, Picks, TokenBatch, draw_of
 
 
@@ -197,3 +197,13 @@ class Wanted:
 def draw(picker: Picker, selection: Selection, batch: TokenBatch) -> dict[tuple[int, str], Picks]:
     """The picks of a batch, by (layer, draw)."""
     return {(layer, side): picker.pick(batch, layer, side) for layer, side in selection.draws}
+
+
+def open_tap(observe: Callable[[Seen], None], *, pre: bool) -> Tap | None:
+    """Opens this thread's tap in calls that somebody else makes; what was open before is for `close_tap`."""
+    return TAP.exchange(Tap(observe, pre))
+
+
+def close_tap(before: Tap | None) -> None:
+    """Puts back what was open before."""
+    TAP.exchange(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,11 @@ from sniffer.forward.selection import Selection
 from sniffer.notebook.batch import CallRows
 from sniffer.notebook.history import Branch
 from sniffer.notebook.missed import Missed
+from sniffer.notebook.saving import Told, save_run
 from sniffer.notebook.texts import Texts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.sampler import Picker
-from sniffer.types import KIND, LayerGeometry, Rows, by_number
+from sniffer.types import KIND, Document, Rows, by_number
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,15 +37,18 @@ class Captured:
             have had; None where none has.
     """
 
-    def __init__(
-        self, geometry: Sequence[LayerGeometry], selection: Selection, picker: Picker, names: Mapping[int, str]
-    ) -> None:
-        self.geometry = by_number(geometry)
+    def __init__(self, model: Told, selection: Selection, picker: Picker, names: Mapping[int, str]) -> None:
+        """
+        Args:
+            names: texts that ids stand for.
+        """
+        self.geometry = by_number(model.geometry)
         self.selection = selection
         self.branches: dict[int, Branch] = {}
         self.missed = Missed()
         self.partial: Captured | None = None
-        self.settle: Callable[[], None] = lambda: None
+        self.settle: Callable[[], None] = nothing
+        self._model = model
         self._picker = picker
         self._names = names
         self._texts = Texts()
@@ -140,6 +145,26 @@ class Captured:
                 frames.append(_frame(layer, kind, head, columns.rows[order], states[order]))
         return pl.concat(frames).lazy()
 
+    def save(self, folder: str | Path) -> Path:
+        """Writes what was captured as a run, which `open_run` reads and `runs verify` checks; it stays here as well.
+
+        Raises:
+            RunError: there is such a folder; or a document does not begin at position 0, as branches do not, so that
+                the law could not be checked over it; or nothing was captured.
+            CaptureError: it cannot be written.
+        """
+        self.settle()
+        documents = [document for document in map(self._document, self._texts) if document.n_tokens]
+        if inside := next((one for one in documents if one.first_position or one.example_id in self.branches), None):
+            start = inside.first_position
+            raise RunError(
+                f"document {inside.source_id} begins at position {start}, and a run holds whole documents: capture "
+                "from position 0, without beams, or read it here"
+            )
+        if not documents:
+            raise RunError("nothing was captured: call the model within the `with` before saving")
+        return save_run(Path(folder), self._model, self.selection, self._picker, self._accumulator, documents)
+
     def clear(self) -> None:
         """Lets go of all that was captured; texts that are gone on with keep their ids and positions."""
         self.settle()
@@ -159,7 +184,7 @@ class Captured:
     def keep_partial(self, call: CallRows) -> None:
         """Takes what was shown of a call that raised an error, in the place of the one before."""
         shown = Selection({pair: self.selection.heads[pair] for pair in call.vectors})
-        self.partial = Captured(list(self.geometry.values()), shown, self._picker, self._names)
+        self.partial = Captured(self._model, shown, self._picker, self._names)
         self.partial.keep(call, {})
 
     def cut(self, ends: Mapping[int, int]) -> None:
@@ -171,6 +196,11 @@ class Captured:
     def _together(self) -> bool:
         """Whether queries and keys share their draws."""
         return "kind" not in self._picker.sampler.seed_by
+
+    def _document(self, number: int) -> Document:
+        text = self._texts[number]
+        known = number, text.source_id, text.token_ids
+        return Document(*known, truncated=False, first_position=text.first_position, sections=text.names)
 
     def _named(self, number: int) -> str:
         branch = self.branches.get(number)
@@ -194,10 +224,14 @@ class Captured:
         return probabilities(law, rows.bucket)
 
 
+def nothing() -> None:
+    """Once nobody listens, caches have no say any more."""
+
+
 def _frame(layer: int, kind: str, head: int, rows: Rows, states: np.ndarray) -> pl.DataFrame:
     import polars as pl
 
-    place = {"layer": pl.lit(layer, pl.Int32), "kind": pl.lit(kind), "head": pl.lit(head, pl.Int32)}
+    place = {"layer": pl.lit(layer, pl.Int16), "kind": pl.lit(kind), "head": pl.lit(head, pl.Int16)}
     columns = rows.columns() | ({} if rows.section is None else {"section": rows.section.array.tolist()})
     frame = pl.DataFrame(columns).with_columns(**place)
     named = [*place, *columns]

@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
 from sniffer.errors import CaptureError
-from sniffer.forward.observer import Observer, Wanted, draw
+from sniffer.forward.observer import Observer, Wanted, close_tap, draw, open_tap
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
@@ -35,8 +35,10 @@ from sniffer.notebook.history import CallHistory, as_array
 from sniffer.notebook.hooks import Hook
 from sniffer.notebook.missed import Missed
 from sniffer.sampler import Picker
-from sniffer.tap import TAP, Seen, Tap
 from sniffer.types import Backbone, Picks, by_number
+
+if TYPE_CHECKING:
+    from sniffer.tap import Seen, Tap
 
 
 class Attached(Backbone, Protocol):
@@ -197,7 +199,7 @@ class Listener:
         if not frame.heard.held or any(map(len, frame.picks.values())):
             frame.observer = Observer(frame.batch, frame.picks, self._plan)
             frame.observer.stops = False
-            frame.before = TAP.exchange(Tap(self._observe(frame.observer, call, frame.heard.held), self._pre))
+            frame.before = open_tap(self._observe(frame.observer, call, frame.heard.held), pre=self._pre)
 
     def _prove(self, claims: Mapping[str, tuple[str, str]], module: nn.Module, use_cache: Any) -> None:
         for claim, (what, advice) in claims.items():
@@ -231,7 +233,7 @@ class Listener:
         self._abandon(numbers[-1] + 1)
         frame = self._frames.pop()
         if frame.observer is not None:
-            TAP.exchange(frame.before)
+            close_tap(frame.before)
         if sys.exception() is not frame.error:
             self._drop(frame)
             return
@@ -281,5 +283,5 @@ class Listener:
         while len(self._frames) > first:
             frame = self._frames.pop()
             if frame.observer is not None:
-                TAP.exchange(frame.before)
+                close_tap(frame.before)
             self._drop(frame)

@@ -22,9 +22,10 @@ from typing import Any
 
 from sniffer.errors import ConfigError
 from sniffer.forward.selection import CaptureConfig, HeadSampling, select
-from sniffer.notebook.captured import Captured
+from sniffer.notebook.captured import Captured, nothing
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import Listener
+from sniffer.notebook.saving import Told
 from sniffer.sampler import All, LogUniform, PerSide, Sampler, Uniform, picker_of
 
 ATTACH = "sniffer.models.retrofit.attached"
@@ -72,11 +73,14 @@ def sniff(
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:
         selection = select(backbone.geometry, request, backbone.pre_missing)
-        captured = Captured(backbone.geometry, selection, picker, ids.names)
+        captured = Captured(Told.of(model, backbone), selection, picker, ids.names)
         listener = Listener(backbone, selection, picker, ids, captured, captured.missed)
         captured.settle = listener.settle
-        with listener.listening():
-            yield captured
+        try:
+            with listener.listening():
+                yield captured
+        finally:
+            captured.settle = nothing
     if notes := captured.notes:
         warnings.warn(f"sniff: {'; '.join(notes)}", stacklevel=3)
 

@@ -66,6 +66,11 @@ class Counted:
         return bool(self.dataset.get("imported"))
 
     @property
+    def of_notebook(self) -> bool:
+        """Whether it was captured from calls of a model (`sniff`), and has no configuration."""
+        return bool(self.dataset.get("notebook"))
+
+    @property
     def rows_by_section(self) -> dict[str, dict[str, int]] | None:
         """Rows by section, then kind, those of no section too; None where there are too many sections to list."""
         rows: dict[str, dict[str, int]] = {}

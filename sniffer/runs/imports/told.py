@@ -15,9 +15,10 @@ from sniffer.types import Rows
 
 
 def refuse_imported(folder: Path, manifest: Manifest, verb: str) -> None:
-    """Raises RunError where a run has no configuration, since it was imported."""
-    if manifest.imported:
-        raise RunError(f"{folder} was imported and has no configuration to run: it cannot be {verb}; capture it anew")
+    """Raises RunError where a run has no configuration, since it was imported, or captured in a notebook."""
+    if manifest.imported or manifest.of_notebook:
+        how = "imported" if manifest.imported else "captured in a notebook"
+        raise RunError(f"{folder} was {how} and has no configuration to run: it cannot be {verb}; capture it anew")
 
 
 def unchecked(manifest: Manifest) -> Iterator[str]:

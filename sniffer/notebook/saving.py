@@ -1,0 +1,62 @@
+"""What was captured in a notebook as a run folder: the manifest says what is known, which is less than of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sniffer.forward.accumulator import Accumulator
+from sniffer.forward.selection import Selection
+from sniffer.sampler import Picker, describe
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.whole import save_whole
+from sniffer.types import Backbone, Document, LayerGeometry, Rope, by_rope
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a model that is somebody else's, as a manifest has it; it holds nothing of the model itself."""
+
+    checkpoint: str
+    geometry: tuple[LayerGeometry, ...]
+    dtype: str
+    device: str
+    backbone: Mapping[str, Any]
+    rope: Mapping[int, Rope]
+    model_config: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, backbone: Backbone) -> Told:
+        name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+        places = str(backbone.dtype).removeprefix("torch."), str(backbone.device)
+        return cls(name, backbone.geometry, *places, backbone.describe(), backbone.rope, backbone.model_config())
+
+
+def save_run(
+    folder: Path,
+    told: Told,
+    selection: Selection,
+    picker: Picker,
+    accumulator: Accumulator,
+    documents: Sequence[Document],
+) -> Path:
+    """Writes the run, and returns its folder; as `Captured.save`."""
+    dataset: dict[str, Any] = {"notebook": "calls of a model"}
+    if any(document.sections is not None for document in documents):
+        dataset["sections"] = True
+    manifest = Manifest(
+        status="running",
+        seed=picker.seed,
+        model={"checkpoint": told.checkpoint},
+        dataset=dataset,
+        sampler=describe(picker.sampler),
+        geometry=told.geometry,
+        selection=selection.by_layer(),
+        device={"device": told.device},
+        backbone=told.backbone,
+        rope=by_rope(told.rope),
+    )
+    save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config)
+    return folder
