@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 from sniffer.models import finder, witness
+from sniffer.models.language_model import LoadedLanguageModel
 from sniffer.models.layers import find_backbone
 from sniffer.models.loaded import LoadedBackbone
 from sniffer.models.syntax import ROTARY
@@ -38,6 +39,8 @@ from tests.helpers_overrides import changed_too_much
 PADDING = 5
 EXACT_ENOUGH = 1e-3
 """Relative difference that padding may make: masks and other batch shapes sum in another order."""
+ONE_LENGTH = "prompts of one length"
+"""Of a family whose generation is proven for prompts side by side only where these are equally long."""
 QUERY, KEY, VALUE = (("q", "xq", "query", "query_layer"), ("k", "xk", "key", "k_rot", "key_layer"), ("value_layer",))
 
 
@@ -76,7 +79,16 @@ def run_tapped(model_type: str) -> dict[str, Any]:
         "overrides": "; ".join(changed_too_much(model_type)[:1]),
         "statistics": statistics_of(backbone, ids),
         "scores": scores_of(build, model_type),
+        "generates": generates(model, backbone),  # last, for it leaves the model without its generation config
     }
+
+
+def generates(model: Any, backbone: LoadedBackbone) -> str:
+    """Empty where its generation is proven, of prompts of any length; else of which, or why it is refused."""
+    try:
+        return "" if LoadedLanguageModel(model, backbone).pads else ONE_LENGTH
+    except UnsupportedModelError as error:
+        return one_line(error)
 
 
 def run_untapped(model_type: str, path: str, statistics: list[dict[str, Any]]) -> dict[str, Any]:

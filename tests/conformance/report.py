@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.conformance.checks import ONE_LENGTH
 from tests.conformance.switches import SWITCHES
 
 CHECKS = {
@@ -19,8 +20,13 @@ CHECKS = {
 }
 """The checks of a tapped family: the name in the results, and the title people read."""
 
-STATISTICS = {"proven": "attention proven", "exact": "attention exact", "scores": "scores from the manifest"}
-"""Of statistics of attention, which a family may lack and be covered all the same."""
+STATISTICS = {
+    "proven": "attention proven",
+    "exact": "attention exact",
+    "scores": "scores from the manifest",
+    "generates": "generation proven",
+}
+"""Of statistics of attention and of generation, which a family may lack and be covered all the same."""
 
 HEAD = """# Model families
 
@@ -42,10 +48,12 @@ types](#further-types), encoder-decoders and speech models among them, are tappe
 | attention proven | `capture.attention`: softmax of its logits times its values is what attention returned |
 | attention exact | every statistic follows from the weights that it returns in a process without taps, to 1e-5 |
 | scores from the manifest | `run.scores`: of q, k and the manifest alone follow the logits and weights of attention |
+| generation proven | `generate`: in steps, with a cache and prompts padded on the left, it has the same vectors |
 
 Where *attention proven* says no, `capture.attention` refuses the family by name; vectors are captured all the same.
 Where *attention exact* is empty, the family returns no weights to compare with. Where *scores from the manifest* says
-no, `run.scores` refuses layers of the family and says why.
+no, `run.scores` refuses layers of the family and says why. Where *generation proven* says no, `generate` refuses the
+family by name; where it says prompts of one length, a batch has no others.
 
 *Layers* counts attending layers (+ skipped ones: linear attention, state space, convolution) of the tiny model.
 *Attention* is the implementation used: eager where the family has no sdpa. *Part* is the part of the model that runs:
@@ -93,6 +101,8 @@ def _row(family: dict[str, Any], expected: dict[str, str]) -> str:
     cells = ["yes" if not family[name] else f"no: {_cell(why or family[name])}" for name in CHECKS]
     cells += ["no" if family.get("proven") else "yes", "yes" if family.get("exact") == "" else ""]
     cells += ["" if (scores := family.get("scores")) is None else "no" if scores else "yes"]
+    how = family.get("generates")
+    cells += ["" if how is None else how if how == ONE_LENGTH else "no" if how else "yes"]
     only = ", ".join(f"`{key}: {_or(values)}`" for key, values in family.get("only", {}).items())
     cells += [family.get("path") or "all of it", only]
     return f"| {family['model_type']} | {layers} | {family['attention']} | {' | '.join(cells)} |"
