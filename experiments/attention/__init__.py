@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,8 @@ class Attention:
         tokens = _tokens(run)
         found = [self._layer(run, layer, tokens) for layer in progress(layers, "attention")]
         heads, distances = (pl.concat(tables) for tables in zip(*found, strict=True))
-        return Result(
-            {"heads": heads, "distances": distances}, _findings(heads, self, bool(tokens)), _figures(heads, distances)
-        )
+        tables = {"heads": heads, "distances": distances}
+        return Result(tables, _findings(heads, self, bool(tokens)), partial(_figures, heads, distances))
 
     def _layer(self, run: Run, layer: int, tokens: dict[int, np.ndarray]) -> tuple[pl.DataFrame, pl.DataFrame]:
         found = load(run, layer, self.weights)

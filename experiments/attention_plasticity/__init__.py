@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class AttentionPlasticity:
         if "profile" not in tables:
             tables["profile"] = self._profile(tables["bucket_pairs"])
         tables["profile"] = tables["profile"].sort("layer", "head", "query_bucket")
-        return Result(tables, _findings(tables), _figures(tables))
+        return Result(tables, _findings(tables), partial(_figures, tables))
 
     def _layer(self, run: Run, layer: int, lengths: dict[int, int]) -> dict[str, pl.DataFrame]:
         queries, keys = load_queries_and_keys(run, layer, self.weights)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
+import polars as pl
 import rich
 import yaml
 from rich.progress import track
@@ -29,6 +30,10 @@ from . import results
 from .results import Result
 
 Item = TypeVar("Item")
+_bar = False
+"""Whether one is drawn: a terminal has room for one."""
+PATHS = ("run", "runs", "out", "scores", "baseline")
+"""Keys whose values are text as they are, even where YAML would make a number or a date of it."""
 
 
 @runtime_checkable
@@ -36,6 +41,13 @@ class Analysis(Protocol):
     """A dataclass whose fields are its settings."""
 
     def measure(self, run: Run) -> Result: ...
+
+
+@runtime_checkable
+class Quick(Protocol):
+    """An analysis that can also give the numbers of heads that cost little alone, for who measures many times."""
+
+    def quick(self, run: Run) -> pl.DataFrame: ...
 
 
 def main(
@@ -137,8 +149,7 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
         if key in found:
             raise ConfigError(f"{key} is given twice: keep one")
         try:
-            # A path is text, even one that looks like a number.
-            found[key] = text if key in ("run", "out") else yaml.safe_load(text)
+            found[key] = text if key in PATHS else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}={text} cannot be read: quote it as on any command line") from error
     return found
@@ -147,13 +158,21 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
 def usage(name: str) -> str:
     text = (conf_folder() / "analysis" / f"{name}.yaml").read_text(encoding="utf-8")
     settings = "\n".join(f"  {line}" for line in text.splitlines() if not line.startswith("_target_"))
-    return f"python -m sniffer.experiments {name} run=RUN [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
+    runs = "runs=SWEEP, or runs=[A,B,...]" if name == "compare" else "run=RUN"
+    return f"python -m sniffer.experiments {name} {runs} [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
 
 
 def progress(items: Iterable[Item], title: str, total: int | None = None) -> Iterator[Item]:
-    """Goes through the items under a progress bar; silent where there is no terminal."""
-    console = rich.get_console()
-    yield from track(items, title, total=total, console=console, transient=True, disable=not console.is_terminal)
+    """Goes through the items under a progress bar; silent where there is no terminal, and below another bar."""
+    global _bar
+    if _bar:
+        yield from items
+        return
+    _bar, console = True, rich.get_console()
+    try:
+        yield from track(items, title, total=total, console=console, transient=True, disable=not console.is_terminal)
+    finally:
+        _bar = False
 
 
 def _tell(result: Result, folder: Path) -> None:

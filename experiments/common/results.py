@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,18 @@ MARKS = (PROVENANCE, PAGE)
 
 @dataclass(frozen=True)
 class Result:
-    """`tables` and `figures` by file name without its ending; `findings` are sentences."""
+    """`tables` and figures by file name without its ending; `findings` are sentences.
+
+    `drawing` makes the figures, or is them: whoever wants the numbers alone, many times over, has none drawn.
+    """
 
     tables: Mapping[str, pl.DataFrame]
     findings: Sequence[str]
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    drawing: Mapping[str, Figure] | Callable[[], Mapping[str, Figure]] = field(default_factory=dict)
+
+    @cached_property
+    def figures(self) -> Mapping[str, Figure]:
+        return self.drawing() if callable(self.drawing) else self.drawing
 
 
 def folder_of(run: Path, name: str) -> Path:
@@ -46,7 +54,12 @@ def folder_of(run: Path, name: str) -> Path:
 
 
 def save(result: Result, folder: Path, run: Run, analysis: Any) -> None:
-    """Writes a result; an earlier one of the same analysis is replaced file by file.
+    """Writes a result of one run, as `write` does."""
+    write(result, folder, _provenance(run, analysis))
+
+
+def write(result: Result, folder: Path, provenance: Mapping[str, Any]) -> None:
+    """Writes a result and what it comes from; an earlier one of the same analysis is replaced file by file.
 
     Raises:
         RunError: the folder cannot be written to.
@@ -60,7 +73,7 @@ def save(result: Result, folder: Path, run: Run, analysis: Any) -> None:
         # Without a date in it, the same figure is the same file.
         put(folder, f"{name}.svg", _drawn(figure, format="svg", metadata={"Date": None}))
     put(folder, FINDINGS, ("\n".join(result.findings) + "\n").encode())
-    put(folder, PROVENANCE, (json.dumps(_provenance(run, analysis), indent=2, default=str) + "\n").encode())
+    put(folder, PROVENANCE, (json.dumps(provenance, indent=2, default=str) + "\n").encode())
 
 
 def put(folder: Path, name: str, content: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class KeyRank:
         said = _findings(heads, self.variance)
         if any(has_exact(run, kind, self.weights) for _, kind in jobs[:1]):
             said.append(told(run, "Ranks of heads are"))
-        return Result({"heads": heads, "layers": joint}, said, _figures(heads, self.variance))
+        return Result({"heads": heads, "layers": joint}, said, partial(_figures, heads, self.variance))
 
     def _layer(self, run: Run, layer: int, kind: str) -> tuple[pl.DataFrame, pl.DataFrame]:
         heads = run.heads(layer, kind)

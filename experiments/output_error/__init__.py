@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,8 @@ class OutputError:
         errors = pl.concat([table for table, _ in found])
         heads = _by_head(errors)
         reasons = {layer: reason for layer, (_, reason) in zip(layers, found, strict=True) if reason}
-        return Result(
-            {"heads": heads, "errors": errors}, _findings(errors, self, reasons, layers), _figures(errors, heads, self)
-        )
+        tables, said = {"heads": heads, "errors": errors}, _findings(errors, self, reasons, layers)
+        return Result(tables, said, partial(_figures, errors, heads, self))
 
     def _layer(self, run: Run, some: Run, layer: int, lengths: dict[int, int]) -> tuple[pl.DataFrame, str]:
         """The errors of one layer, and why keys before RoPE are not among them; empty where they are."""

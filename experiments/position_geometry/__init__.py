@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..common.rows import LayerVectors, chosen_layers, key_places, load, of_sect
 from .figures import figures
 from .heads import Numbers, numbers
 from .line import kurtosis_again, line
-from .pca import LOW, components, leading, taxonomy
+from .pca import components, leading, taxonomies
 from .plane import basis, largest_separation, plane
 from .rings import Rings, drawn_again, rings
 from .summary import sentences, summary
@@ -81,7 +82,19 @@ class PositionGeometry:
         tables["summary"] = said.table()
         documents = None if draws is None else draws.documents
         findings = sentences(tables["heads"], said, documents, self.resamples, self.level)
-        return Result(tables, findings, figures(tables))
+        return Result(tables, findings, partial(figures, tables))
+
+    def quick(self, run: Run) -> pl.DataFrame:
+        """The columns of `heads` that follow from moments: neither turns nor tests, and no intervals."""
+        run = of_sections(run, self.sections)
+        found = []
+        for layer in chosen_layers(run, self.layers, "q", "k"):
+            queries, own_keys = load(run, layer, "q", self.weights), load(run, layer, "k", self.weights)
+            q, k = moments_of(queries), moments_of(own_keys).of_heads(key_places(run, queries, own_keys))
+            values = numbers(q, k, components(q, k), plane(q, k), run.manifest.layer(layer).scaling)
+            named = taxonomies(values["pc1_r_q"], values["pc1_r_k"])
+            found.append(head_columns(layer, queries.heads, **named, **values))
+        return pl.concat(found)
 
     def _layer(self, run: Run, layer: int, draws: Draws | None) -> Layer:
         queries, own_keys = load(run, layer, "q", self.weights), load(run, layer, "k", self.weights)
@@ -116,8 +129,7 @@ class PositionGeometry:
             layer,
             queries.heads,
             key_head=list(keys.heads),
-            taxonomy=taxonomy(found["pc1_r_q"], found["pc1_r_k"]),
-            taxonomy_notes=taxonomy(found["pc1_r_q"], found["pc1_r_k"], LOW),
+            **taxonomies(found["pc1_r_q"], found["pc1_r_k"]),
             **{name: values for name, values in found.items() if name not in of_lines},
             separation_strength_notes=largest_separation(q, k, model.a),
             residual_r=model.residual_r,

@@ -74,6 +74,11 @@ def taxonomy(r_q: Float64[np.ndarray, " n"], r_k: Float64[np.ndarray, " n"], oth
     return [str(name) for name in np.select(cases, TAXONOMY[:-1], TAXONOMY[-1])]
 
 
+def taxonomies(r_q: Float64[np.ndarray, " n"], r_k: Float64[np.ndarray, " n"]) -> dict[str, list[str]]:
+    """Of chapter 4, and of the notes."""
+    return {"taxonomy": taxonomy(r_q, r_k), "taxonomy_notes": taxonomy(r_q, r_k, LOW)}
+
+
 def linear_share(moments: Moments) -> Float64[np.ndarray, " heads"]:
     """The share of total variance that a straight line in position explains: |Cov(x,t)|^2 / (Var t tr Var x).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class Quantisation:
         tables, said = {"heads": heads, "errors": errors, "channels": channels}, _findings(errors, channels, self)
         if any(has_exact(run, kind, self.weights) for _, kind in jobs[:1]):
             said.append(told(run, "Sizes of channels are"))
-        return Result(tables, said, _figures(heads, errors))
+        return Result(tables, said, partial(_figures, heads, errors))
 
     def _layer(self, run: Run, rows: LayerVectors) -> tuple[pl.DataFrame, pl.DataFrame]:
         # Groups of a channel are tokens that follow one another in their document, as far as they were sampled.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class QueryKeyGap:
         said = _findings(tables, self)
         if layers and all(has_exact(run, kind, self.weights) for kind in ("q", "k")):
             said.append(told(run, "Distances are"))
-        return Result(tables, said, _figures(tables))
+        return Result(tables, said, partial(_figures, tables))
 
     def _layer(self, run: Run, layer: int) -> tuple[pl.DataFrame, pl.DataFrame]:
         queries, keys = load(run, layer, "q", self.weights), load(run, layer, "k", self.weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class RopeFrequencies:
         said = _findings(pairs, heads)
         if layers and has_exact(run, "q_pre", self.weights):
             said.append(told(run, "Norms and concentrations are"))
-        return Result({"heads": heads, "pairs": pairs}, said, _figures(pairs, heads))
+        return Result({"heads": heads, "pairs": pairs}, said, partial(_figures, pairs, heads))
 
     def _layer(self, run: Run, layer: int) -> pl.DataFrame:
         queries = load(run, layer, "q_pre", self.weights)

@@ -7,6 +7,7 @@ from jaxtyping import install_import_hook
 CHECKED = (
     "common.moments",
     "common.turns",
+    "compare.intervals",
     "common.resampling",
     "position_geometry.line",
     "position_geometry.heads",
