@@ -23,7 +23,7 @@ PLACE = ("analysis", "statistic", "kind", "layer", "head")
 NOT_STATISTICS = ("layer", "head", "key_head", "dim", "rows", "rows_q", "rows_k", "residual_r", "repeated")
 SHARED_OUT = ("count", "searches")
 """Settings that say how much is drawn at random: groups share it, so that its noise weighs as it does in the whole."""
-LEFT_OUT = {"resamples": 0, "points": 1}
+LEFT_OUT = {"resamples": 0, "points": 1, "shuffles": 1}
 """Settings of what a comparison has no use for."""
 
 
@@ -69,7 +69,7 @@ def measure(
         why = f"needs two documents or more, and has {len(run.examples())}" if groups > 1 else "was asked for none"
         return Measured(heads, np.empty((len(heads), 0)), names, None, why)
     try:
-        again = [_of_groups(run, name, analysis, dealt, step) for name, analysis in analyses.items()]
+        again = [groups_of(run, name, analysis, dealt, step) for name, analysis in analyses.items()]
     except RunError as error:
         return Measured(heads, np.empty((len(heads), 0)), names, None, f"cannot be measured by groups: {error}")
     wide = heads.join(pl.concat(again), on=PLACE, how="left", maintain_order="left")
@@ -83,7 +83,7 @@ def steps(run: Run, analyses: Mapping[str, Analysis]) -> int:
     return sum(1 + len(_layers(run, analysis)) for analysis in analyses.values())
 
 
-def _of_groups(run: Run, name: str, analysis: Analysis, dealt: Dealt, step: Step) -> pl.DataFrame:
+def groups_of(run: Run, name: str, analysis: Analysis, dealt: Dealt, step: Step) -> pl.DataFrame:
     """PLACE and a column for each group; layer by layer, so that each is read once and no more is held."""
     share = _shared(_settled(analysis), len(dealt.groups))
     found = []

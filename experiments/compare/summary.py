@@ -46,10 +46,10 @@ def _of_intervals(found: Compared, groups: int) -> Iterator[str]:
     dealt = [(member.label, found.measured[member.label].dealt) for member in found.members]
     told = {(len(one.groups), len(one.documents)) for _, one in dealt if one is not None}
     if told:
-        each = " or ".join(f"{count} groups of {documents} documents" for count, documents in sorted(told))
+        each = " or ".join(f"{documents} documents in {count} groups" for count, documents in sorted(told))
         yield (
-            f"Intervals are of {found.level:.0%}, from {each} measured apart: they tell how far other documents would "
-            "give other numbers, not other heads or models."
+            f"Intervals are of {found.level:.0%}, from {each}, each measured alone: they tell how far other documents "
+            "would give other numbers, not other heads or models."
         )
     others = [label for label, one in dealt if one is not None and label != found.baseline and not found.paired(label)]
     if others and found.measured[found.baseline].dealt is not None:
@@ -68,10 +68,12 @@ def _of_intervals(found: Compared, groups: int) -> Iterator[str]:
 def _of_runs(found: Compared, runs: pl.DataFrame, key: Key) -> str:
     there = runs.drop_nulls("value").sort("value")
     if not len(there):
-        return f"{_title(key)} is defined in no run."
+        return f"{label_of(key)} is defined in no run."
     low, high = there.row(0, named=True), there.row(-1, named=True)
+    if low["value"] == high["value"]:
+        return f"The {found.average} over heads of {label_of(key)} is the same in all: {_number(low)}."
     return (
-        f"{_title(key)}, {found.average} over heads: least in {_number(low)}, most in {_number(high)}"
+        f"The {found.average} over heads of {label_of(key)}: least in {_number(low)}, most in {_number(high)}"
         f"{'' if low['heads'] == high['heads'] else ' (of other numbers of heads)'}, of {high['heads']} heads."
     )
 
@@ -118,11 +120,6 @@ def _number(row: Mapping[str, object]) -> str:
         return f"{row['run']} (undefined)"
     reach = "" if low is None else f" [{low:.3g}, {high:.3g}]"
     return f"{row['run']} ({value:.3g}{reach})"
-
-
-def _title(key: Key) -> str:
-    label = label_of(key)
-    return label[0].upper() + label[1:]
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class QueryGroups:
         summary = self._summary(pairs, again)
         tables = {"heads": _heads(pairs), "pairs": pairs, "statistics": statistics, "summary": summary}
         documents = None if draws is None else draws.documents
-        return Result(tables, self._findings(summary, statistics, documents), _figures(tables))
+        return Result(tables, self._findings(summary, statistics, documents), partial(_figures, tables))
 
     def _layer(self, run: Run, layer: int, draws: Draws | None) -> tuple[pl.DataFrame, np.ndarray]:
         """The pairs of a layer; and in each draw of documents, of queries alone (draws, pairs, ways)."""

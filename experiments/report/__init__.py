@@ -21,6 +21,8 @@ from ..common import results
 from ..common.entry import destination, make, opened, overrides
 from ..common.results import PAGE
 from .collect import collect
+from .comparison import comparison
+from .glossary import ABOUT
 
 HERE = Path(__file__).parent
 
@@ -32,12 +34,16 @@ class Report:
     Attributes:
         title: None takes the folder's name.
         table_limit: tables larger than so many bytes are named in the page, but not put into it.
+        groups: of documents, each measured alone, that intervals rest on; 0 for none but those that analyses left.
     """
 
     title: str | None = None
     table_limit: int = 500_000
+    groups: int = 6
 
     def __post_init__(self) -> None:
+        if self.groups < 0:
+            raise ConfigError(f"report.groups={self.groups} must be 0 or more")
         if self.table_limit < 0:
             raise ConfigError(f"report.table_limit={self.table_limit} must be 0 bytes or more")
 
@@ -51,13 +57,14 @@ class Report:
         folder = Path(path).expanduser().absolute()
         found = open_run(path)
         labels = {} if isinstance(found, Run) else found.overrides
-        jobs = [collect(run, dict(labels.get(run.folder.name, {})), self.table_limit) for run in runs]
-        if not any(job["findings"] for job in jobs):
+        jobs = [collect(run, dict(labels.get(run.folder.name, {})), self.table_limit, self.groups) for run in runs]
+        compared = comparison(folder, runs, lambda analysis, name: ABOUT.get(f"{analysis}.{name}", ""))
+        if compared is None and not any(job["findings"] for job in jobs):
             raise RunError(
                 f"{folder} has no results to report: run an analysis first, such as "
                 f"`python -m sniffer.experiments position_geometry run={path}`"
             )
-        return assemble({"title": self.title or folder.name, "jobs": jobs})
+        return assemble({"title": self.title or folder.name, "jobs": jobs, "comparison": compared})
 
 
 def assemble(data: dict[str, Any]) -> str:

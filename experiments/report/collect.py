@@ -7,12 +7,11 @@ layers by heads, so that a new analysis is in the report without a line here.
 from __future__ import annotations
 
 import base64
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.parquet as pq
 
 from sniffer.errors import RunError, first_line
 from sniffer.reader.run import Run
@@ -20,28 +19,33 @@ from sniffer.storage.untrusted import CONFIG_BYTES, read_json, read_text
 from sniffer.terminal.sections import by_section
 
 from ..common.results import FINDINGS, PROVENANCE
-from .glossary import ABOUT, ORDER
+from ..compare import MAIN
+from .captured import ATTENTION, MOMENTS, attention, moments
+from .glossary import ABOUT, NO_MEDIAN, ORDER
+from .reading import read_table, short, unreadable
+from .sure import Sure, basis, sure_of
 
 NOT_STATISTICS = ("layer", "head", "key_head", "dim", "rows", "rows_q", "rows_k")
 CSV = "data:text/csv;charset=utf-8;base64,"
 PARQUET = "data:application/vnd.apache.parquet;base64,"
 
 
-def collect(run: Run, overrides: dict[str, str], table_limit: int) -> dict[str, Any]:
-    """Everything of one run.
+def collect(run: Run, overrides: dict[str, str], table_limit: int, groups: int = 0) -> dict[str, Any]:
+    """Everything of one run; `groups` of documents that intervals rest on, where an analysis left none.
 
     Raises:
         RunError: a result cannot be read.
     """
     folders = _folders(run.folder / "experiments")
+    drawn = {folder.name: maps(folder, run, groups) for folder in folders}
     return {
         "name": run.folder.name,
         "overrides": overrides,
         "facts": facts(run),
         "coverage": coverage(run),
         "sections": sections(run),
-        "findings": [_findings(folder, run) for folder in folders],
-        "maps": [one for folder in folders for one in maps(folder)],
+        "findings": [_findings(folder, run, *drawn[folder.name]) for folder in folders],
+        "maps": [one for found, _ in drawn.values() for one in found] + captured(run),
         "plane": plane(run.folder / "experiments" / "position_geometry"),
         "profile": profile(run.folder / "experiments" / "attention_plasticity"),
         "sampling": sampling(run.folder / "experiments" / "sampling_error"),
@@ -102,12 +106,32 @@ def sections(run: Run) -> dict[str, Any] | None:
     return None if found is None else {"titles": found[0], "lines": found[1]}
 
 
-def maps(folder: Path) -> list[dict[str, Any]]:
-    """A matrix of layers by heads for each statistic of an analysis, and each kind of vector in it."""
+def maps(folder: Path, run: Run, groups: int) -> tuple[list[dict[str, Any]], str]:
+    """A matrix of layers by heads for each statistic of an analysis, and each kind of vector in it; and their basis."""
     path = folder / "heads.parquet"
     if not path.is_file():
-        return []
-    table = _read(path)
+        return [], ""
+    table = read_table(path)
+    sure = sure_of(folder, run, groups)
+    return maps_of(folder.name, table, sure), basis(table, run, sure.how)
+
+
+def captured(run: Run) -> list[dict[str, Any]]:
+    """Maps of what the run has beside vectors."""
+    found = []
+    for name, table, about in (
+        ("attention of all sampled queries", attention(run), ATTENTION),
+        ("moments over all positions", moments(run), MOMENTS),
+    ):
+        if table is not None:
+            found += maps_of(name, table, Sure(), about)
+    return found
+
+
+def maps_of(
+    analysis: str, table: pl.DataFrame, sure: Sure, about: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """A matrix for each column of numbers. `about`: what each means, else the glossary's."""
     kinds = sorted(table["kind"].unique()) if "kind" in table.columns else [None]
     found = []
     for name in table.columns:
@@ -115,25 +139,43 @@ def maps(folder: Path) -> list[dict[str, Any]]:
             continue
         for kind in kinds:
             some = table if kind is None else table.filter(kind=kind)
-            label = name.replace("_", " ") + (f" of {kind}" if kind else "")
-            about = ABOUT.get(f"{folder.name}.{name}", "")
-            # Key heads are fewer than query heads: a map of theirs cannot choose a query head.
-            of_queries = kind in (None, "q", "q_pre")
+            key = name, kind or ""
+            middle = some[name].cast(pl.Float64).drop_nulls().drop_nans().median()
+            # A median of numbers of pairs, say, would be the number of no pair.
+            median = None if f"{analysis}.{name}" in NO_MEDIAN or middle is None else short(middle)
             found.append(
-                {"analysis": folder.name, "name": name, "kind": kind, "label": label, "about": about}
-                | {"of_queries": of_queries, **matrix(some, name)}
+                {"analysis": analysis, "name": name, "kind": kind}
+                | {"label": name.replace("_", " ") + (f" of {kind}" if kind else "")}
+                | {"about": ABOUT.get(f"{analysis}.{name}", "") if about is None else about[name]}
+                # Key heads are fewer than query heads: a map of theirs cannot choose a query head.
+                | {"of_queries": kind in (None, "q", "q_pre"), "median": median}
+                | {
+                    "median_from": [short(one) for one in sure.medians[key]]
+                    if median is not None and key in sure.medians
+                    else None
+                }
+                | {
+                    "main": name in MAIN.get(analysis, ()),
+                    **matrix(some, name, {} if f"{analysis}.{name}" in NO_MEDIAN else sure.heads.get(key, {})),
+                }
             )
     return found
 
 
-def matrix(table: pl.DataFrame, name: str) -> dict[str, Any]:
+def matrix(table: pl.DataFrame, name: str, sure: Mapping[tuple[int, int], tuple[float, float]]) -> dict[str, Any]:
+    """Values, and from and to where they are known, by layer and head."""
     layers, heads = (table[column].unique().sort().to_list() for column in ("layer", "head"))
     values = {(layer, head): value for layer, head, value in table.select("layer", "head", name).iter_rows()}
-    return {
+    found: dict[str, Any] = {
         "layers": layers,
         "heads": heads,
         "values": [[short(values.get((layer, head))) for head in heads] for layer in layers],
     }
+    for side, end in (("low", 0), ("high", 1)) if sure else ():
+        found[side] = [
+            [short(sure[layer, head][end]) if (layer, head) in sure else None for head in heads] for layer in layers
+        ]
+    return found
 
 
 def plane(folder: Path) -> dict[str, Any]:
@@ -142,20 +184,21 @@ def plane(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     found: dict[str, Any] = {}
-    for (layer, head, kind), some in _read(path).group_by("layer", "head", "kind", maintain_order=True):
+    for (layer, head, kind), some in read_table(path).group_by("layer", "head", "kind", maintain_order=True):
         points = [[t, short(a), short(b)] for t, a, b in some.select("position", "a", "b").iter_rows()]
         found.setdefault(str(layer), {}).setdefault(str(head), {})[str(kind)] = points
     return found
 
 
 def profile(folder: Path) -> dict[str, Any]:
-    """layer -> head -> [position of the query, plasticity]."""
+    """layer -> head -> [position of the query, plasticity, its bucket]."""
     path = folder / "profile.parquet"
     if not path.is_file():
         return {}
     found: dict[str, Any] = {}
-    for (layer, head), some in _read(path).group_by("layer", "head", maintain_order=True):
-        curve = [[short(t), short(value)] for t, value in some.select("query_position", "plasticity").iter_rows()]
+    for (layer, head), some in read_table(path).group_by("layer", "head", maintain_order=True):
+        columns = some.select("query_position", "plasticity", "query_bucket")
+        curve = [[short(t), short(value), bucket] for t, value, bucket in columns.iter_rows()]
         found.setdefault(str(layer), {})[str(head)] = curve
     return found
 
@@ -166,18 +209,11 @@ def sampling(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     curves = []
-    grouped = _read(path).group_by("sampler", "weights", "statistic", maintain_order=True)
+    grouped = read_table(path).group_by("sampler", "weights", "statistic", maintain_order=True)
     for (sampler, weights, statistic), some in grouped:
         points = [[rate, short(error)] for rate, error in some.select("base_rate", "relative_error").iter_rows()]
         curves.append({"case": f"{sampler}, weighted by {weights}", "statistic": statistic, "points": points})
     return curves
-
-
-def short(value: Any) -> Any:
-    """Four significant digits are enough for the eye; what is undefined becomes null."""
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def _folders(root: Path) -> list[Path]:
@@ -186,21 +222,24 @@ def _folders(root: Path) -> list[Path]:
     return sorted(found, key=lambda folder: (ORDER.get(folder.name, len(ORDER)), folder.name))
 
 
-def _findings(folder: Path, run: Run) -> dict[str, Any]:
-    """An analysis' sentences; `source` names the run they come from if that has other rows than this one."""
+def _findings(folder: Path, run: Run, found: list[dict[str, Any]], of: str) -> dict[str, Any]:
+    """An analysis' sentences and what they are of; `source` names the run if it has other rows than this one."""
     try:
         sentences = read_text(folder / FINDINGS).splitlines()
         provenance = read_json(folder / PROVENANCE, CONFIG_BYTES)
         source = None if provenance["run_digest"] == run.manifest.digest else str(provenance["run"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(folder, error) from error
-    return {"analysis": folder.name, "sentences": sentences, "source": source}
+        raise unreadable(folder, error) from error
+    # Of other rows the basis would be wrong.
+    main = [f"{one['name']}|{one['kind'] or ''}" for one in found if one["main"] and one["median"] is not None]
+    told = {"analysis": folder.name, "sentences": sentences, "source": source}
+    return {**told, "basis": of if source is None else "", "main": main}
 
 
 def _tables(folder: Path, limit: int) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.glob("*.parquet")):
-        table = _read(path)
+        table = read_table(path)
         csv, raw = table.write_csv().encode(), path.read_bytes()
         found.append(
             {
@@ -211,28 +250,3 @@ def _tables(folder: Path, limit: int) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _read(path: Path) -> pl.DataFrame:
-    try:
-        _check_table(path)
-        return pl.read_parquet(path, hive_partitioning=False, glob=False)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
-        raise _unreadable(path, error) from error
-
-
-MOST_CELLS = 50_000_000
-"""Of a table of results: far more than any of ours, or than a page could show."""
-
-
-def _check_table(path: Path) -> None:
-    """Raises ValueError where a file is no table, or stands for more than a page could show."""
-    if not path.is_file():
-        raise ValueError("it is no plain file")
-    footer = pq.read_metadata(path)
-    if footer.num_rows * footer.num_columns > MOST_CELLS:
-        raise ValueError(f"it has {footer.num_rows:,} rows of {footer.num_columns:,} columns, too many for a page")
-
-
-def _unreadable(path: Path, error: Exception) -> RunError:
-    return RunError(f"could not read {path}: {first_line(error)}; run that analysis again")

@@ -21,6 +21,9 @@ ORDER = {
     )
 }
 
+NO_MEDIAN = ("rope_frequencies.most_fixed_pair", "rope_frequencies.strongest_pair")
+"""Numbers that name something."""
+
 ABOUT = {
     "position_geometry.pc1_explained": "share of variance on the leading component of queries and keys together",
     "position_geometry.pc1_r_q": "correlation of queries with position on the leading component",
@@ -69,6 +72,11 @@ ABOUT = {
     "attention.out_norm": "mean Euclidean norm of the head's output",
     "key_rank.rank": "principal components that hold most of the variance",
     "key_rank.effective_rank": "exponential of the entropy of the spectrum",
+    **{
+        f"quantisation.{per}_{bits}bit": f"relative error of keys in {bits} bits, with a scale for each {what}"
+        for per, what in (("channel", "channel"), ("token", "token"))
+        for bits in (2, 3, 4, 8)
+    },
     "quantisation.outlier_channels": "channels far larger than the median one",
     "quantisation.largest_channel": "largest channel over the median one",
     **{

@@ -12,6 +12,7 @@ const byId = (id) => document.getElementById(id);
 const job = () => DATA.jobs[state.job];
 const finite = (values) => values.filter((value) => value !== null);
 const median = (values) => { const s = finite(values).sort((x, y) => x - y), n = s.length; return n ? (s[(n - 1) >> 1] + s[n >> 1]) / 2 : null; };
+const between = (low, high) => low === null || low === undefined || high === null || high === undefined ? "" : ` [${show(low)}, ${show(high)}]`;
 const show = (value) => value === null || value === undefined ? "undefined" : Number.isInteger(value) ? String(value) : String(Number(value.toPrecision(4)));
 const sum = (one, name, kind) => one.maps.find((map) => map.analysis === "position_geometry" && map.name === name && map.kind === (kind ?? null));
 
@@ -74,10 +75,15 @@ function pointed(node, text, click) {
 
 // A matrix as coloured cells; rows upwards.
 
-function heatMap(rows, columns, values, names, click, mark) {
-  const scale = scaleOf(values);
+// Of a map with so few rows or columns, each is labelled.
+const ROWS = 10, COLUMNS = 12;
+
+function heatMap(rows, columns, values, names, click, mark, sure = {}) {
+  const scale = names.limit ? { low: -names.limit, high: names.limit, stops: RED_BLUE[dark.matches ? "dark" : "light"] } : scaleOf(values);
   const cell = { w: Math.max(4, Math.floor(720 / columns.length)), h: Math.max(6, Math.min(24, Math.floor(480 / rows.length))) };
   const canvas = make("canvas", { width: cell.w * columns.length, height: cell.h * rows.length, role: "img", "aria-label": `${names.value}: ${rows.length} ${names.row}s by ${columns.length} ${names.column}s` });
+  // Room for a label beside each of few rows.
+  if (rows.length <= ROWS) canvas.style.minHeight = `${15 * rows.length}px`;
   const pen = canvas.getContext("2d");
   values.forEach((line, row) => line.forEach((value, column) => {
     pen.fillStyle = colour(scale, value);
@@ -93,13 +99,19 @@ function heatMap(rows, columns, values, names, click, mark) {
     const limit = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
     return { row: rows.length - 1 - limit((event.clientY - box.top) / box.height, rows.length), column: limit((event.clientX - box.left) / box.width, columns.length) };
   };
-  const text = (event) => { const at = place(event); return `${names.row} ${rows[at.row]}, ${names.column} ${columns[at.column]}: ${show(values[at.row][at.column])}`; };
+  const text = (event) => {
+    const at = place(event), end = (side) => sure[side]?.[at.row]?.[at.column];
+    return `${names.row} ${rows[at.row]}, ${names.column} ${columns[at.column]}: ${show(values[at.row][at.column])}${between(end("low"), end("high"))}${names.about ? `\n${names.about}` : ""}`;
+  };
   pointed(canvas, text, click && ((event) => { const at = place(event); click(rows[at.row], columns[at.column]); }));
   const bar = make("span");
   bar.style.background = `linear-gradient(to right, ${scale.stops.join(",")})`;
-  const ends = (all, name) => [all[0], name, ...(all.length > 1 ? [all.at(-1)] : [])].map((word) => make("span", {}, String(word)));
-  const upwards = make("div", { class: "rows" }, ...ends(rows, names.row).reverse()), along = make("div", { class: "columns" }, ...ends(columns, names.column));
-  return [make("div", { class: "map" }, upwards, canvas, along), make("div", { class: "scale" }, show(scale.low), bar, show(scale.high))];
+  const few = (all, most) => all.length <= most;
+  const words = (all, name, most) => few(all, most) ? all : [all[0], name, ...(all.length > 1 ? [all.at(-1)] : [])];
+  const axis = (kind, all, name, most) => make("div", { class: few(all, most) ? `${kind} each` : kind }, ...(kind === "rows" ? words(all, name, most).toReversed() : words(all, name, most)).map((word) => make("span", {}, String(word))));
+  const title = (kind, all, name, most) => few(all, most) ? [make("div", { class: `${kind}-name` }, name)] : [];
+  const map = make("div", { class: "map" }, ...title("rows", rows, names.row, ROWS), axis("rows", rows, names.row, ROWS), canvas, axis("columns", columns, names.column, COLUMNS), ...title("columns", columns, names.column, COLUMNS));
+  return [map, make("div", { class: "scale" }, show(scale.low), bar, show(scale.high))];
 }
 
 // Round numbers along an axis that runs from low to high; logarithms of them where `log`.
@@ -118,14 +130,15 @@ function ticks(low, high, log) {
 
 // A chart of points and lines in data coordinates.
 
-function chart({ x, y, xLabel, yLabel, log = false }) {
+function chart({ x, y, xLabel, yLabel, log = false, whole = false }) {
   const W = 460, H = 320, L = 52, B = 40, T = 12, R = 14;
   const f = (value) => log ? Math.log10(value) : value;
   const widen = ([low, high]) => low === high ? [low - 0.5, high + 0.5] : [low - (high - low) * 0.04, high + (high - low) * 0.04];
   const [x0, x1] = widen(x.map(f)), [y0, y1] = widen(y.map(f));
   const px = (value) => L + (f(value) - x0) / (x1 - x0) * (W - L - R), py = (value) => H - B - (f(value) - y0) / (y1 - y0) * (H - B - T);
   const svg = draw("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": `${yLabel} against ${xLabel}` });
-  for (const value of ticks(x0, x1, log)) svg.append(draw("line", { x1: px(value), x2: px(value), y1: T, y2: H - B, class: "axis" }), draw("text", { x: px(value), y: H - B + 14, "text-anchor": "middle" }, short(value)));
+  // Runs are counted: there is none between two of them.
+  for (const value of ticks(x0, x1, log).filter((value) => !whole || Number.isInteger(value))) svg.append(draw("line", { x1: px(value), x2: px(value), y1: T, y2: H - B, class: "axis" }), draw("text", { x: px(value), y: H - B + 14, "text-anchor": "middle" }, short(value)));
   for (const value of ticks(y0, y1, log)) svg.append(draw("line", { x1: L, x2: W - R, y1: py(value), y2: py(value), class: "axis" }), draw("text", { x: L - 5, y: py(value) + 4, "text-anchor": "end" }, short(value)));
   svg.append(draw("text", { x: (L + W - R) / 2, y: H - 6, "text-anchor": "middle" }, xLabel), draw("text", { x: 12, y: (T + H - B) / 2, "text-anchor": "middle", transform: `rotate(-90 12 ${(T + H - B) / 2})` }, yLabel));
   const dot = (vx, vy, attributes, text, click) => {
@@ -147,7 +160,20 @@ function drawFindings() {
     make("h3", {}, one.analysis.replaceAll("_", " ")),
     ...(one.source === null ? [] : [make("p", { class: "stale" }, one.source === job().name ? "The run has other rows by now: run this analysis again." : `Measured on another run, ${one.source}.`)]),
     make("ul", {}, ...one.sentences.map((sentence) => make("li", {}, sentence))),
+    ...(one.basis ? [make("p", { class: "basis" }, one.basis)] : []),
+    ...medians(one),
   ]));
+}
+
+const explained = (map) => make("td", { class: "explained" }, map.label, make("small", {}, map.about));
+
+// The main numbers of an analysis, each with what it means and how sure its median is.
+
+function medians(one) {
+  const maps = one.main.map((key) => job().maps.find((map) => map.analysis === one.analysis && `${map.name}|${map.kind ?? ""}` === key)).filter(Boolean);
+  if (!maps.length) return [];
+  const lines = maps.map((map) => make("tr", {}, explained(map), make("td", {}, middle(map)), make("td", {}, String(finite(map.values.flat()).length))));
+  return [make("div", { class: "wide" }, make("table", { class: "medians" }, make("tr", {}, ...["statistic", "median over heads", "heads"].map((name) => make("th", {}, name))), ...lines))];
 }
 
 function drawFacts() {
@@ -173,15 +199,16 @@ function drawCompare() {
   const [analysis, label] = byId("compare-statistic").value.split("|");
   const rows = DATA.jobs.map((one) => {
     const map = one.maps.find((each) => each.analysis === analysis && each.label === label);
-    return { one, values: map ? finite(map.values.flat()) : [] };
+    return { one, map, values: map ? finite(map.values.flat()) : [] };
   });
   const keys = [...new Set(DATA.jobs.flatMap((one) => Object.keys(one.overrides)))];
-  const largest = Math.max(...rows.map(({ values }) => Math.abs(median(values) ?? 0)), 1e-300);
+  const largest = Math.max(...rows.map(({ map }) => Math.abs(map?.median ?? 0)), 1e-300);
+  byId("compare-about").textContent = rows.find(({ map }) => map)?.map.about ?? "";
   const head = make("tr", {}, ...["job", ...keys, "median", "least", "most", "heads", ""].map((name) => make("th", {}, name)));
-  byId("compare-table").replaceChildren(head, ...rows.map(({ one, values }) => {
+  byId("compare-table").replaceChildren(head, ...rows.map(({ one, map, values }) => {
     const bar = make("span", { class: "bar" });
-    bar.style.width = `${Math.abs(median(values) ?? 0) / largest * 8}rem`;
-    const cells = [one.name, ...keys.map((key) => one.overrides[key] ?? ""), show(median(values)), ...(values.length ? range(values).map(show) : ["", ""]), values.length, bar];
+    bar.style.width = `${Math.abs(map?.median ?? 0) / largest * 8}rem`;
+    const cells = [one.name, ...keys.map((key) => one.overrides[key] ?? ""), middle(map), ...(values.length ? range(values).map(show) : ["", ""]), values.length, bar];
     return make("tr", {}, ...cells.map((content) => make("td", {}, typeof content === "number" ? String(content) : content)));
   }));
 }
@@ -203,9 +230,13 @@ function drawProfile() {
   const all = Object.values(heads).flatMap((layer) => Object.values(layer));
   const { svg, dot, line } = chart({ x: range(all.flat().map((point) => point[0])), y: [0, 1], xLabel: "position of the query", yLabel: "plasticity" });
   for (const other of all.slice(0, 600)) line(other, { stroke: "var(--soft)", "stroke-opacity": 0.12 });
-  const middle = curve.map((_, place) => { const some = all.map((each) => each[place]).filter(Boolean); return [median(some.map((point) => point[0])), median(some.map((point) => point[1]))]; });
-  line(middle, { stroke: "var(--ink)", "stroke-dasharray": "5 4", "stroke-width": 1.5 });
+  // Of each bucket that most heads have: layers were sampled at other positions of it.
+  const buckets = new Map();
+  for (const point of all.flat()) if (point[1] !== null) buckets.set(point[2], [...(buckets.get(point[2]) ?? []), point]);
+  const common = [...buckets].filter(([, points]) => points.length > all.length / 2).sort((one, other) => one[0] - other[0]).map(([, points]) => [0, 1].map((side) => median(points.map((point) => point[side]))));
   line(curve, { stroke: "var(--accent)", "stroke-width": 2.5 });
+  // Above the head's own line, which is thicker: both show where they meet.
+  line(common, { stroke: "var(--ink)", "stroke-dasharray": "5 4", "stroke-width": 1.5, class: "median" });
   for (const [t, value] of curve) dot(t, value, { fill: "var(--accent)" }, `position ${Math.round(t)}: ${show(value)}`);
   byId("profile").replaceChildren(svg);
 }
@@ -213,10 +244,13 @@ function drawProfile() {
 function drawHeadValues() {
   const rows = job().maps.filter((map) => map.of_queries).map((map) => {
     const value = map.values[map.layers.indexOf(state.layer)]?.[map.heads.indexOf(state.head)];
-    return make("tr", {}, ...[map.label, show(value), show(median(map.values.flat())), map.analysis.replaceAll("_", " ")].map((content) => make("td", {}, content)));
+    const end = (side) => map[side]?.[map.layers.indexOf(state.layer)]?.[map.heads.indexOf(state.head)];
+    return make("tr", {}, explained(map), ...[show(value) + between(end("low"), end("high")), middle(map), map.analysis.replaceAll("_", " ")].map((content) => make("td", {}, content)));
   });
   byId("head-values").replaceChildren(make("tr", {}, ...["statistic", "this head", "median", "analysis"].map((name) => make("th", {}, name))), ...rows);
 }
+
+const middle = (map) => !map || map.median === null ? "" : show(map.median) + between(...(map.median_from ?? []));
 
 const AXES = { "drift axis": ["r_q", "r_k"], "leading component": ["pc1_r_q", "pc1_r_k"] };
 
@@ -244,8 +278,10 @@ function drawSampling() {
   legend.style.flexWrap = "wrap";
   curves.forEach(({ statistic, points }, place) => {
     const stroke = SERIES[place % SERIES.length];
-    line(points, { stroke, "stroke-width": 2 });
-    for (const [rate, error] of points) dot(rate, error, { fill: stroke }, `${statistic} at base_rate ${rate}: ${show(error)}`);
+    // Every second line is thin and dashed, and its dots are rings: what lies beneath shows through.
+    const second = place % 2 === 1;
+    line(points, second ? { stroke, "stroke-width": 2, "stroke-dasharray": "6 5" } : { stroke, "stroke-width": 3 });
+    for (const [rate, error] of points) dot(rate, error, second ? { fill: "var(--card)", stroke, "stroke-width": 2, r: 3 } : { fill: stroke, r: 5 }, `${statistic} at base_rate ${rate}: ${show(error)}`);
     const name = make("b", {}, statistic);
     name.style.color = stroke;
     legend.append(name);
@@ -256,11 +292,49 @@ function drawSampling() {
 function drawMaps() {
   const analysis = byId("analysis").value;
   byId("map-grid").replaceChildren(...job().maps.filter((map) => map.analysis === analysis).map((map) => {
-    const names = { row: "layer", column: map.of_queries ? "head" : "key head", value: map.label };
+    const names = { row: "layer", column: map.of_queries ? "head" : "key head", value: map.label, about: map.about };
     const mark = map.of_queries ? { row: state.layer, column: state.head } : null;
-    const caption = make("figcaption", {}, map.label, make("small", {}, map.about));
-    return make("figure", { "data-statistic": map.label }, caption, ...heatMap(map.layers, map.heads, map.values, names, map.of_queries && choose, mark));
+    const about = make("small", {}, map.about), sure = map.median === null ? [] : [make("small", {}, `median ${middle(map)}, ${finite(map.values.flat()).length} heads`)];
+    return make("figure", { "data-statistic": map.label }, make("figcaption", {}, map.label, about, ...sure), ...heatMap(map.layers, map.heads, map.values, names, map.of_queries && choose, mark, map));
   }));
+}
+
+// What `compare` left: averages of runs with intervals, and differences head by head.
+
+const compared = () => DATA.comparison.statistics[Number(byId("compared-statistic").value)];
+
+function drawCompared() {
+  const one = compared();
+  byId("compared-about").textContent = one.about;
+  const known = one.runs.filter((run) => run.value !== null), ends = known.flatMap((run) => [run.value, run.low ?? run.value, run.high ?? run.value]);
+  if (!known.length) byId("compared-chart").replaceChildren(none("defined in no run"));
+  else {
+    const { svg, dot, line } = chart({ x: [-0.5, one.runs.length - 0.5], y: range(ends), xLabel: "run, in the order of the table", yLabel: one.label, whole: true });
+    one.runs.forEach((run, place) => {
+      if (run.value === null) return;
+      if (run.low !== null) line([[place, run.low], [place, run.high]], { stroke: "var(--accent)", "stroke-width": 2 });
+      dot(place, run.value, { fill: "var(--accent)", r: 5 }, `${run.run}: ${show(run.value)}${between(run.low, run.high)}\n${one.about}`);
+    });
+    byId("compared-chart").replaceChildren(svg);
+  }
+  const lines = one.runs.map((run, place) => make("tr", {}, ...[`${place}: ${run.run}`, String(run.heads), show(run.value) + between(run.low, run.high), run.difference === null ? "" : show(run.difference) + between(run.difference_low, run.difference_high)].map((content) => make("td", {}, content))));
+  byId("compared-table").replaceChildren(make("tr", {}, ...["run", "heads", "average", "minus the baseline"].map((name) => make("th", {}, name))), ...lines);
+  // One scale, with nothing in the middle, for all maps.
+  const limit = Math.max(0, ...finite(Object.values(one.maps).flatMap((map) => map.values.flat())).map(Math.abs)) || 1;
+  byId("compared-maps").replaceChildren(...Object.entries(one.maps).map(([run, map]) => {
+    const names = { row: "layer", column: ["k", "k_pre", "v"].includes(one.kind) ? "key head" : "head", value: `${one.label} of ${run} minus the baseline`, about: one.about, limit };
+    return make("figure", { "data-run": run }, make("figcaption", {}, run, make("small", {}, `${one.label} minus the baseline's`)), ...heatMap(map.layers, map.heads, map.values, names, null, null, map));
+  }));
+}
+
+function startCompared() {
+  const there = DATA.comparison;
+  byId("compared").hidden = !there;
+  if (!there) return;
+  byId("compared-list").replaceChildren(...(there.stale ? [make("li", { class: "stale" }, "A run has other rows by now: compare again.")] : []), ...there.sentences.map((sentence) => make("li", {}, sentence)));
+  byId("compared-statistic").replaceChildren(...there.statistics.map((one, place) => make("option", { value: place }, `${one.analysis.replaceAll("_", " ")}: ${one.label}`)));
+  byId("compared-pictures").hidden = !there.statistics.length;
+  if (there.statistics.length) drawCompared();
 }
 
 function drawTables() {
@@ -324,7 +398,9 @@ function start() {
   for (const [id, section] of Object.entries(redraw)) byId(id).addEventListener("change", section);
   byId("job").addEventListener("change", (event) => { state.job = Number(event.target.value); drawJob(); });
   for (const id of ["layer", "head-number"]) byId(id).addEventListener("change", () => choose(Number(byId("layer").value), Number(byId("head-number").value)));
-  dark.addEventListener("change", drawJob);
+  byId("compared-statistic").addEventListener("change", drawCompared);
+  dark.addEventListener("change", () => { drawJob(); if (DATA.comparison?.statistics.length) drawCompared(); });
+  startCompared();
   drawJob();
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ class VirtualDistance:
         tables = {name: pl.concat([one[name] for one in found]) for name in found[0]}
         dropped = tables.pop("dropped")
         still = [layer for layer in rotaries if layer not in turning]
-        return Result(tables, findings(tables, dropped, still, self.near), figures(tables))
+        return Result(tables, findings(tables, dropped, still, self.near), partial(figures, tables))
 
     def _layers(self, run: Run) -> list[int]:
         """Those with both sides, before RoPE or after it."""

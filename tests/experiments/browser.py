@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from sniffer.experiments.common.entry import main
+from sniffer.experiments.compare import compare
 from sniffer.experiments.report import write
 from sniffer.experiments.report.glossary import ORDER
 
@@ -69,7 +70,9 @@ def page(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = save_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl")
     attending = Runs(checkpoint, texts, sweep).start("2", "dataset.max_tokens=64", "capture.attention=all")
     assert main("attention", [f"run={attending}"]) == 0
-    write("report", [f"run={sweep}"])
+    words = [f"runs=[{sweep / '0'},{sweep / '1'}]", f"out={sweep / 'experiments' / 'compare'}", "groups=2"]
+    assert main("compare", [*words, "analysis=key_rank"], compare) == 0
+    write("report", [f"run={sweep}", "groups=2"])
     return sweep / "experiments" / "report" / "report.html"
 
 
@@ -112,7 +115,7 @@ def test_every_section_is_there(browser: Browser):
         for section in browser.find_elements(By.CSS_SELECTOR, "main > section:not([hidden])")
     ]
     assert shown == [
-        "findings", "compare", "run", "coverage", "head", "scatter-section", "sampling", "maps", "tables",
+        "findings", "compare", "compared", "run", "coverage", "head", "scatter-section", "sampling", "maps", "tables",
     ]  # fmt: skip
     for selector in (
         "#coverage-map canvas",
@@ -124,7 +127,7 @@ def test_every_section_is_there(browser: Browser):
         assert browser.find_elements(By.CSS_SELECTOR, selector), selector
     assert len(browser.find_elements(By.CSS_SELECTOR, "#scatter circle")) == 2 * HEADS["q"]
     axes = [text(browser, f"figure[data-statistic='bias strength'] .{side}").split() for side in ("rows", "columns")]
-    assert axes == [["1", "layer", "0"], ["0", "head", "3"]]
+    assert axes == [["1", "0"], ["0", "1", "2", "3"]]  # so few are labelled each
     picture(browser, "top")
 
 
@@ -139,7 +142,10 @@ def test_hovering_over_a_map_tells_the_value(browser: Browser):
     true = browser.execute_script(  # type: ignore[no-untyped-call]
         "return DATA.jobs[0].maps.find((map) => map.name === 'bias_strength').values[0][0]"
     )
-    assert float(said.rpartition(" ")[2]) == pytest.approx(true)
+    first, about = said.split("\n")
+    value, low, high = (float(word.strip("[],")) for word in first.partition(": ")[2].split())
+    assert value == pytest.approx(true) and low <= value <= high
+    assert about == "change of q.k per position of the key; positive favours later keys"
     picture(browser, "hover")
 
 
@@ -171,8 +177,47 @@ def test_every_choice_of_every_list_draws(browser: Browser):
                 Select(browser.find_element(By.ID, name)).select_by_index(place)
     assert shown[0] == shown[1] == lists
     assert {"compare-statistic", "coverage-kind", "analysis"} <= set(shown[2])
+    Select(browser.find_element(By.ID, "analysis")).select_by_value("attention")
     assert browser.find_elements(By.CSS_SELECTOR, "figure[data-statistic='relative entropy'] canvas")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#compare-table tr")) >= 3
+
+
+def test_each_number_says_what_it_is_and_how_sure_it_is(browser: Browser):
+    said = text(browser, "#finding-list")
+    assert "8 heads of 2 layers; " in said and "2 documents in 2 groups, each measured alone" in said
+    medians = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#finding-list table tr")]
+    assert any(row.startswith("plasticity\n1: content decides which key wins") and "[" in row for row in medians)
+    rows = {row.text.split("\n")[0]: row.text for row in browser.find_elements(By.CSS_SELECTOR, "#head-values tr")}
+    assert "correlation of keys with position on the drift axis" in rows["r k"] and "]" in rows["r k"]
+    pair = next(row for name, row in rows.items() if name.startswith("strongest pair"))
+    assert "[" not in pair and len(pair.split("\n")[-1].split()) == 3  # no median: this head's pair, and the analysis
+    dashed = browser.find_elements(By.CSS_SELECTOR, "#sampling-chart polyline[stroke-dasharray]")
+    lines = browser.find_elements(By.CSS_SELECTOR, "#sampling-chart polyline")
+    assert len(dashed) == len(lines) // 2 > 0
+    assert browser.find_elements(By.CSS_SELECTOR, "#profile polyline.median")
+
+
+def test_runs_beside_one_another(browser: Browser):
+    """Sentences, averages with intervals, and a map of differences whose tip tells one."""
+    assert text(browser, "#compared-list li").startswith("2 runs compared with ")
+    rows = browser.find_elements(By.CSS_SELECTOR, "#compared-table tr")
+    assert len(rows) == 3 and "[" in rows[1].text
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#compared-chart circle")) == 2
+    lists = Select(browser.find_element(By.ID, "compared-statistic"))
+    assert [option.text for option in lists.options] == ["key rank: rank of k_pre", "key rank: rank of k"]
+    canvas = browser.find_element(By.CSS_SELECTOR, "#compared-maps canvas")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)  # type: ignore[no-untyped-call]
+    ActionChains(browser).move_to_element(canvas).perform()
+    assert text(browser, "#tip").startswith("layer ") and "principal components" in text(browser, "#tip")
+    picture(browser, "compared")
+    lists.select_by_index(1)
+
+
+def test_attention_of_a_run_is_there_without_an_analysis(browser: Browser):
+    Select(browser.find_element(By.ID, "job")).select_by_index(2)
+    Select(browser.find_element(By.ID, "analysis")).select_by_value("attention of all sampled queries")
+    shown = text(browser, "figure[data-statistic='entropy'] figcaption")
+    assert "in nats, mean over queries" in shown and "median" in shown
 
 
 def test_sections_are_listed_for_the_job_that_has_some(browser: Browser):

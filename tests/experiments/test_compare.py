@@ -143,7 +143,7 @@ def test_the_sentences_say_what_was_left_out_and_how_sure_the_rest_is(training: 
     said = (place / "findings.txt").read_text().splitlines()
     assert said[0] == "3 runs compared with step-1000: step-1000, step-3000, step-2000."
     assert said[1].startswith("step-4000 is left out: ") and "6 rows per head, too few" in said[1]
-    assert "6 groups of 8 documents" in said[2]
+    assert "8 documents in 6 groups" in said[2]
     assert any("differs from that of step-1000 in 8 of 8 heads of step-3000, in 2 of 8 heads" in one for one in said)
     assert any(one.startswith("Over training, bias strength (mean over heads) goes from step-1000 (") for one in said)
     drawn = {path.stem for path in place.glob("*.png")}

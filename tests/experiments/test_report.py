@@ -6,21 +6,30 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from sniffer.experiments.attention_plasticity import AttentionPlasticity
 from sniffer.experiments.common import entry
+from sniffer.experiments.common.documents import Portion, Source, deal
+from sniffer.experiments.compare import compare
 from sniffer.experiments.report import Report, assemble, write
 from sniffer.experiments.report.collect import NOT_STATISTICS, collect, coverage
+from sniffer.experiments.report.comparison import comparison
 from sniffer.experiments.report.glossary import ABOUT, ORDER
+from sniffer.experiments.report.sure import _analysis
 
 from sniffer import open_run
 from sniffer.reader.run import Run
 from sniffer.sampler import All
 from sniffer.types import Rope, Sections
 from tests.experiments.planted import HEADS, SPEEDS, planted_run, roped
+from tests.helpers_runs import Runs
+from tests.tiny_run import save_texts
 
 KINDS = ("q", "k", "v", "q_pre", "k_pre")
 
@@ -37,6 +46,15 @@ def analysed(folder: Path, *names: str, **options) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     return analysed(folder, "position_geometry", "attention_plasticity")
+
+
+@pytest.fixture(scope="module")
+def run_with_all(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny model's run of every position, with statistics of attention and moments."""
+    place = tmp_path_factory.mktemp("all")
+    runs = Runs(checkpoint, save_texts(place / "texts.jsonl"), place)
+    words = ("sampler.base_rate=1000000", "dataset.max_tokens=48", "dataset.max_examples=2", "capture.attention=all")
+    return open_one(runs.start("run", *words, "capture.moments.kinds=[k]"))
 
 
 def data_of(page: str) -> dict:
@@ -148,6 +166,106 @@ def test_a_sweep_has_a_job_each(tmp_path: Path):
     page = (tmp_path / "sweep" / "experiments" / "report" / "report.html").read_text()
     jobs = data_of(page)["jobs"]
     assert [one["overrides"] for one in jobs] == [{"sampler.base_rate": "0"}, {"sampler.base_rate": "1"}]
+
+
+def test_medians_and_heads_have_intervals_of_groups(run: Path):
+    """About each number of the whole, from groups that numpy measures; an analysis' own intervals come first."""
+    job = collect(open_one(run), {}, 0, groups=3)
+    by_name = {(one["analysis"], one["name"]): one for one in job["maps"]}
+    shown, own = by_name["attention_plasticity", "plasticity"], by_name["position_geometry", "bias_strength"]
+    dealt = deal(open_one(run), 3, 0)
+    assert dealt is not None
+    portions = [Portion(Source(open_one(run)), ids) for ids in dealt.groups]
+    groups = [
+        AttentionPlasticity(count=256 // 3).measure(one).tables["heads"]["plasticity"].to_numpy() for one in portions
+    ]
+    whole = pl.read_parquet(run / "experiments" / "attention_plasticity" / "heads.parquet")["plasticity"].to_numpy()
+    t2 = 4.302653  # Student's 97.5% point of 2 degrees of freedom, from a printed table
+    reach = t2 * np.sqrt(((np.stack(groups) - whole) ** 2).sum(0) / 6)
+    assert np.ravel(shown["low"]) == pytest.approx(whole - reach, rel=1e-3, abs=1e-3)
+    middle = np.median(whole)
+    far = t2 * np.sqrt(((np.median(groups, axis=1) - middle) ** 2).sum() / 6)
+    assert shown["median"] == pytest.approx(middle, rel=1e-3)
+    assert shown["median_from"] == pytest.approx([middle - far, middle + far], rel=1e-3)
+    left = pl.read_parquet(run / "experiments" / "position_geometry" / "intervals.parquet")
+    left = left.filter(statistic="bias_strength").sort("layer", "head")
+    assert np.ravel(own["high"]) == pytest.approx(left["high"].to_numpy(), rel=1e-3)
+    assert "low" not in collect(open_one(run), {}, 0)["maps"][-1]
+    (found,) = (one for one in job["findings"] if one["analysis"] == "attention_plasticity")
+    assert found["basis"].startswith("8 heads of 2 layers; ") and "3 documents in 3 groups" in found["basis"]
+    assert found["main"] == ["plasticity|", "drop|"] or found["main"] == ["plasticity|"]
+
+
+def test_settings_of_a_result_run_nothing_of_their_own(run: Path, tmp_path: Path):
+    """What a strange folder says of an analysis are settings of ours alone."""
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    path = folder / "experiments" / "attention_plasticity" / "provenance.json"
+    told = json.loads(path.read_text())
+    told["settings"] = {**told["settings"], "_target_": "os.system", "count": 3, "other": 1}
+    path.write_text(json.dumps(told))
+    found = _analysis(path.parent, open_one(folder))
+    assert isinstance(found, AttentionPlasticity) and found.count == 3
+    told["settings"]["count"] = -1
+    path.write_text(json.dumps(told))
+    assert _analysis(path.parent, open_one(folder)) is None
+
+
+def test_every_map_says_what_it_is_and_pairs_have_no_median(tmp_path: Path):
+    planted = {"formula": roped(), "kinds": KINDS, "turns": Rope(tuple(SPEEDS))}
+    folder = analysed(tmp_path / "run", "rope_frequencies", "quantisation", **planted, lengths=[128, 100])
+    found = collect(open_one(folder), {}, 0)["maps"]
+    assert all(one["about"] for one in found)
+    for one in found:
+        assert (one["median"] is None) == (one["name"] in ("most_fixed_pair", "strongest_pair"))
+
+
+def test_what_a_run_has_beside_vectors_is_mapped(run_with_all: Run):
+    """Means of attention's statistics and numbers of moments, each from the reader head by head."""
+    maps = {(one["analysis"], one["name"], one["kind"]): one for one in collect(run_with_all, {}, 0)["maps"]}
+    shown = maps["attention of all sampled queries", "entropy", None]
+    rows = run_with_all.attention(layer=1, q_head=2)
+    assert shown["values"][1][2] == pytest.approx(rows["entropy"].mean(), rel=1e-3)  # every position was sampled
+    found = run_with_all.moments(layer=0, head=1, kind="k")
+    vectors = run_with_all.vectors(layer=0, head=1, kind="k").vectors.astype(float)
+    of = "moments over all positions"
+    assert maps[of, "length", "k"]["values"][0][1] == pytest.approx(np.linalg.norm(vectors, axis=1).mean(), rel=1e-3)
+    mean = np.linalg.norm(vectors.mean(0))
+    assert maps[of, "length_of_mean", "k"]["values"][0][1] == pytest.approx(mean, rel=1e-3)
+    spread = np.sqrt(vectors.var(0).sum())
+    assert maps[of, "spread", "k"]["values"][0][1] == pytest.approx(spread, rel=1e-3)
+    assert maps[of, "largest", "k"]["values"][0][1] == pytest.approx(np.abs(vectors).max(), rel=1e-3)
+    assert found.n == len(vectors)
+
+
+def test_a_comparison_is_on_the_page_of_its_folder(tmp_path: Path):
+    for number in "01":
+        planted_run(tmp_path / "runs" / number, lengths=[200] * 3)
+    assert data_of_new(tmp_path / "runs") is None
+    words = [f"runs={tmp_path / 'runs'}", "analysis=key_rank", "statistic=[rank,effective_rank]", "groups=3"]
+    assert entry.main("compare", words, compare) == 0
+    shown = data_of_new(tmp_path / "runs")
+    assert shown is not None and not shown["stale"] and shown["sentences"][0].startswith("2 runs compared with 0")
+    place = tmp_path / "runs" / "experiments" / "compare"
+    runs, heads = (pl.read_parquet(place / f"{name}.parquet") for name in ("runs", "differences"))
+    (one,) = (some for some in shown["statistics"] if some["name"] == "effective_rank")
+    assert one["about"] and one["kind"] == "k"
+    mine = runs.filter(statistic="effective_rank")
+    assert [run["value"] for run in one["runs"]] == pytest.approx(mine["value"].to_list(), rel=1e-3)
+    assert one["runs"][1]["difference_low"] == pytest.approx(mine["difference_low"][1], rel=1e-3, abs=1e-3)
+    expected = heads.filter(statistic="effective_rank").sort("layer", "head")
+    assert np.ravel(one["maps"]["1"]["values"]) == pytest.approx(expected["difference"].to_numpy(), rel=1e-3, abs=1e-3)
+    other = planted_run(tmp_path / "other", lengths=[100] * 3).folder
+    shutil.rmtree(tmp_path / "runs" / "1")
+    other.rename(tmp_path / "runs" / "1")
+    again = data_of_new(tmp_path / "runs")
+    assert again is not None and again["stale"]
+
+
+def data_of_new(folder: Path) -> dict | None:
+    """The comparison on a page of runs that nothing else was measured of."""
+    runs = [open_one(folder / number) for number in "01"]
+    return comparison(folder, runs, lambda analysis, name: ABOUT.get(f"{analysis}.{name}", ""))
 
 
 def test_results_of_other_rows_are_marked(tmp_path: Path):
