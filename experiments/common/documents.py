@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,10 @@ class Portion(Run):
         """As `Run.only`."""
         return Portion(Source(self._source.run.only(sections)), self._documents)
 
+    def examples(self) -> pl.DataFrame:
+        """As `Run.examples`, of all documents."""
+        return self._source.documents
+
     def check(self, layer: int, kind: str) -> None:
         """Its source has been looked at."""
 
@@ -93,6 +98,11 @@ class Source:
         self.run = run
         self._layer: Any = None
         self._kept: dict[str, pl.DataFrame] = {}
+
+    @cached_property
+    def documents(self) -> pl.DataFrame:
+        """As `Run.examples`."""
+        return self.run.examples()
 
     def rows(self, layers: Any = None, *wanted: Any, **options: Any) -> pl.DataFrame:
         """What `Run.scan` of the whole run has."""

@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError
 from sniffer.process.environment import commit, now
+from sniffer.storage.untrusted import CONFIG_BYTES, read_json
 from sniffer.terminal.printing import say
 
 from ..common import results
 from ..common.entry import Analysis, destination, make, overrides, progress
-from ..common.results import Result
+from ..common.results import PROVENANCE, Result
 from . import figures
 from .measured import Measured, chosen, measure, steps
 from .members import Course, Member, course, members, paths
@@ -25,7 +26,7 @@ from .scores import correlations, read_scores
 from .summary import findings
 from .tables import Compared, Key, depth_table, differences_table, histogram_table, names_table, runs_table
 
-NO_ANALYSES = ("compare", "report", "sampling_error", "published")
+NO_ANALYSES = ("compare", "published", "report", "sampling_error", "stability")
 """Without a table of heads to compare."""
 
 MAIN = {
@@ -205,7 +206,13 @@ def compare(name: str, words: Sequence[str]) -> None:
     place = Path(given[0]).expanduser().absolute() if len(given) == 1 else found[0].run.folder
     folder = destination(out, place, name)
     result = comparison.measure(found)
-    results.write(result, folder, _provenance(comparison, found))
+    earlier = _files(folder)
+    drawn = [f"{name}.{ending}" for name in result.figures for ending in ("png", "svg")]
+    files = sorted([*drawn, *(f"{name}.parquet" for name in result.tables)])
+    results.write(result, folder, {**_provenance(comparison, found), "files": files})
+    # Of other statistics than before, what is not there any more would seem to belong to this comparison.
+    for name in earlier - {*files}:
+        (folder / name).unlink(missing_ok=True)
     for sentence in result.findings:
         say(sentence)
     say(folder, style="bold")
@@ -222,6 +229,16 @@ def _provenance(comparison: Compare, found: Sequence[Member]) -> dict[str, Any]:
         "created": now(),
         "commit": commit(),
     }
+
+
+def _files(folder: Path) -> set[str]:
+    """Tables and figures that an earlier comparison left here, as its provenance says; names of such files only."""
+    try:
+        told = read_json(folder / PROVENANCE, CONFIG_BYTES)["files"]
+        names = {str(name) for name in told}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in names if Path(name).name == name and Path(name).suffix in (".png", ".svg", ".parquet")}
 
 
 def _listed(value: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -281,6 +282,22 @@ def test_a_training_is_ordered_by_its_steps(training: Path, revisions: list[str]
     if not steps:
         assert [one.label for one in found.members] == revisions
     assert course([member, replace(member, checkpoint="lab/other", revision="step-2")]) is None
+
+
+def test_what_an_earlier_comparison_left_goes_and_nothing_else(training: Path, tmp_path: Path):
+    out, runs = tmp_path / "out", f"runs=[{training / '0'},{training / '1'}]"
+    words = [runs, f"out={out}", "groups=0"]
+    assert entry.main("compare", [*words, "statistic=r_k"], compare) == 0
+    mine = [out / "notes.txt", out / "mine.png", tmp_path / "above.png"]
+    for file in mine:
+        file.write_text("mine")
+    told = json.loads((out / "provenance.json").read_text())
+    told["files"] += ["../above.png", "notes.txt"]
+    (out / "provenance.json").write_text(json.dumps(told))
+    assert (out / "depth_position_geometry_r_k.png").is_file()
+    assert entry.main("compare", [*words, "statistic=r_q"], compare) == 0
+    assert not list(out.glob("*r_k*")) and (out / "depth_position_geometry_r_q.svg").is_file()
+    assert all(file.read_text() == "mine" for file in mine)
 
 
 def test_lists_of_runs_are_text():
