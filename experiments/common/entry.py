@@ -158,7 +158,9 @@ def overrides(words: Sequence[str]) -> dict[str, Any]:
 def usage(name: str) -> str:
     text = (conf_folder() / "analysis" / f"{name}.yaml").read_text(encoding="utf-8")
     settings = "\n".join(f"  {line}" for line in text.splitlines() if not line.startswith("_target_"))
-    runs = "runs=SWEEP, or runs=[A,B,...]" if name == "compare" else "run=RUN"
+    several = "runs=SWEEP, or runs=[A,B,...]"
+    either = f"run=RUN, or {several}"
+    runs = {"compare": several, "published": either, "stability": either}.get(name, "run=RUN")
     return f"python -m sniffer.experiments {name} {runs} [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
 
 

@@ -108,6 +108,12 @@ def _drawn(figure: Figure, **options: Any) -> bytes:
     return content.getvalue()
 
 
+def of_runs(analysis: Any, runs: Mapping[str, Run]) -> dict[str, Any]:
+    """The provenance of what is said of several runs, by what each is called there."""
+    named = {label: {"folder": run.folder.name, "digest": run.manifest.digest} for label, run in runs.items()}
+    return {**_provenance(next(iter(runs.values())), analysis), "runs": named}
+
+
 def _provenance(run: Run, analysis: Any) -> dict[str, Any]:
     return {
         "analysis": type(analysis).__name__,

@@ -236,7 +236,7 @@ def _figures(tables: dict[str, pl.DataFrame]) -> dict[str, Figure]:
 
 
 def _by_layer(pairs: pl.DataFrame) -> Figure:
-    figure, axes = canvas("agreement of two query heads of a layer on keys (mean of pairs); dashed: beyond position")
+    figure, axes = canvas("agreement of two query heads of a layer; dashed: beyond position")
     for same, colour, label in ((True, BLUE, "that share keys"), (False, ORANGE, "with keys of their own")):
         some = pairs.filter(same_group=same).group_by("layer").agg(pl.col(*WAYS).mean()).sort("layer")
         if len(some):

@@ -23,6 +23,7 @@ CHECKED = (
     "query_groups.core",
     "query_key_gap.core",
     "sampling_error.statistics",
+    "stability.core",
     "virtual_distance.core",
     "virtual_distance.preferences",
 )
