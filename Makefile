@@ -16,11 +16,12 @@ MODELS_TESTS := tests/models tests/notebook
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap query_groups attention \
 	virtual_distance
 
-.PHONY: help demo demo-report browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
 	@echo "make demo-report            capture, all analyses, one page: report.html"
+	@echo "make gallery                every published figure, and docs/gallery.md"
 	@echo "make test    the tests"
 	@echo "make check   format, lint, types, tests"
 	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes; EVERY_CALL=1: each call)"
@@ -55,6 +56,17 @@ demo-report: embedded
 	for name in sampling_error output_error; do \
 		$(RUN) -m sniffer.experiments $$name run=$$run-every-position out=$$run/experiments/$$name; done; \
 	$(RUN) -m sniffer.experiments report run=$$run
+
+# docs/gallery.md, with a picture of each published figure.
+gallery: embedded
+	set -e; run=outputs/gallery-$$(date +%Y-%m-%d_%H-%M-%S); \
+	$(RUN) -m sniffer experiment=report 'capture.kinds=[q,k]' capture.attention=null hydra.run.dir=$$run; \
+	$(RUN) -m sniffer -m dataset.max_tokens=512,1024,2048 sampler.bucket_size=64 sampler.base_rate=8 experiment=report \
+		'capture.kinds=[q,k]' capture.attention=null hydra.sweep.dir=$$run-lengths; \
+	printf 'run,benchmark\nmax_tokens=512,61\nmax_tokens=1024,55\nmax_tokens=2048,52\n' > $$run-lengths/scores.csv; \
+	$(RUN) -m sniffer.experiments published run=$$run; \
+	$(RUN) -m sniffer.experiments published runs=$$run-lengths scores=$$run-lengths/scores.csv; \
+	$(RUN) -m sniffer.experiments.published.gallery $$run $$run-lengths docs
 
 browser-test: $(INSTALLED)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \

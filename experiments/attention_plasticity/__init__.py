@@ -20,7 +20,7 @@ from ..common.results import Result, head_columns, middle
 from ..common.rows import LayerVectors, chosen_layers, load_queries_and_keys, of_sections
 from .core import COVARIANCES, BucketPairs, measure, model_queries
 from .pairs import RULES, draw_pairs
-from .prefix import measure_prefixes, model_buckets
+from .prefix import Prefix, measure_prefixes, model_buckets
 from .prefix_tables import distances_figure, of_prefixes
 
 AVERAGES = ("bucket_pairs", "key_pairs")
@@ -116,14 +116,29 @@ class AttentionPlasticity:
         ).with_columns(drop=pl.col("first") - pl.col("last"))
         return {"heads": heads, "bucket_pairs": _cells(layer, queries.heads, found)}
 
-    def _of_prefixes(
-        self, run: Run, layer: int, queries: LayerVectors, keys: LayerVectors, rng: np.random.Generator, longest: int
-    ) -> dict[str, pl.DataFrame]:
+    def prefixes(self, run: Run, layer: int) -> Prefix:
+        """Every drawn pair of one layer by its distances, as figures want it; with pairs of the prefix only.
+
+        Raises:
+            RunError: as `measure`.
+        """
+        rng = np.random.default_rng([self.seed, layer])
+        return self._prefix(run, layer, *load_queries_and_keys(run, layer, self.weights), rng)
+
+    def _prefix(
+        self, run: Run, layer: int, queries: LayerVectors, keys: LayerVectors, rng: np.random.Generator
+    ) -> Prefix:
         model = model_buckets(queries, self.how("covariance"), self.min_rows)
         sees = run.manifest.layer(layer)
         window, chunked = sees.sliding_window, sees.chunked
         found = measure_prefixes(queries, keys, model, self.count, rng, window, chunked=chunked)
         self._require(len(found.buckets), run, layer)
+        return found
+
+    def _of_prefixes(
+        self, run: Run, layer: int, queries: LayerVectors, keys: LayerVectors, rng: np.random.Generator, longest: int
+    ) -> dict[str, pl.DataFrame]:
+        found = self._prefix(run, layer, queries, keys, rng)
         fifths = found.fifths(longest)
         heads = head_columns(
             layer,
@@ -216,7 +231,7 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> dict[str, Figure]:
 def _profile(profile: pl.DataFrame) -> Figure:
     """Every head's curve in grey, the median over heads in front."""
     figure, axes = canvas("plasticity over positions; median of heads in black")
-    for _, head in profile.group_by("layer", "head"):
+    for _, head in profile.group_by("layer", "head", maintain_order=True):
         axes.plot(head["query_position"], head["plasticity"], color="grey", alpha=0.15, linewidth=0.7)
     middle = profile.group_by("query_bucket").agg(pl.col("query_position", "plasticity").median()).sort("query_bucket")
     axes.plot(middle["query_position"], middle["plasticity"], color="black", marker="o")
