@@ -60,21 +60,36 @@ def drawn_again(
     counts: Float64[np.ndarray, "draws units"],
 ) -> tuple[Float64[np.ndarray, "draws heads pairs"], Float64[np.ndarray, "draws heads pairs"]]:
     """`share` and `explained` of each draw of units of rows, with the components and speeds as they were found."""
-    pairs, units = found.speed.shape[1], counts.shape[1]
-    x = vectors.astype(np.float64) @ found.axes
-    z = x[..., 0 : 2 * pairs : 2] + 1j * x[..., 1 : 2 * pairs : 2]
-    back = np.exp(-1j * positions[:, None] * found.speed[:, None])
+    heads = [
+        _of_head(found.axes[place], found.speed[place], vectors[place], positions, weights, unit, counts)
+        for place in range(len(vectors))
+    ]
+    share, explained = (np.stack(parts, axis=1) for parts in zip(*heads, strict=True))
+    return share, explained
+
+
+def _of_head(
+    axes: Float64[np.ndarray, "dim rest"],
+    speed: Float64[np.ndarray, " pairs"],
+    vectors: Float[np.ndarray, "n dim"],
+    positions: Int[np.ndarray, " n"],
+    weights: Float64[np.ndarray, " n"],
+    unit: Int[np.ndarray, " n"],
+    counts: Float64[np.ndarray, "draws units"],
+) -> tuple[Float64[np.ndarray, "draws pairs"], Float64[np.ndarray, "draws pairs"]]:
+    pairs, units = len(speed), counts.shape[1]
+    member = np.zeros((units, len(unit)))
+    member[unit, np.arange(len(unit))] = weights
+    share = counts / np.maximum(counts @ member.sum(1), 1e-300)[:, None]
+    x = vectors.astype(np.float64) @ axes
+    z = x[:, 0 : 2 * pairs : 2] + 1j * x[:, 1 : 2 * pairs : 2]
+    back = np.exp(-1j * positions[:, None] * speed)
 
     def drawn(values: np.ndarray) -> np.ndarray:
-        """The weighted mean of each draw: (draws, heads, ...)."""
-        sums = np.stack(
-            [np.einsum("n,hn...->h...", weights[unit == one], values[:, unit == one]) for one in range(units)]
-        )
-        return np.asarray(np.tensordot(share_of, sums, axes=1))
+        """The weighted mean of each draw."""
+        return np.asarray(share @ (member @ values))
 
-    of_unit = np.bincount(unit, weights, minlength=units)
-    share_of = counts / np.maximum(counts @ of_unit, 1e-300)[:, None]
     mean, turned, still = drawn(z), drawn(z * back), drawn(back)
     power = drawn(np.abs(z) ** 2) - np.abs(mean) ** 2
-    whole = drawn((x**2).sum(2)) - (drawn(x) ** 2).sum(2)
-    return ratio(power, whole[:, :, None]), ratio(np.abs(turned - mean * still) ** 2, power)
+    whole = drawn((x**2).sum(1, keepdims=True)) - (drawn(x) ** 2).sum(1, keepdims=True)
+    return ratio(power, whole), ratio(np.abs(turned - mean * still) ** 2, power)
