@@ -88,7 +88,7 @@ class Stability:
         return {name: run.only([name]) for name in wanted}
 
     def measure(self, texts: Texts) -> Result:
-        """Tables: statistics (per analysis and column), pairs (per two texts and statistic), heads.
+        """Tables: statistics (per analysis and column), pairs (per two texts and statistic), spread (per head).
 
         Raises:
             RunError: fewer than two of the texts can be measured.
@@ -117,7 +117,7 @@ class Stability:
                 pairs.append((*key, one, other, *numbers_of))
         if not statistics:
             raise RunError("no statistic varies over heads in these texts")
-        tables = {"statistics": _statistics_table(statistics), "pairs": _pairs_table(pairs), "heads": _heads(spreads)}
+        tables = {"statistics": _statistics_table(statistics), "pairs": _pairs_table(pairs), "spread": _heads(spreads)}
         return Result(tables, [*said, *self._findings(tables, list(found))], partial(_figures, tables))
 
     def _analysis(self, name: str) -> Analysis:
@@ -243,7 +243,7 @@ def _figures(tables: Mapping[str, pl.DataFrame]) -> dict[str, Figure]:
     axes.set_yticks(range(len(some)), labels)
     axes.tick_params(axis="y", labelsize=7)
     axes.grid(alpha=0.3)
-    spreads = head_map(tables["heads"], "spread", "spread of a head over texts, in standard deviations of heads")
+    spreads = head_map(tables["spread"], "spread", "spread of a head over texts, in standard deviations of heads")
     return {"statistics": figure, "spread": spreads}
 
 

@@ -91,7 +91,7 @@ def test_what_is_the_heads_own_is_stable_and_what_is_the_texts_is_not(folder: Pa
     assert (pairs["text"], pairs["other"]) == ("code", "prose")
     assert pairs["rank_correlation"] == pytest.approx(stats.spearmanr(x, y).statistic)
     assert pairs["difference"] == pytest.approx((y - x).mean())
-    assert len(found.tables["heads"]) == 3 * HEADS["q"] and set(found.figures) == {"statistics", "spread"}
+    assert len(found.tables["spread"]) == 3 * HEADS["q"] and set(found.figures) == {"statistics", "spread"}
 
 
 def test_runs_of_one_model_are_set_against_one_another(
