@@ -6,7 +6,8 @@ call, masks, pieces    what a call says: its tokens, which are no padding, at wh
 hearing                what it adds, and to which documents
 history, caches        what it goes on with, and what became of that meanwhile
 batch, example_ids     documents of a call, and their identities
-captured, texts        what has been captured
+ahead                  which of their positions are kept
+captured, texts        what has been captured; saving: as a run
 missed                 what was not, and is told
 """
 

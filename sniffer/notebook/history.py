@@ -154,15 +154,16 @@ class CallHistory:
             n += 1
 
     def _twin(self, cache: Any, held: int) -> _Line | None:
-        """The line that a copy of its cache goes on with, as of a prompt that is shared."""
-        for line in self._lines:
-            if line.columns == held == line.held.columns:
-                try:
-                    line.held.sources(cache, len(line.rows))
-                except CaptureError:
-                    continue
-                return line
-        return None
+        """The line that a copy of its cache goes on with, as of a prompt that is shared; None where several may be."""
+        found = [line for line in self._lines if line.columns == held == line.held.columns and _same(line, cache)]
+        return found[0] if found and all(line.rows == found[0].rows for line in found) else None
+
+
+def _same(line: _Line, cache: Any) -> bool:
+    try:
+        return line.held.sources(cache, len(line.rows)) == list(range(len(line.rows)))
+    except CaptureError:
+        return False
 
 
 def _shortened(row: Begun, columns: int) -> Begun:

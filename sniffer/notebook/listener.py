@@ -23,9 +23,10 @@ import torch
 from torch import nn
 
 from sniffer.errors import CaptureError
-from sniffer.forward.observer import Observer, Wanted, close_tap, draw, open_tap
+from sniffer.forward.observer import Observer, Wanted, close_tap, open_tap
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
+from sniffer.notebook.ahead import Ahead
 from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
 from sniffer.notebook.caches import cache_in
 from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
@@ -106,7 +107,7 @@ class Listener:
         self.history = CallHistory(keeper.cut)
         self._backbone = backbone
         self._selection = selection
-        self._picker = picker
+        self._ahead = Ahead(picker, selection)
         self._ids = ids
         self._keeper = keeper
         self._geometry = by_number(backbone.geometry)
@@ -194,7 +195,7 @@ class Listener:
         frame.call = call
         images = image_tokens(outermost.module, outermost.said)
         frame.batch = CallBatch.of(as_array(call.tokens), frame.heard.pieces, frame.heard.documents, images)
-        frame.picks = draw(self._picker, self._selection, frame.batch)
+        frame.picks = self._ahead.draw(frame.batch)
         # A step at which nothing is kept costs nothing.
         if not frame.heard.held or any(map(len, frame.picks.values())):
             frame.observer = Observer(frame.batch, frame.picks, self._plan)

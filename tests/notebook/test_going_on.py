@@ -79,7 +79,6 @@ def written(out: torch.Tensor, pads: Sequence[int] = (0, 0)) -> list[list[int]]:
 
 HOW = {
     "one step after the other": {},
-    "prompt in chunks of 1": {"prefill_chunk_size": 1},
     "prompt in chunks of 5": {"prefill_chunk_size": 5},
     "static": {"cache_implementation": "static"},
     "static, in chunks": {"cache_implementation": "static", "prefill_chunk_size": 5},
@@ -292,3 +291,38 @@ def test_what_is_captured_reads_as_a_run_does(model: Any):
     complaint = "sampler='most' is none of log_uniform, uniform, all, per_side"
     with pytest.raises(ConfigError, match=complaint), sniffer.sniff(model, sampler="most"):
         pass
+
+
+@torch.no_grad()
+def test_a_copy_of_one_of_two_equal_caches_is_nobodys(model: Any):
+    with sniffer.sniff(model, sampler="all") as captured:
+        caches = [model(IDS[:1], use_cache=True).past_key_values for _ in range(2)]
+        model(IDS[1:, :3], past_key_values=copy.deepcopy(caches[1]))
+        assert captured.passed_over == 1
+        model(IDS[1:, :3], past_key_values=caches[1])
+    check(captured, model, [IDS[0].tolist(), IDS[0].tolist() + IDS[1, :3].tolist()])
+
+
+def test_a_model_on_several_devices_writes_what_it_would(model: Any):
+    """What is drawn too: what is proven in the middle of a generation leaves random numbers and states alone."""
+    accelerate = pytest.importorskip("accelerate")
+    places = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    device_map = dict.fromkeys(places, "cpu")
+    one = accelerate.dispatch_model(copy.deepcopy(model), device_map, main_device="cpu", force_hooks=True)
+    told = {"attention_mask": LEFT, "max_new_tokens": 6, "do_sample": True, "pad_token_id": 0, "eos_token_id": None}
+    torch.manual_seed(3)
+    expected = one.generate(IDS, **told)
+    torch.manual_seed(3)
+    with sniffer.sniff(one, sampler="all") as captured:
+        assert torch.equal(one.generate(IDS, **told), expected)
+    check(captured, model, written(expected, (0, 5)))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_models_for_images_and_text(family: str):
+    """Their language model is handed vectors, and positions that the model keeps between its calls."""
+    model = tiny_model(tiny_config(family))
+    expected = generate(model, attention_mask=LEFT)
+    with sniffer.sniff(model, sampler="all") as captured:
+        assert torch.equal(generate(model, attention_mask=LEFT), expected)
+    check(captured, model, written(expected, (0, 5)))
