@@ -58,10 +58,13 @@ def lines(
     log_x: bool = False,
     log_y: bool = False,
 ) -> Figure:
-    """One line with dots per named curve."""
+    """One line with dots per named curve; each is thinner than those it may lie over, so that all are seen."""
     figure, axes = canvas(title)
-    for name, (x, y) in curves.items():
-        axes.plot(x, y, marker="o", markersize=3, label=name)
+    for number, (name, (x, y)) in enumerate(curves.items()):
+        thinner = number / max(1, len(curves) - 1)
+        axes.plot(
+            x, y, "o--" if number % 2 else "o-", linewidth=4 - 3 * thinner, markersize=7 - 4 * thinner, label=name
+        )
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if log_x:
         axes.set_xscale("log", base=2)

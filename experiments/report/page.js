@@ -278,9 +278,9 @@ function drawSampling() {
   legend.style.flexWrap = "wrap";
   curves.forEach(({ statistic, points }, place) => {
     const stroke = SERIES[place % SERIES.length];
-    // Every second line is thin and dashed, and its dots are rings: what lies beneath shows through.
-    const second = place % 2 === 1;
-    line(points, second ? { stroke, "stroke-width": 2, "stroke-dasharray": "6 5" } : { stroke, "stroke-width": 3 });
+    // Each line is thinner than those it may lie over, every second dashed with rings for dots: all show where they meet.
+    const second = place % 2 === 1, width = 5 - 3.5 * place / Math.max(1, curves.length - 1);
+    line(points, { stroke, "stroke-width": width, ...(second ? { "stroke-dasharray": "6 5" } : {}) });
     for (const [rate, error] of points) dot(rate, error, second ? { fill: "var(--card)", stroke, "stroke-width": 2, r: 3 } : { fill: stroke, r: 5 }, `${statistic} at base_rate ${rate}: ${show(error)}`);
     const name = make("b", {}, statistic);
     name.style.color = stroke;
