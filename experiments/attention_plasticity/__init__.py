@@ -97,6 +97,18 @@ class AttentionPlasticity:
         tables["profile"] = tables["profile"].sort("layer", "head", "query_bucket")
         return Result(tables, _findings(tables), partial(_figures, tables))
 
+    def quick(self, run: Run) -> pl.DataFrame:
+        """The table of heads alone."""
+        if self.how("pairs") != "prefix":
+            return self.measure(run).tables["heads"]
+        run = of_sections(run, self.sections)
+        longest = max(run.examples()["n_tokens"].to_list())
+        found = []
+        for layer in chosen_layers(run, self.layers, "q", "k"):
+            pairs = self.prefixes(run, layer)
+            found.append(_heads_of_prefixes(layer, run.heads(layer, "q"), pairs, pairs.fifths(longest)))
+        return pl.concat(found)
+
     def _layer(self, run: Run, layer: int, lengths: dict[int, int]) -> dict[str, pl.DataFrame]:
         queries, keys = load_queries_and_keys(run, layer, self.weights)
         rng = np.random.default_rng([self.seed, layer])
@@ -140,18 +152,7 @@ class AttentionPlasticity:
     ) -> dict[str, pl.DataFrame]:
         found = self._prefix(run, layer, queries, keys, rng)
         fifths = found.fifths(longest)
-        heads = head_columns(
-            layer,
-            queries.heads,
-            plasticity=found.overall(found.profile),
-            first=fifths[:, 0],
-            last=fifths[:, -1],
-            empirical=found.overall(found.empirical),
-        ).with_columns(
-            pl.col("first", "last").fill_nan(None),
-            drop=(pl.col("first") - pl.col("last")).fill_nan(None),
-            beyond_gaussian=pl.col("empirical") - pl.col("plasticity"),
-        )
+        heads = _heads_of_prefixes(layer, queries.heads, found, fifths)
         return {"heads": heads, **of_prefixes(layer, queries.heads, found, fifths)}
 
     def _require(self, found: int, run: Run, layer: int) -> None:
@@ -167,6 +168,21 @@ class AttentionPlasticity:
         return cells.group_by("layer", "head", "query_bucket", maintain_order=True).agg(
             value.alias("plasticity"), pl.col("query_position").first()
         )
+
+
+def _heads_of_prefixes(layer: int, heads: tuple[int, ...], found: Prefix, fifths: np.ndarray) -> pl.DataFrame:
+    return head_columns(
+        layer,
+        heads,
+        plasticity=found.overall(found.profile),
+        first=fifths[:, 0],
+        last=fifths[:, -1],
+        empirical=found.overall(found.empirical),
+    ).with_columns(
+        pl.col("first", "last").fill_nan(None),
+        drop=(pl.col("first") - pl.col("last")).fill_nan(None),
+        beyond_gaussian=pl.col("empirical") - pl.col("plasticity"),
+    )
 
 
 def _cells(layer: int, heads: tuple[int, ...], found: BucketPairs) -> pl.DataFrame:

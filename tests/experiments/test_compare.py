@@ -181,6 +181,18 @@ def test_an_analysis_of_keys_is_compared_kind_by_kind(training: Path):
         assert table["effective_rank"].item() == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["position_geometry", "attention_plasticity"])
+def test_what_is_measured_quickly_is_what_is_measured(training: Path, name: str):
+    run = open_run(training / "1")
+    assert isinstance(run, Run)
+    settings = {"attention_plasticity": ["variant=thesis", "variant=near"]}.get(name, ["resamples=0"])
+    for setting in settings:
+        analysis = entry.make(name, entry.overrides([setting]))
+        assert isinstance(analysis, entry.Quick)
+        quick, whole = analysis.quick(run), analysis.measure(run).tables["heads"]
+        assert len(quick.columns) >= 6 and quick.equals(whole.select(quick.columns))
+
+
 def test_documents_are_dealt_evenly_and_a_portion_has_no_other_rows(training: Path):
     run = open_run(training / "0")
     assert isinstance(run, Run)
