@@ -30,6 +30,7 @@ SUITES = {
     "batching": "documents of mixed lengths together",
     "storage": "writing, against one default file per head",
     "reading": "reading back, against one default file per head",
+    "batches": "reading for training, against pyarrow alone",
     "end_to_end": "whole runs: 40 documents",
     "committing": "what commits cost while a run goes on",
     "ceiling": "how fast the host could go: a backbone that costs nothing",

@@ -102,12 +102,16 @@ def make_run(
     dtype: torch.dtype = torch.float32,
     parts: int = 1,
     status: str = "complete",
+    first: int = 0,
 ) -> SmallRun:
-    """Draws positions of four documents as a real run would, with random vectors, and writes them."""
+    """Draws positions of four documents as a real run would, with random vectors, and writes them.
+
+    `first` sets the documents apart from those of another run.
+    """
     dims = dict.fromkeys(HEADS, 8) | (dims or {})
     folder.mkdir(parents=True, exist_ok=True)
     picker = Picker(sampler, seed=7)
-    documents = make_documents()
+    documents = make_documents(first)
     captured = {
         (layer, kind): _draw(picker, documents, layer, kind, dims[kind], dtype) for layer in layers for kind in kinds
     }
@@ -124,10 +128,10 @@ def make_run(
     return SmallRun(folder, captured)
 
 
-def make_documents() -> list[Document]:
+def make_documents(first: int = 0) -> list[Document]:
     rng = np.random.default_rng(0)
     return [
-        Document(2**61 + row, f"text/ü-{row}", rng.integers(0, 999, size=n, dtype=np.int32), row == 1)
+        Document(2**61 + first + row, f"text/ü-{row}", rng.integers(0, 999, size=n, dtype=np.int32), row == 1)
         for row, n in enumerate(LENGTHS)
     ]
 

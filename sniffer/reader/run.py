@@ -27,6 +27,7 @@ from sniffer.reader.rotary import Rotary, rotary
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.scores import scores
 from sniffer.reader.texts import Decoder, texts_of, tokenizer_of, tokens_of, with_token
+from sniffer.reader.training.in_batches import InBatches
 from sniffer.reader.vectors import Pairs, Vectors
 from sniffer.storage.law import joint
 from sniffer.storage.manifest import Manifest
@@ -34,7 +35,7 @@ from sniffer.storage.schema import Part
 from sniffer.types import ATTENTION, KIND, SECTION, Column, Moments, Rows
 
 
-class Run(Held):
+class Run(Held, InBatches):
     """A run folder, opened for reading; where it is opened `only` for some sections, other rows are not there."""
 
     def __init__(self, folder: Path, manifest: Manifest, only: tuple[str, ...] | None = None) -> None:
@@ -264,6 +265,10 @@ class Run(Held):
         what = f"layer {layer}, kind {kind}"
         require_room(what, sum(part.rows for part in parts), dim)
         check_parts(what, self.folder, parts, dim)
+
+    def _together(self, layer: int, kind: str) -> list[tuple[Held, tuple[str, ...] | None]]:
+        self.heads(layer, kind)
+        return [(self, self._only)]
 
     def _head(self, layer: int, kind: str, head: int) -> pl.LazyFrame:
         self._check("head", head, self.heads(layer, kind), f"layer {layer}, kind {kind}")

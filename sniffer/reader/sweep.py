@@ -19,16 +19,18 @@ from sniffer.storage.layout import RunFolder, SweepFolder
 
 if TYPE_CHECKING:
     from sniffer.reader.run import Run
+from sniffer.reader.held import Held
 from sniffer.reader.index import errors, overrides_of
 from sniffer.reader.job_folders import job_names
 from sniffer.reader.moments import moments_of
 from sniffer.reader.run import Run
+from sniffer.reader.training.in_batches import InBatches
 from sniffer.storage.manifest import Manifest
 from sniffer.types import Moments
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(InBatches):
     """The runs of a sweep by job, with what each job overrode.
 
     `overrides` maps job -> key -> the value as it was typed, such as {"0": {"sampler.base_rate": "0.5"}}.
@@ -121,15 +123,31 @@ class Sweep:
             RunError: as there; or two jobs have a document in common, or other models.
         """
         runs = list(self.runs.values())
+        self._require_apart(runs, "moments")
+        if len({repr((run.manifest.model, run.manifest.moments)) for run in runs}) > 1:
+            raise RunError(f"jobs of {self.folder} have other models, or other moments: open one of them")
+        return moments_of(runs, layer, head, kind, bucket, section)
+
+    def _together(self, layer: int, kind: str) -> list[tuple[Held, tuple[str, ...] | None]]:
+        self._check("layer", (layer,), {layer for run in self.runs.values() for layer in run.layers})
+        self._check("kind", (kind,), {kind for run in self.runs.values() for _, kind in run.all_captured})
+        runs = [run for run in self.runs.values() if (layer, kind) in run.all_captured]
+        if not runs:
+            raise RunError(f"kind {kind} of layer {layer} was captured by no job of this sweep")
+        self._require_apart(runs, "batches")
+        if len({repr(run.manifest.model) for run in runs}) > 1:
+            raise RunError(f"jobs of {self.folder} have other models: open one of them for its batches")
+        return [(run, run.sections_only) for run in runs]
+
+    @staticmethod
+    def _require_apart(runs: Sequence[Run], what: str) -> None:
+        """Raises RunError where two runs have a document in common."""
         met: set[int] = set()
         for run in runs:
             ids = set(run.examples()["example_id"].to_list())
             if met & ids:
-                raise RunError(f"{run.folder} has documents that another job has: open one of them for its moments")
+                raise RunError(f"{run.folder} has documents that another job has: open one of them for its {what}")
             met |= ids
-        if len({repr((run.manifest.model, run.manifest.moments)) for run in runs}) > 1:
-            raise RunError(f"jobs of {self.folder} have other models, or other moments: open one of them")
-        return moments_of(runs, layer, head, kind, bucket, section)
 
     @staticmethod
     def _check(what: str, wanted: Sequence[Any] | None, known: set[Any]) -> None:

@@ -1,0 +1,179 @@
+"""Rows in memory: a block is some row groups whose rows are put in a drawn order, and the next one is read meanwhile.
+
+Two blocks are in memory, in arrays that are used again and again. Threads decode row groups, a few at a time, and copy
+them to their place; pyarrow and NumPy let go of the interpreter meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int16, Int64
+
+from sniffer.errors import RunError
+from sniffer.reader.training.shares import Slice, Wanted, drawn
+from sniffer.reader.vectors import probabilities
+from sniffer.storage.sort import MAX_SPAN_BYTES
+from sniffer.types import ROW_DTYPES, Rows
+from sniffer.words import size as in_words
+
+READERS = 2
+"""Threads that decode."""
+
+ROW_BYTES = 48
+"""Of one row, beside its vector: where it is from, and its place in the drawn order."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Rows that memory is for: of one block, and of what a thread decodes at a time."""
+
+    block: int
+    piece: int
+
+    @classmethod
+    def of(cls, memory: int, wanted: Wanted) -> Room:
+        """Raises RunError where a block would have no room for the largest row group."""
+        row, largest = 4 * wanted.dim + ROW_BYTES, wanted.largest
+        piece = max(largest, min(MAX_SPAN_BYTES, memory // 16) // row)
+        block = (memory // row - 2 * READERS * piece) // 2
+        if block < largest:
+            least = (2 * READERS + 2) * largest * row
+            raise RunError(
+                f"memory={memory:,} bytes is too small for row groups of {largest:,} rows: take memory={least} "
+                f"({in_words(least)}) or more"
+            )
+        return cls(block, piece)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Where some rows are from."""
+
+    heads: Int16[np.ndarray, " rows"]
+    rows: Rows
+    weights: Float64[np.ndarray, " rows"] | None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows as they were read, and the order in which they are given."""
+
+    vectors: Float32[np.ndarray, "rows dim"]
+    origin: Decoded
+    order: Int64[np.ndarray, " rows"]
+
+
+def cut(share: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
+    """The slices of each block: as many as have room, in their order."""
+    block: list[Slice] = []
+    rows = 0
+    for one in share:
+        if block and rows + len(one) > most:
+            yield block
+            block, rows = [], 0
+        block.append(one)
+        rows += len(one)
+    if block:
+        yield block
+
+
+class Filling:
+    """A block that is being read into an array."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        wanted: Wanted,
+        slices: Sequence[Slice],
+        into: Float32[np.ndarray, "rows dim"],
+        piece: int,
+        weights: bool,
+        seeds: Sequence[int] | None,
+    ) -> None:
+        self._vectors = into[: sum(map(len, slices))]
+        self._pieces: list[Future[Decoded]] = []
+        place = 0
+        for some in _pieces(wanted, slices, piece):
+            rows = sum(map(len, some))
+            here = self._vectors[place : place + rows]
+            self._pieces.append(pool.submit(_decode, wanted, some, here, weights))
+            place += rows
+        self._order = pool.submit(_order, place, seeds)
+
+    def wait(self) -> Block:
+        """Raises RunError where a file cannot be read."""
+        found = [piece.result() for piece in self._pieces]
+        weights = [one.weights for one in found if one.weights is not None]
+        origin = Decoded(
+            np.concatenate([one.heads for one in found]),
+            Rows.joined([one.rows for one in found]),
+            np.concatenate(weights) if weights else None,
+        )
+        return Block(self._vectors, origin, self._order.result())
+
+
+def _order(rows: int, seeds: Sequence[int] | None) -> Int64[np.ndarray, " rows"]:
+    return np.arange(rows) if seeds is None else drawn(rows, *seeds)
+
+
+def _pieces(wanted: Wanted, slices: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
+    """Slices that are decoded together: of one file, in its order."""
+    for file, of_file in groupby(sorted(slices, key=lambda one: (one.file, one.group)), key=lambda one: one.file):
+        piece: list[Slice] = []
+        rows = 0
+        for one in of_file:
+            here = wanted.files[file].contents.rows[one.group]
+            if piece and rows + here > most:
+                yield piece
+                piece, rows = [], 0
+            piece.append(one)
+            rows += here
+        yield piece
+
+
+def _decode(wanted: Wanted, slices: Sequence[Slice], into: Float32[np.ndarray, "rows dim"], weights: bool) -> Decoded:
+    """Reads slices of one file, their vectors into an array."""
+    file = wanted.files[slices[0].file]
+    table = file.read([one.group for one in slices], [*ROW_DTYPES, "vector"])
+    good = file.wanted(table)
+    rows, heads = Rows.from_columns(table), table["head"].to_numpy()
+    places, start = [], 0
+    for one in slices:
+        end = start + file.contents.rows[one.group]
+        places.append(start + np.flatnonzero(good[start:end])[one.first : one.last])
+        start = end
+    chosen = np.concatenate(places)
+    if len(chosen) != len(into):
+        raise RunError(
+            f"{file.folder / file.name} has {len(chosen):,} rows where its footer told of {len(into):,}: "
+            f"`python -m sniffer.runs verify {file.folder}` tells more"
+        )
+    whole, done = len(chosen) == table.num_rows, 0
+    for chunk in table["vector"].chunks:
+        vectors = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, wanted.dim)
+        if whole:
+            into[done : done + len(vectors)] = vectors
+        else:
+            here = chosen[np.searchsorted(chosen, done) : np.searchsorted(chosen, done + len(vectors))]
+            first = int(np.searchsorted(chosen, done))
+            into[first : first + len(here)] = vectors[here - done]
+        done += len(vectors)
+    if not whole:
+        rows, heads = rows[chosen], heads[chosen]
+    return Decoded(heads, rows, _weights(wanted, slices[0].file, rows) if weights else None)
+
+
+def _weights(wanted: Wanted, number: int, rows: Rows) -> Float64[np.ndarray, " rows"]:
+    file = wanted.files[number]
+    try:
+        return 1 / probabilities(file.law, rows.bucket, rows.section, file.kept)
+    except KeyError as error:
+        raise RunError(
+            f"{file.folder / file.name} has rows of bucket {error}, which its manifest does not know: "
+            f"`python -m sniffer.runs verify {file.folder}` tells more"
+        ) from error
