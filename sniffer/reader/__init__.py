@@ -3,6 +3,7 @@
 scan          parts as frames, only what is asked for
 job_folders   which folders are the jobs of a sweep
 index         sweep.parquet, a row a job
+training/     all rows in batches, again and again
 """
 
 from __future__ import annotations

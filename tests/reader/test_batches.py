@@ -25,9 +25,11 @@ from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import Sweep
 from sniffer.reader.training.batches import Batch, Batches
+from sniffer.sampler import LogUniform
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.writer import write_part
 from sniffer.types import Names
+from tests import helpers_storage
 from tests.helpers_storage import SAMPLER, make_footer, make_run
 
 Key = tuple[int, int, int, bytes]
@@ -158,6 +160,34 @@ def test_weights_are_those_of_the_law(run: Run):
         assert batch.weights is not None
         np.testing.assert_allclose(batch.weights, 1 / SAMPLER.probability(batch.positions.astype(np.int64)))
     assert next(iter(run.batches(layer=2))).weights is None
+
+
+def test_the_page_trains_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The example of docs/training.md, beside NumPy's covariance and the best that one centre a piece could do."""
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(
+        helpers_storage, "random_floats", lambda shape, *_, **__: torch.randn(shape, generator=generator)
+    )
+    run = open_run(
+        make_run(tmp_path / "run", layers=(2,), sampler=LogUniform(base_rate=40.0, min_bucket_size=8)).folder
+    )
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    code = page.split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) < 40
+    names: dict[str, Any] = {}
+    exec(code.replace('"outputs/RUN"', repr(str(run.folder))).replace("layer=3", "layer=2"), names)
+
+    keys = run.vectors(layer=2, head=0, kind="k")
+    weights = 1 / keys.inclusion_probability
+    assert weights.max() > weights.min()
+    covariance = np.cov(keys.vectors.astype(np.float64).T, aweights=weights, ddof=0)
+    np.testing.assert_allclose(names["variances"], np.linalg.eigvalsh(covariance), rtol=1e-6)
+    np.testing.assert_allclose(names["axes"] @ np.diag(names["variances"]) @ names["axes"].T, covariance, atol=1e-6)
+
+    centres = names["centres"]
+    split = keys.vectors.reshape(len(keys), 4, 2)
+    distance = ((split[:, :, None] - centres[None]) ** 2).sum(3).min(2).sum()
+    assert distance < 0.35 * ((split - split.mean(0)) ** 2).sum()
 
 
 def test_memory_is_held(tmp_path: Path):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float32, Float64, Int16, Int64
 
 from sniffer.errors import RunError
-from sniffer.reader.training.shares import Slice, Wanted, drawn
+from sniffer.reader.training.shares import File, Slice, Wanted, drawn
 from sniffer.reader.vectors import probabilities
 from sniffer.storage.sort import MAX_SPAN_BYTES
 from sniffer.types import ROW_DTYPES, Rows
@@ -24,8 +25,8 @@ from sniffer.words import size as in_words
 READERS = 2
 """Threads that decode."""
 
-ROW_BYTES = 48
-"""Of one row, beside its vector: where it is from, and its place in the drawn order."""
+ROW_BYTES = 96
+"""Of one row, beside its vector: where it is from, twice while pieces are put together, and its place in the order."""
 
 
 @dataclass(frozen=True)
@@ -140,36 +141,43 @@ def _decode(wanted: Wanted, slices: Sequence[Slice], into: Float32[np.ndarray, "
     """Reads slices of one file, their vectors into an array."""
     file = wanted.files[slices[0].file]
     table = file.read([one.group for one in slices], [*ROW_DTYPES, "vector"])
-    good = file.wanted(table)
     rows, heads = Rows.from_columns(table), table["head"].to_numpy()
-    places, start = [], 0
+    chosen = None if _all_of(file, slices) else _chosen(file, slices, table)
+    if (found := table.num_rows if chosen is None else len(chosen)) != len(into):
+        raise RunError(
+            f"{file.folder / file.name} has {found:,} rows where its footer told of {len(into):,}: "
+            f"`python -m sniffer.runs verify {file.folder}` tells more"
+        )
+    if chosen is not None:
+        rows, heads = rows[chosen], heads[chosen]
+    done = place = 0
+    for chunk in table["vector"].chunks:
+        vectors = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, wanted.dim)
+        done += len(vectors)
+        if chosen is not None:
+            here = chosen[place : np.searchsorted(chosen, done)] - (done - len(vectors))
+            vectors = vectors[here]
+        into[place : place + len(vectors)] = vectors
+        place += len(vectors)
+    return Decoded(heads, rows, _weights(file, rows) if weights else None)
+
+
+def _all_of(file: File, slices: Sequence[Slice]) -> bool:
+    """Whether these are whole row groups."""
+    return all(len(one) == file.contents.rows[one.group] for one in slices)
+
+
+def _chosen(file: File, slices: Sequence[Slice], table: pa.Table) -> Int64[np.ndarray, " rows"]:
+    """Where in the row groups that were read, one below the other, the rows of slices are."""
+    good, places, start = file.wanted(table), [], 0
     for one in slices:
         end = start + file.contents.rows[one.group]
         places.append(start + np.flatnonzero(good[start:end])[one.first : one.last])
         start = end
-    chosen = np.concatenate(places)
-    if len(chosen) != len(into):
-        raise RunError(
-            f"{file.folder / file.name} has {len(chosen):,} rows where its footer told of {len(into):,}: "
-            f"`python -m sniffer.runs verify {file.folder}` tells more"
-        )
-    whole, done = len(chosen) == table.num_rows, 0
-    for chunk in table["vector"].chunks:
-        vectors = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, wanted.dim)
-        if whole:
-            into[done : done + len(vectors)] = vectors
-        else:
-            here = chosen[np.searchsorted(chosen, done) : np.searchsorted(chosen, done + len(vectors))]
-            first = int(np.searchsorted(chosen, done))
-            into[first : first + len(here)] = vectors[here - done]
-        done += len(vectors)
-    if not whole:
-        rows, heads = rows[chosen], heads[chosen]
-    return Decoded(heads, rows, _weights(wanted, slices[0].file, rows) if weights else None)
+    return np.concatenate(places)
 
 
-def _weights(wanted: Wanted, number: int, rows: Rows) -> Float64[np.ndarray, " rows"]:
-    file = wanted.files[number]
+def _weights(file: File, rows: Rows) -> Float64[np.ndarray, " rows"]:
     try:
         return 1 / probabilities(file.law, rows.bucket, rows.section, file.kept)
     except KeyError as error:

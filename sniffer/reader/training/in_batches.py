@@ -45,7 +45,7 @@ class InBatches:
                 and have equally many batches.
             epochs: how often; each is shuffled anew.
             memory: bytes that rows may take while they wait for their turn, beside the batches. Row groups come in an
-                order drawn over all of them; rows in one drawn over as many row groups as fit into three eighths of it.
+                order drawn over all of them; rows in one drawn over as many row groups as fit into nearly half of it.
 
         Raises:
             RunError: a layer, kind or head was not captured, an argument cannot be, or a file cannot be read.
