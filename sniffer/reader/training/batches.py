@@ -217,7 +217,7 @@ def batches_of(
     if shuffle is not None:
         least["shuffle"] = (shuffle, 0)
     for name, (value, lowest) in least.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+        if not _integer(value) or value < lowest:
             raise RunError(f"{name}={value!r} cannot be: take an integer from {lowest} on")
     if rank >= world:
         raise RunError(f"rank={rank} cannot be: ranks count from 0, the last of world={world} is {world - 1}")
@@ -244,13 +244,20 @@ def _heads(
         raise RunError(f"kind {kind} has no vectors, of which batches are: run.attention(layer={layer}, q_head=...)")
     if heads is None:
         return tuple(sorted(set().union(*known)))
-    chosen = tuple(sorted({int(head) for head in heads}))
+    listed = [*heads] if isinstance(heads, Iterable) else [None]
+    if not all(map(_integer, listed)):
+        raise RunError(f"heads={heads!r} cannot be: take a list of integers, such as [0], or None for all")
+    chosen = tuple(sorted(set(map(int, listed))))
     if not chosen:
         raise RunError("heads is empty: name some, or None for all")
     for head in chosen:
         if not any(head in one for one in known):
             raise RunError(f"head {head} was not captured: layer {layer}, kind {kind} has heads {ranges(known[0])}")
     return chosen
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _take(block: Block, places: np.ndarray) -> Batch:

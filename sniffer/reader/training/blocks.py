@@ -18,12 +18,14 @@ from jaxtyping import Float32, Float64, Int16, Int64
 from sniffer.errors import RunError
 from sniffer.reader.training.shares import File, Slice, Wanted, drawn
 from sniffer.reader.vectors import probabilities
-from sniffer.storage.sort import MAX_SPAN_BYTES
 from sniffer.types import ROW_DTYPES, Rows
 from sniffer.words import size as in_words
 
 READERS = 2
 """Threads that decode."""
+
+PIECE_BYTES = 3 * 1024**2
+"""That each decodes at a time: of larger pieces the memory goes back to the system, and is taken again page by page."""
 
 ROW_BYTES = 96
 """Of one row, beside its vector: where it is from, twice while pieces are put together, and its place in the order."""
@@ -40,7 +42,7 @@ class Room:
     def of(cls, memory: int, wanted: Wanted) -> Room:
         """Raises RunError where a block would have no room for the largest row group."""
         row, largest = 4 * wanted.dim + ROW_BYTES, wanted.largest
-        piece = max(largest, min(MAX_SPAN_BYTES, memory // 16) // row)
+        piece = max(largest, min(PIECE_BYTES, memory // 16) // row)
         block = (memory // row - 2 * READERS * piece) // 2
         if block < largest:
             least = (2 * READERS + 2) * largest * row

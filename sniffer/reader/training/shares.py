@@ -60,7 +60,7 @@ class File:
                 raise pa.ArrowInvalid("it is another file than it was when the batches began")
             with part_file(path, self.has_sections, self.contents.metadata) as file:
                 return file.read_row_groups(groups, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise unreadable(self.folder, self.name, error) from error
 
     def wanted(self, table: pa.Table) -> Bool[np.ndarray, " rows"]:
