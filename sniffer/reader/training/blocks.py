@@ -142,9 +142,14 @@ def _pieces(wanted: Wanted, slices: Sequence[Slice], most: int) -> Iterator[list
 def _decode(wanted: Wanted, slices: Sequence[Slice], into: Float32[np.ndarray, "rows dim"], weights: bool) -> Decoded:
     """Reads slices of one file, their vectors into an array."""
     file = wanted.files[slices[0].file]
-    table = file.read([one.group for one in slices], [*ROW_DTYPES, "vector"])
-    rows, heads = Rows.from_columns(table), table["head"].to_numpy()
-    chosen = None if _all_of(file, slices) else _chosen(file, slices, table)
+    numbers = [one.group for one in slices]
+    known = [file.head(number) for number in numbers] if _all_of(file, slices) else [None]
+    table = file.read(numbers, [*(["head"] if None in known else []), *ROW_DTYPES, "vector"])
+    rows = Rows.from_columns(table)
+    if None in known:
+        heads, chosen = table["head"].to_numpy(), _chosen(file, slices, table)
+    else:
+        heads, chosen = np.repeat(np.array(known, np.int16), list(map(len, slices))), None
     if (found := table.num_rows if chosen is None else len(chosen)) != len(into):
         raise RunError(
             f"{file.folder / file.name} has {found:,} rows where its footer told of {len(into):,}: "

@@ -48,12 +48,12 @@ class File:
     kept: Sequence[str]
 
     def read(self, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """These columns of some row groups, one below the other, with head and, where there are some, section.
+        """These columns of some row groups, one below the other, and where there are some, section.
 
         Raises:
             RunError: the file is missing, damaged, or another than it was.
         """
-        columns = ["head", *([SECTION] if self.has_sections else []), *columns]
+        columns = [*columns, *([SECTION] if self.has_sections else [])]
         path = self.folder / self.name
         try:
             if path.stat().st_size != self.n_bytes:
@@ -71,6 +71,11 @@ class File:
             known = np.isin(np.array(place.dictionary.to_pylist(), dtype=object), self.sections)
             found &= known[place.indices.to_numpy()]
         return found
+
+    def head(self, group: int) -> int | None:
+        """That of all rows of a row group, as its statistics say; None where they do not."""
+        first, last = self.contents.spans[group]["head"]
+        return int(first) if first == last else None
 
     def surely(self, group: int) -> bool | None:
         """Whether all rows of a row group are wanted, or none, as its statistics say; None where they do not."""
@@ -196,7 +201,7 @@ def _groups(file: File, number: int) -> Iterator[Slice]:
         sure = file.surely(group)
         found = rows if sure else 0
         if sure is None:
-            found = int(np.count_nonzero(file.wanted(file.read([group], []))))
+            found = int(np.count_nonzero(file.wanted(file.read([group], ["head"]))))
         if found:
             yield Slice(number, group, 0, found)
 
