@@ -14,6 +14,7 @@ from PIL import Image
 
 from sniffer.errors import ConfigError
 from sniffer.terminal.command import exit_code
+from sniffer.terminal.printing import line
 
 from ..common.results import folder_of
 from .catalogue import CATALOGUE, files
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     def run() -> int:
         if len(arguments) != 3:
             raise ConfigError("give RUN SWEEP FOLDER")
-        print(f"{write(*map(Path, arguments)):,} bytes of pictures")
+        line(f"{write(*map(Path, arguments)):,} bytes of pictures")
         return 0
 
     return exit_code(run)

@@ -33,8 +33,8 @@ from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 finder.install()
 
 ROOT = Path(__file__).resolve().parents[2]
-SCOUTS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma3_text", "deepseek_v3", "gpt_oss", "gptj", "bloom")
-SCOUTS += ("llama4_text", "phi3", "gemma4", "qwen3_next", "mistral_large4", "mllama", "roformer", "inkling2_text")
+SCOUTS = ("llama", "gemma3_text", "deepseek_v3", "gpt_oss", "bloom", "gemma4", "qwen3_next", "mllama", "inkling2_text")
+"""Of all that `make conformance` looks at."""
 
 
 @pytest.fixture(scope="module")
