@@ -32,13 +32,18 @@ class Dealt:
         return frozenset().union(*self.groups)
 
 
-def deal(run: Run, groups: int, seed: int) -> Dealt | None:
-    """Deals a run's documents into groups of nearly equal numbers, at most as many as there are; None below two."""
+def text_of_each(run: Run) -> dict[int, Any]:
+    """The text that each document is of, by example_id, in the order of the run: windows of one text share it."""
     table = run.examples()
     ids = table["example_id"].to_list()
     texts = table["source"].to_list() if "source" in table.columns else ids
+    return dict(zip(ids, texts, strict=True))
+
+
+def deal(run: Run, groups: int, seed: int) -> Dealt | None:
+    """Deals a run's documents into groups of nearly equal numbers, at most as many as there are; None below two."""
     by_text: dict[Any, list[int]] = {}
-    for text, number in sorted(zip(texts, ids, strict=True), key=lambda pair: pair[1]):
+    for number, text in sorted(text_of_each(run).items(), key=lambda pair: pair[0]):
         by_text.setdefault(text, []).append(number)
     count = min(groups, len(by_text))
     if count < 2:

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int, Int64, Num
 
 from sniffer.reader.run import Run
 
+from .documents import text_of_each
 from .moments import Moments
 from .rows import LayerVectors
 
@@ -44,23 +45,21 @@ class Draws:
 
 def draw_documents(run: Run, draws: int, seed: int) -> Draws | None:
     """Draws of a run's documents, the same for every layer; None where there are fewer than two, or none are wanted."""
-    documents = run.examples()
-    ids = documents["example_id"].to_list()
-    texts = documents["source"].to_list() if "source" in documents.columns else ids
-    names = list(dict.fromkeys(texts))
+    texts = text_of_each(run)
+    names = list(dict.fromkeys(texts.values()))
     if draws < 1 or len(names) < 2:
         return None
     rng = np.random.default_rng(seed)
     units = min(len(names), GROUPS)
     unit = dict(zip(names, rng.permutation(len(names)) % units, strict=True))
     counts = rng.multinomial(units, np.full(units, 1 / units), size=draws).astype(np.float64)
-    return Draws({number: int(unit[text]) for number, text in zip(ids, texts, strict=True)}, counts, len(names))
+    return Draws({number: int(unit[text]) for number, text in texts.items()}, counts, len(names))
 
 
 def percentiles(values: Num[np.ndarray, "draws ..."], level: float) -> tuple[np.ndarray, np.ndarray]:
     """The interval that holds so much of the draws, from and to; nan where a draw could not be measured."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    return np.asarray(low), np.asarray(high)
 
 
 def sums_by(

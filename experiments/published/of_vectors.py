@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,12 +75,8 @@ def points(axes: Axes, head: Head, span: Float64[np.ndarray, "dim 2"], size: flo
 
 def component_collage(runs: Runs, seed: int) -> Figure:
     """Of the first run."""
-    run = runs[0]
-    drawn = list(some_heads(run, HEADS, seed))
-    figure, axes = panels(
-        len(drawn), f"{run.label}: queries (blue) and keys (orange) on their first two components", 2, 4.0, 3.4
-    )
-    for one, head in zip(axes, drawn, strict=True):
+
+    def draw(one: Axes, head: Head) -> None:
         parts = components(*head.moments)
         points(one, head, parts.axes[0, :, :2])
         told = "\n".join(
@@ -100,23 +96,31 @@ def component_collage(runs: Runs, seed: int) -> Figure:
         )
         one.set_title(f"layer {head.layer}, head {head.head}", fontsize=9)
         one.set(xlabel="component 0", ylabel="component 1")
-    return figure
+
+    return _collage(runs, seed, "on their first two components", draw)
 
 
 def plane_collage(runs: Runs, seed: int) -> Figure:
     """Of the first run."""
-    run = runs[0]
-    drawn = list(some_heads(run, HEADS, seed))
-    figure, axes = panels(
-        len(drawn), f"{run.label}: queries (blue) and keys (orange) on the drift plane; late is dark", 2, 4.0, 3.4
-    )
-    for one, head in zip(axes, drawn, strict=True):
+
+    def draw(one: Axes, head: Head) -> None:
         model = plane(*head.moments)
         span = np.stack([model.a[0], model.b[0]], axis=1)
         points(one, head, span)
         told = f"r of q {model.r_q[0]:+.2f}, of k {model.r_k[0]:+.2f}"
         one.set_title(f"layer {head.layer}, head {head.head}: {told}", fontsize=9)
         one.set(xlabel="a: drift with position", ylabel="b: queries against keys")
+
+    return _collage(runs, seed, "on the drift plane; late is dark", draw)
+
+
+def _collage(runs: Runs, seed: int, where: str, draw: Callable[[Axes, Head], None]) -> Figure:
+    """Some heads of the first run, each drawn into axes of its own."""
+    run = runs[0]
+    drawn = list(some_heads(run, HEADS, seed))
+    figure, axes = panels(len(drawn), f"{run.label}: queries (blue) and keys (orange) {where}", 2, 4.0, 3.4)
+    for one, head in zip(axes, drawn, strict=True):
+        draw(one, head)
     return figure
 
 

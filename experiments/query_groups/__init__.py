@@ -109,8 +109,8 @@ class QueryGroups:
                 drawn[:, mask].mean(1) if mask.any() else np.full(len(drawn), np.nan) for mask in (inside, ~inside)
             ]
             for name, numbers in zip(("within", "between", "difference"), (*parts, parts[0] - parts[1]), strict=True):
-                low, high = (np.nan, np.nan) if again is None else percentiles(numbers[1:, None], self.level)
-                rows.append((way, name, float(numbers[0]), float(np.squeeze(low)), float(np.squeeze(high))))
+                low, high = (np.nan, np.nan) if again is None else percentiles(numbers[1:], self.level)
+                rows.append((way, name, float(numbers[0]), float(low), float(high)))
         schema = {"what": pl.String, "heads": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64}
         return pl.DataFrame(rows, schema=schema, orient="row").with_columns(
             pl.col("value", "low", "high").fill_nan(None)
@@ -154,7 +154,7 @@ class QueryGroups:
             times = rng.multinomial(len(layers), np.full(len(layers), 1 / len(layers)), size=self.resamples)
             again = intraclass(np.broadcast_to(values, (self.resamples, len(values))), of, times.astype(np.float64))
             again = again[np.isfinite(again)]
-            low, high = (float(one) for one in np.quantile(again, [(1 - self.level) / 2, (1 + self.level) / 2]))
+            low, high = map(float, percentiles(again, self.level))
         return value, low, high, p, len(numbers)
 
     def _findings(self, summary: pl.DataFrame, statistics: pl.DataFrame, documents: int | None) -> list[str]:

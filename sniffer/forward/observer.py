@@ -86,9 +86,7 @@ class Observer:
 
     def keep_statistics(self, layer: int, columns: Float32[Tensor, "picks heads width"]) -> None:
         """Takes what a layer's queries do with their keys, all query heads of the picks."""
-        heads = self._plan.heads(layer, ATTENTION, columns.device)
-        rows = columns if heads is None else columns.index_select(1, heads)
-        self.vectors[layer, ATTENTION] = self._plan.transfer.download(rows.flatten(1).contiguous())
+        self.vectors[layer, ATTENTION] = self._plan.transfer.download(self._plan.statistics(layer, columns))
         self._stop_after(layer)
 
     def index(self, layer: int, kind: str, device: torch.device) -> Int[Tensor, " picks"]:
@@ -192,6 +190,12 @@ class Wanted:
             every = len(active) == self._geometry[layer].heads[kind]
             self._heads[key] = None if every else self.transfer.upload(np.array(active, dtype=np.int32), device)
         return self._heads[key]
+
+    def statistics(self, layer: int, columns: Float32[Tensor, "picks heads width"]) -> Float32[Tensor, "picks values"]:
+        """Those of the active heads, side by side in memory of their own."""
+        heads = self.heads(layer, ATTENTION, columns.device)
+        rows = columns if heads is None else columns.index_select(1, heads)
+        return rows.flatten(1).contiguous()
 
 
 def draw(picker: Picker, selection: Selection, batch: TokenBatch) -> dict[tuple[int, str], Picks]:

@@ -22,7 +22,7 @@ from sniffer.forward.attention.calls import Call
 from sniffer.forward.attention.prove import Way, require_proven
 from sniffer.forward.attention.scores import FromCall, FromSoftmax, Queries, Scores
 from sniffer.forward.attention.softmax import Watch
-from sniffer.forward.attention.statistics import BucketRuns, statistics
+from sniffer.forward.attention.statistics import BucketRuns, NamedSections, statistics
 from sniffer.tap import Attended, Seen
 from sniffer.types import ATTENTION, AttentionLayout, Picks, TokenBatch, draw_of
 
@@ -80,7 +80,7 @@ class Attending:
         self.seconds = 0.0
         self.mode = Watch()
         self._keeper = keeper
-        self._sections: dict[tuple[int, torch.device], BucketRuns] = {}
+        self._sections = NamedSections(plan.layout.sections, batch.documents)
         self._proves = batch.seq_len > plan.proven
         self._longest = max(range(batch.n_rows), key=lambda row: batch.documents[row].n_tokens)
 
@@ -130,18 +130,10 @@ class Attending:
                 queries = Queries(row, picks.positions[first:last], at)
                 if self._proves and row == self._longest:
                     require_proven(layer, scores, queries.some(PROVEN_QUERIES))
-                texts.append(of_text(scores, queries, self.plan, self._sections_of(row, device)))
+                texts.append(of_text(scores, queries, self.plan, self._sections.of(row, device)))
         if not texts:
             return torch.empty(0, heads, self.plan.layout.width(scores.v.shape[-1]), device=device)
         return torch.cat(texts)
-
-    def _sections_of(self, row: int, device: torch.device) -> BucketRuns | None:
-        """Where the named sections of a text lie; None where none are asked for."""
-        names = self.plan.layout.sections
-        if names and (row, device) not in self._sections:
-            sections = self.batch.documents[row].sections
-            self._sections[row, device] = BucketRuns.of_sections(sections, names, device)
-        return self._sections.get((row, device))
 
 
 def of_text(

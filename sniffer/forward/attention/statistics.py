@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sniffer.forward.attention.scores import Slice
-from sniffer.types import AttentionLayout, Sections
+from sniffer.types import AttentionLayout, Document, Sections
 
 
 class Weights:
@@ -107,6 +107,20 @@ class BucketRuns:
         numbers = [place.get(known[code], len(names)) for code, _ in stretches]
         bounds = torch.tensor([0, *(end for _, end in stretches)], dtype=torch.int64)
         return cls(bounds.to(device), torch.tensor(numbers, dtype=torch.int64).to(device))
+
+
+class NamedSections:
+    """Where the sections of some names lie in each of some texts; found once for each text and device."""
+
+    def __init__(self, names: Sequence[str], documents: Sequence[Document]) -> None:
+        self._names, self._documents = names, documents
+        self._found: dict[tuple[int, torch.device], BucketRuns] = {}
+
+    def of(self, row: int, device: torch.device) -> BucketRuns | None:
+        """None where there are no names."""
+        if self._names and (row, device) not in self._found:
+            self._found[row, device] = BucketRuns.of_sections(self._documents[row].sections, self._names, device)
+        return self._found.get((row, device))
 
 
 def statistics(

@@ -50,9 +50,8 @@ def _mask_of(call: Call, row: int, first: int, queries: int, gone: int) -> Tenso
         raise UnsupportedModelError(f"{type(call.module).__name__} is given a mask that steps cannot be taken of")
     row %= mask.shape[0]
     cut = mask[row : row + 1, :, -queries:, : call.k.shape[2]]
-    if mask.dtype == torch.bool:
-        return _moved(cut.transpose(2, 3), gone, False).transpose(2, 3)
-    return _moved(cut.transpose(2, 3), gone, -torch.inf).transpose(2, 3)
+    nothing = False if mask.dtype == torch.bool else -torch.inf
+    return _moved(cut.transpose(2, 3), gone, nothing).transpose(2, 3)
 
 
 def _moved(one: Tensor, gone: int, nothing: float | bool) -> Tensor:

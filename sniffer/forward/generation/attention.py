@@ -15,7 +15,7 @@ from sniffer.forward.attention.attending import PROVEN_QUERIES, AttentionPlan, o
 from sniffer.forward.attention.calls import Call
 from sniffer.forward.attention.prove import require_proven
 from sniffer.forward.attention.scores import FromCall, Queries
-from sniffer.forward.attention.statistics import BucketRuns
+from sniffer.forward.attention.statistics import NamedSections
 from sniffer.forward.attention.steps import text_of
 from sniffer.forward.transfer import Transfer
 from sniffer.tap import Attended
@@ -54,9 +54,9 @@ class StepAttention:
     def __init__(
         self, plan: AttentionPlan, documents: Sequence[Document], lengths: Sequence[int], transfer: Transfer
     ) -> None:
-        self._plan, self._documents, self._lengths, self._transfer = plan, documents, lengths, transfer
+        self._plan, self._lengths, self._transfer = plan, lengths, transfer
         self._proven: set[tuple[int, bool]] = set()
-        self._sections: dict[tuple[int, torch.device], BucketRuns] = {}
+        self._sections = NamedSections(plan.layout.sections, documents)
 
     def wants(self, layer: int) -> bool:
         return layer in self._plan.ways
@@ -95,15 +95,8 @@ class StepAttention:
                 if (layer, step == 0) not in self._proven:
                     require_proven(layer, scores, queries.some(PROVEN_QUERIES))
                     self._proven.add((layer, step == 0))
-                found.append(of_text(scores, queries, self._plan, self._sections_of(row, call.q.device)))
+                found.append(of_text(scores, queries, self._plan, self._sections.of(row, call.q.device)))
         return torch.cat(found)
 
     def _queries(self, row: int, step: int, positions: np.ndarray, index: Tensor) -> Queries:
         return Queries(0, positions, index, 0 if step == 0 else self._lengths[row] + step - 1)
-
-    def _sections_of(self, row: int, device: torch.device) -> BucketRuns | None:
-        names = self._plan.layout.sections
-        if names and (row, device) not in self._sections:
-            found = self._documents[row].sections
-            self._sections[row, device] = BucketRuns.of_sections(found, names, device)
-        return self._sections.get((row, device))

@@ -119,9 +119,7 @@ class Live:
             if places is not None:
                 self._once(layer, ATTENTION)
                 columns = self._attention.of_step(layer, shown, self._step, *np.divmod(places, ROW))
-                heads = self._plan.heads(layer, ATTENTION, columns.device)
-                rows = columns if heads is None else columns.index_select(1, heads)
-                self._pieces[layer, ATTENTION].append((places, rows.flatten(1)))
+                self._pieces[layer, ATTENTION].append((places, self._plan.statistics(layer, columns)))
         self.seconds += time.perf_counter() - started
 
     def rows(self, batch: TokenBatch, picks: Mapping[tuple[int, str], Picks]) -> LiveRows:

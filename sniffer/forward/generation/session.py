@@ -13,7 +13,7 @@ from sniffer.forward.observer import draw
 from sniffer.forward.passes import Passes
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
-from sniffer.types import Difference, LanguageModel, LengthClasses, TokenBatch
+from sniffer.types import Difference, Document, LanguageModel, LengthClasses, TokenBatch
 
 
 class Generation:
@@ -45,7 +45,9 @@ class Generation:
         if how.live:
             with clock.stage("sample"):
                 what = self._picker, self._selection, prompts, how.max_new_tokens, self._plan.answer
-                longest = longest_of(prompts, how.max_new_tokens, self._plan.answer.known[0])
+                longest: tuple[Document, ...] = ()
+                if self._passes.attention is not None:
+                    longest = longest_of(prompts, how.max_new_tokens, self._plan.answer.known[0])
                 live = self._passes.live(prompts, possible_places(*what), longest)
         batch = continued(self._model, prompts, self._plan, self._lengths, self._decode, clock, live)
         with clock.stage("sample"):
