@@ -6,7 +6,7 @@ them to their place; pyarrow and NumPy let go of the interpreter meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -71,18 +71,19 @@ class Block:
     order: Int64[np.ndarray, " rows"]
 
 
-def cut(share: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
-    """The slices of each block: as many as have room, in their order."""
-    block: list[Slice] = []
+def cut(share: Iterable[Slice], most: int, size: Callable[[Slice], int] = len) -> Iterator[list[Slice]]:
+    """Slices in their order, as many at a time as are `most` rows together, and one at least."""
+    together: list[Slice] = []
     rows = 0
     for one in share:
-        if block and rows + len(one) > most:
-            yield block
-            block, rows = [], 0
-        block.append(one)
-        rows += len(one)
-    if block:
-        yield block
+        here = size(one)
+        if together and rows + here > most:
+            yield together
+            together, rows = [], 0
+        together.append(one)
+        rows += here
+    if together:
+        yield together
 
 
 class Filling:
@@ -126,17 +127,9 @@ def _order(rows: int, seeds: Sequence[int] | None) -> Int64[np.ndarray, " rows"]
 
 def _pieces(wanted: Wanted, slices: Sequence[Slice], most: int) -> Iterator[list[Slice]]:
     """Slices that are decoded together: of one file, in its order."""
-    for file, of_file in groupby(sorted(slices, key=lambda one: (one.file, one.group)), key=lambda one: one.file):
-        piece: list[Slice] = []
-        rows = 0
-        for one in of_file:
-            here = wanted.files[file].contents.rows[one.group]
-            if piece and rows + here > most:
-                yield piece
-                piece, rows = [], 0
-            piece.append(one)
-            rows += here
-        yield piece
+    in_file = sorted(slices, key=lambda one: (one.file, one.group))
+    for _, of_file in groupby(in_file, key=lambda one: one.file):
+        yield from cut(of_file, most, lambda one: wanted.files[one.file].contents.rows[one.group])
 
 
 def _decode(wanted: Wanted, slices: Sequence[Slice], into: Float32[np.ndarray, "rows dim"], weights: bool) -> Decoded:
