@@ -16,13 +16,14 @@ MODELS_TESTS := tests/models tests/notebook
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap query_groups attention \
 	virtual_distance
 
-.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test test lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test test test-long lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
 	@echo "make demo-report            capture, all analyses, one page: report.html"
 	@echo "make gallery                every published figure, and docs/gallery.md"
 	@echo "make test    the tests"
+	@echo "make test-long              the tests that take longer"
 	@echo "make check   format, lint, types, tests"
 	@echo "make faults  kills, signals, full and failing disks, damaged files: nothing may be lost (some minutes; EVERY_CALL=1: each call)"
 	@echo "make bench   the measurements that performance claims rest on"
@@ -79,6 +80,9 @@ install-test: $(INSTALLED)
 test: embedded
 	$(RUN) -m pytest $(PYTEST_ARGS)
 
+test-long: embedded
+	$(RUN) -m pytest $(PYTEST_ARGS) -m long
+
 lint: $(INSTALLED)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
@@ -124,7 +128,7 @@ conformance: $(INSTALLED)
 
 # The modelling rules against an older release: what a new one may change, an old one had otherwise.
 test-transformers-old: $(OLD)/.installed
-	$(OLD)/bin/python -m pytest $(MODELS_TESTS)
+	$(OLD)/bin/python -m pytest -m 'long or not long' $(MODELS_TESTS)
 
 $(OLD)/.installed: pyproject.toml constraints-dev.txt
 	test -x $(OLD)/bin/python || $(PYTHON) -m venv $(OLD)

@@ -119,13 +119,9 @@ def _silent() -> Iterator[None]:
 
 def _seen(backbone: PreTrainedModel) -> tuple[str, list[Seen]]:
     """Why pre kinds are missing, if they are, and what the taps show, with the pre kinds where there are any."""
-    seen = _probe(backbone, pre=False)
-    missing = why_no_pre({event.module for event in seen})
-    return missing, seen if missing else _probe(backbone, pre=True)
-
-
-def _probe(backbone: PreTrainedModel, *, pre: bool) -> list[Seen]:
     seen: list[Seen] = []
-    with tap(seen.append, pre=pre):
+    with tap(seen.append, pre=True):
         backbone(input_ids=torch.zeros((selfcheck.PROBE_BATCH, selfcheck.PROBE_SEQ), dtype=torch.long))
-    return [event for event in seen if not selfcheck.attends_within_tokens(event)]
+    seen = [event for event in seen if not selfcheck.attends_within_tokens(event)]
+    missing = why_no_pre({event.module for event in seen})
+    return missing, [event._replace(q_pre=None, k_pre=None) for event in seen] if missing else seen

@@ -5,6 +5,7 @@ Shapes and dtypes in the signatures of the modules below are checked at every ca
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -41,6 +42,15 @@ CHECKED = (
     "storage.writer",
 )
 install_import_hook([f"sniffer.{name}" for name in CHECKED], "beartype.beartype")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_to_look_through() -> None:
+    """What is there before a module's tests, most of it torch and transformers, is none of their garbage: collecting
+    that, as the end of each job of a sweep does, would otherwise look through millions of objects.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

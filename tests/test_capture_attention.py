@@ -238,6 +238,7 @@ def test_scores_are_the_logits_of_captured_pairs(run: Callable, checkpoint: Path
                 assert (table["seen"] == (table["key_position"] <= table["query_position"])).all()
 
 
+@pytest.mark.long
 def test_sums_over_sampled_keys_are_unbiased(run: Callable):
     """Over many seeds, weights over inclusion probabilities add up to one, as all weights do."""
     sums: list[float] = []

@@ -128,6 +128,7 @@ def test_what_is_drawn_does_not_depend_on_the_batch(runs: Runs):
     assert all(ids != examples(together)[name][0] for name, (ids, _) in examples(other).items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", [GREEDY, SAMPLE, LATER])
 def test_a_stopped_run_goes_on_as_if_it_had_not_been(runs: Runs, how: tuple[str, ...]):
     name = how[0].partition("=")[2] + how[-1].partition("=")[2]

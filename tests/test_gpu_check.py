@@ -63,6 +63,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_it_goes_on_after_a_part_that_hangs_or_dies(check: Callable[..., tuple[int, dict, str]], tmp_path: Path):
     code, found, text = check("environment", "runs", "tests", "probes")
     assert code == 1
@@ -94,6 +95,7 @@ def test_a_part_that_raises_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch)
     assert worker.do("runs", CPU) == {"failed": "RuntimeError: CUDA error: no such luck"}
 
 
+@pytest.mark.long
 def test_parts_run_on_a_processor():
     found = {
         part: worker.do(part, CPU) for part in ("new_lengths", "probes", "synchronisations", "beside_the_processor")

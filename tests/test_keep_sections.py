@@ -198,6 +198,7 @@ def test_the_estimate_before_a_run_counts_them(runs: Runs, caplog: pytest.LogCap
     assert f"expecting {8 * 6 * 2 * 6:,} vectors" in caplog.text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [(), ("output.memory_limit=1kB",), ("dataset.window=40", "dataset.stride=20")])
 def test_stopped_sharded_and_reproduced_runs_hold(runs: Runs, more: tuple[str, ...], tmp_path: Path):
     name = "-".join(more).replace("/", "") or "plain-options"

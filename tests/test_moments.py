@@ -264,6 +264,7 @@ def test_only_moments_are_kept_at_rate_zero(runs: Runs, whole: Run):
     assert_equal_moments(found, whole, rtol=1e-5, atol=1e-4)  # the law's stretches are others
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("more", [(), ("output.checkpoint_every=2",), ("output.memory_limit=20000B",)])
 def test_a_stopped_run_that_goes_on_has_them_all(runs: Runs, whole: Run, more: tuple[str, ...]):
     folder = start(runs, f"stopped-{len(more)}{''.join(more)[:12]}", *ALL, WANTED, *more, stop_after=3)

@@ -89,6 +89,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     assert set(cfg) == {f.name for f in fields(Keys)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("group", "choice"), [c for c in CHOICES if c[0] in ("model", "dataset", "sampler")])
 def test_every_choice_writes_down_all_fields_of_its_class(group: str, choice: str) -> None:
     node = composed(f"{group}={choice}")[group]
@@ -247,6 +248,7 @@ def leaves(node: Any, name: str = "") -> Iterator[str]:
             yield from leaves(value, f"{name}{key}.")
 
 
+@pytest.mark.long
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line() -> None:
     """A fifth of the values for each key, and the others for the next ones."""
     plain = OmegaConf.to_container(composed("model=llama3", "model.weights=random", "dataset=jsonl", "dataset.path=a"))

@@ -56,6 +56,7 @@ def values(*overrides: str) -> dict[str, Any]:
     return plain_values(cfg.__class__({key: cfg[key] for key in cfg if key != "hydra"}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_job_of_an_overlay_composes(name: str):
     params = composed(f"experiment={name}").hydra.sweeper.params or {}

@@ -218,6 +218,7 @@ def test_the_same_tokens_give_the_same_rows_however_they_came(runs: Runs):
         assert verify(other)[0].digest == manifest.digest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["chats", "ids"])
 def test_a_stopped_run_is_completed_exactly(runs: Runs, how: str):
     given = (f"model.tokenizer={runs.place / 'chats'}", *CHAT) if how == "chats" else ("dataset.tokens_column=ids",)

@@ -61,6 +61,7 @@ def test_a_text_has_one_beginning(
     assert ids == [0] * beginnings + letters and encoder.begun == begun
 
 
+@pytest.mark.long
 @given(st.text(min_size=1), st.sampled_from(["adds", "adds-none"]))
 def test_auto_is_what_the_tokenizer_does(tokenizers: dict[str, Made], text: str, name: str):
     if text.strip() and not text.startswith("<s>"):

@@ -76,6 +76,7 @@ def of(content: SectionedText | Chat, *names: str) -> list[str]:
     return [text for text, name in pieces(content) if name in names]
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(KINDS),
     st.integers(90, 700),
@@ -148,6 +149,7 @@ def test_needles_stand_between_sentences_where_these_are_near():
     assert len(pieces(next(iter(bare.values())))[0][0].split()) == 62
 
 
+@pytest.mark.long
 def test_a_text_does_not_depend_on_the_rest_of_the_grid():
     grid = made(kinds=list(KINDS), lengths=[90, 200, 300], depths=[0, 0.5, 1], examples=3)
     assert len(grid) == 3 * 3 * 3 * 3

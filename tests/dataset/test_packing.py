@@ -217,6 +217,7 @@ def test_a_run_of_packed_texts_names_the_source_of_each_row(whole: Path, runs: R
         assert token == (7 if not section else tokens[section][position - listed[section][0]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batches", [1, 3])
 def test_a_stopped_run_is_completed_exactly(runs: Runs, batches: int):
     small = ("batch.max_tokens=100", "output.checkpoint_every=2")

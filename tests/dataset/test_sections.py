@@ -364,6 +364,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", OPTIONS)
 def test_stopped_and_sharded_runs_are_the_whole(runs: Runs, how: str):
     given = OPTIONS[how]

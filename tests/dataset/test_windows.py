@@ -145,6 +145,7 @@ def test_shards_of_windows_are_the_whole(runs: Runs, whole: Path):
     must_be_alike(pl.concat(map(rows, shards)).sort(ORDER), rows(whole))
 
 
+@pytest.mark.long
 def test_many_windows_of_one_text_are_read_again(tmp_path: Path):
     """Their file is small for what it stands for, and none that is refused as one that blows up."""
     text = Document(5, "a long text with a long name", np.zeros(200_000, np.int32), False)

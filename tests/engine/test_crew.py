@@ -175,6 +175,7 @@ def test_workers_compress_as_asked(by_crew, whole: Path):
     assert Manifest.load(folder).digest == Manifest.load(whole).digest
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("more", [(), ("output.checkpoint_every=2",)])
 def test_lost_workers_cost_no_row(by_crew, whole: Path, seed: int, more: tuple[str, ...]):

@@ -225,6 +225,7 @@ def test_results_lie_beside_the_run_and_change_nothing_in_it(tmp_path: Path):
     assert json.loads((out / "provenance.json").read_text())["run_digest"].strip()
 
 
+@pytest.mark.long
 def test_a_sweep_is_analysed_job_by_job(tmp_path: Path):
     for job in "01":
         planted_run(tmp_path / "sweep" / job)
@@ -233,6 +234,7 @@ def test_a_sweep_is_analysed_job_by_job(tmp_path: Path):
     assert entry.main("position_geometry", [f"run={tmp_path / 'sweep'}", f"out={tmp_path / 'mixed'}"]) == 1
 
 
+@pytest.mark.long
 def test_the_same_run_gives_the_same_tables_and_figures(tmp_path: Path):
     folder = planted_run(tmp_path / "run").folder
     for out in ("a", "b"):

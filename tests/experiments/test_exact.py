@@ -23,6 +23,7 @@ ANALYSES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ANALYSES)
 def test_a_sample_with_moments_says_what_all_rows_say(run: Callable, name: str):
     analysis, columns = ANALYSES[name]

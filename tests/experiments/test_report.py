@@ -142,6 +142,7 @@ def test_sections_are_counted_where_there_are_some(run: Path, tmp_path: Path):
     assert data_of(Report().page(str(run)))["jobs"][0]["sections"] is None
 
 
+@pytest.mark.long
 def test_all_analyses_of_vectors_fit_on_one_page(tmp_path: Path):
     """That of attention is in tests/experiments/test_attention.py."""
     of_vectors = [name for name in ORDER if name != "attention"]
@@ -157,6 +158,7 @@ def test_all_analyses_of_vectors_fit_on_one_page(tmp_path: Path):
     assert {name for name in ABOUT if not name.startswith("attention.")} <= known
 
 
+@pytest.mark.long
 def test_a_sweep_has_a_job_each(tmp_path: Path):
     for number in "01":
         job = analysed(tmp_path / "sweep" / number, "position_geometry")
@@ -268,6 +270,7 @@ def data_of_new(folder: Path) -> dict | None:
     return comparison(folder, runs, lambda analysis, name: ABOUT.get(f"{analysis}.{name}", ""))
 
 
+@pytest.mark.long
 def test_results_of_other_rows_are_marked(tmp_path: Path):
     folder = analysed(tmp_path / "run", "position_geometry")
     other = planted_run(tmp_path / "other", lengths=[200]).folder

@@ -70,6 +70,7 @@ def test_an_analysis_measures_that_section(run: Run):
     assert both.equals(KeyRank().measure(run).tables["heads"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_every_analysis_takes_sections_and_says_so(run: Run, tmp_path: Path, name: str):
     out = tmp_path / "out"

@@ -1,8 +1,8 @@
 """A disk that fails at one system call, or at all from one on: no row is lost, and none is there twice.
 
-The calls of each kind of run are failed in turn: each of one kind's, every second of others' (STEP). Most of it goes
-through the real store and loop without a model, some through whole runs in this process, by one model or a crew of
-workers, and some through the command line.
+The calls of each kind of run are failed in turn: each of one kind's, every third or sixth of others' (STEP). Most of it
+goes through the real store and loop without a model, some through whole runs in this process, by one model or a crew
+of workers, and some through the command line.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from tests.tiny_run import overrides, save_checkpoint, save_texts
 Survived = Callable[[str], None]
 
 ANY = WRITING + READING
-STEP = 1 if os.environ.get("EVERY_CALL") else 2
-"""Of the calls of most kinds of runs every second is failed, so that it takes minutes; EVERY_CALL=1 fails each."""
+STEP = 1 if os.environ.get("EVERY_CALL") else 3
+"""Of the calls of most kinds of runs every third is failed, so that it takes minutes; EVERY_CALL=1 fails each."""
 SHARES = 4
 """Of the calls of one kind of run, each a test, so that two processes have about the same to do."""
 MODEL = LastModel()
@@ -71,8 +71,8 @@ def test_a_call_that_fails_once(tmp_path: Path, digest: str, outputs: str, share
     """Reading is the same in all kinds of runs."""
     session = partial(helpers_store.resume, outputs=OUTPUTS[outputs])
     only = ANY if outputs == "checkpoints" else WRITING
-    # What is written beside a GPU is written by the same calls: a third of them will do.
-    every = 3 if OUTPUTS[outputs].gpu else 1 if outputs == "checkpoints" else STEP
+    # What is written beside a GPU is written by the same calls: fewer of them will do.
+    every = 1 if outputs == "checkpoints" else 2 * STEP if OUTPUTS[outputs].gpu else STEP
     for _ in sweep(tmp_path / "run", session, digest, share, every=every, only=only):
         survived("a system call that fails once")
 
@@ -172,7 +172,7 @@ def finished(place: Path) -> Path:
 @pytest.mark.parametrize("share", range(SHARES))
 def test_a_call_that_fails_once_in_a_whole_run(tmp_path: Path, place: Path, finished: Path, share: int, survived):
     session, digest = whole_session(place, "output.checkpoint_every=6"), Manifest.load(finished).digest
-    for _ in sweep(tmp_path / "run", session, digest, share, every=2):
+    for _ in sweep(tmp_path / "run", session, digest, share, every=STEP):
         survived("a system call that fails once in a whole run")
 
 
@@ -189,7 +189,7 @@ def test_a_call_that_fails_once_while_a_run_is_mended(
         (begun / manifest.parts[-1].path).write_bytes(b"damaged")
     # What such a folder is worth before it is mended, verify says.
     only = tuple(call for call in ANY if call != "stat")
-    for at in range(1 + share, 1 + n_calls(tmp_path / "run", session, only, begun), SHARES):
+    for at in range(1 + share * STEP, 1 + n_calls(tmp_path / "run", session, only, begun), SHARES * STEP):
         folder = prepared(tmp_path / "run", begun)
         with failing(Disk(folder, at, only=only)):
             try:
@@ -208,7 +208,7 @@ def test_a_call_that_fails_once_in_a_run_by_a_crew(
 ):
     monkeypatch.setattr(capture, "engine_for", lambda *_: OneEngine(well, size=2))
     session, digest = whole_session(place, "output.checkpoint_every=4"), Manifest.load(finished).digest
-    for _ in sweep(tmp_path / "run", session, digest, share, every=4):
+    for _ in sweep(tmp_path / "run", session, digest, share, every=2 * STEP):
         survived("a system call that fails once in a run by a crew")
 
 

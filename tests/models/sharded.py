@@ -1,6 +1,6 @@
-"""Run by torchrun in two processes (test_sharded.py): prints what becomes of a model that is split in some way.
+"""Run by torchrun in two processes (test_sharded.py): prints what becomes of a model that is split in some ways.
 
-python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.models.sharded WAY
+python -m torch.distributed.run --standalone --nproc_per_node 2 -m tests.models.sharded WAY ...
 """
 
 from __future__ import annotations
@@ -55,18 +55,22 @@ def shown(one: torch.nn.Module) -> list[Seen]:
     return seen
 
 
-def main(way: str) -> None:
-    dist.init_process_group("gloo")
+def what_becomes_of(way: str) -> str:
     try:
         pairs = zip(shown(split(way)), shown(model()), strict=True)
         close = all(torch.allclose(a.q, b.q, atol=1e-5) and a.q.shape == b.q.shape for a, b in pairs)
-        said = "whole" if close else "other vectors"
+        return "whole" if close else "other vectors"
     except UnsupportedModelError as error:
-        said = f"refused: {error}"
-    sys.stdout.write(f"rank {dist.get_rank()} {said}\n")  # in one piece, beside the other's
-    sys.stdout.flush()
+        return f"refused: {error}"
+
+
+def main(ways: list[str]) -> None:
+    dist.init_process_group("gloo")
+    for way in ways:
+        sys.stdout.write(f"rank {dist.get_rank()}, {way}: {what_becomes_of(way)}\n")  # in one piece, beside the other's
+        sys.stdout.flush()
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

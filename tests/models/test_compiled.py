@@ -64,6 +64,7 @@ def events(backbone: LoadedBackbone, ids: torch.Tensor, *, pre: bool = False) ->
     return watcher.seen
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_graph_breaks_and_nothing_compiled_anew_for_a_batch(traced: None, family: str):
     backbone = backbone_of(family)
@@ -132,6 +133,7 @@ def test_other_vectors_are_refused():
         check_alike(plain, plain[1:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "level"), [(torch.float32, 3e-4), (torch.float16, 2e-3), (torch.bfloat16, 0.0156)])
 def test_rounding_does_not_add_up_with_depth(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, level: float):
     """Eighty layers, each of which rounds a little otherwise than before."""
@@ -188,6 +190,7 @@ def test_nan_that_was_there_before_is_no_difference_and_new_nan_is():
             check_alike(one, other)
 
 
+@pytest.mark.long
 def test_a_compiled_run_captures_the_same_rows_up_to_rounding(run: Callable):
     """With real code made by the compiler; documents of different lengths, one a batch and together."""
     plain = run("sampler=all", "model.compile=false")

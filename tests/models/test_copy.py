@@ -29,6 +29,7 @@ def test_outside_the_tapped_methods_a_copy_is_the_upstream_text(family: str):
     assert copy.count("__sniffer_tap__.observe(") == len(derive(source, "f.py").taps)
 
 
+@pytest.mark.long
 def test_a_copy_computes_and_shows_what_the_derived_module_does(tmp_path: Path):
     print(write_copy("llama", tmp_path / "copies"))
     code = """

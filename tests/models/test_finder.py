@@ -60,6 +60,7 @@ def test_install_twice_is_once_and_uninstall_takes_it_away():
     assert out == "1 True True"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("early", [False, True])
 def test_a_checkpoint_gives_back_what_it_taps(early: bool):
     """The hook when it is loaded; the code of a family that was there before, with its backbone."""
@@ -125,6 +126,7 @@ def names_in(code: Any) -> Iterator[str]:
             yield from names_in(inner)
 
 
+@pytest.mark.long
 def test_a_traceback_names_the_upstream_line():
     out = fresh(f"""
         import traceback
@@ -178,6 +180,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.long
 def test_a_copy_that_cannot_be_imported_is_named_with_its_line(tmp_path: Path):
     """Whichever way transformers comes to import it, and whatever it makes of the error."""
     copies = {}

@@ -100,6 +100,7 @@ def test_the_table_is_of_all_choices() -> None:
     assert {path.stem for path in (conf_folder() / "model").glob("*.yaml")} == {*PUBLISHED, *UNSTATED}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("choice", PUBLISHED)
 def test_a_random_model_has_the_shape_of_its_checkpoint(choice: str) -> None:
     layers, queries, keys, dim, billions = PUBLISHED[choice]

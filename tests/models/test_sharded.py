@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 REFUSED = r"refused: layers.0.self_attn \(LlamaAttention\) has its heads split over 2 processes .* load the model whole"
 
 
-@pytest.mark.parametrize(("way", "said"), [("heads", REFUSED), ("feed-forward", "whole"), ("gathered", "whole")])
-def test_two_processes_that_share_a_model(way: str, said: str):
+WAYS = {"heads": REFUSED, "feed-forward": "whole", "gathered": "whole"}
+
+
+@pytest.mark.long
+def test_two_processes_that_share_a_model():
     command = [
         "-m",
         "torch.distributed.run",
@@ -32,13 +35,14 @@ def test_two_processes_that_share_a_model(way: str, said: str):
         "2",
         "-m",
         "tests.models.sharded",
-        way,
+        *WAYS,
     ]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("rank "))
-    assert len(lines) == 2, done.stderr[-2000:]
-    for rank, line in enumerate(lines):
-        assert re.match(f"rank {rank} {said}", line)
+    for way, said in WAYS.items():
+        lines = sorted(line for line in done.stdout.splitlines() if f", {way}: " in line)
+        assert len(lines) == 2, done.stderr[-2000:]
+        for rank, line in enumerate(lines):
+            assert re.match(f"rank {rank}, {way}: {said}", line)
 
 
 def test_a_plan_of_earlier_transformers_is_known_by_its_marks():

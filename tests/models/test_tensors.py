@@ -173,6 +173,7 @@ def test_a_tower_that_is_missing_is_no_matter_to_the_language_model(tmp_path: Pa
     assert len(load(saved(tmp_path, "gemma3", blind)).geometry) == 4
 
 
+@pytest.mark.long
 def test_what_an_adapter_is_put_on_is_held_to_the_same(tmp_path: Path):
     import peft
 

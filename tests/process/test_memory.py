@@ -54,6 +54,7 @@ def test_freed_memory_is_kept_for_the_next_pass():
     assert asked() == "True True"
 
 
+@pytest.mark.long
 @needs_glibc
 @pytest.mark.parametrize(
     "chosen",

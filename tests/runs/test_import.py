@@ -149,6 +149,7 @@ def test_heads_that_were_drawn_apart_become_a_run_each(tmp_path: Path, capsys: p
     assert alone.all_captured == {(0, "k")} and alone.heads(0, "k") == (1,)
 
 
+@pytest.mark.long
 def test_analyses_read_an_imported_run_as_its_original(tmp_path: Path):
     original = planted_run(tmp_path / "run", lengths=(300, 256))
     export(original.folder, tmp_path / "heads")

@@ -176,6 +176,7 @@ def test_damaged_examples_are_written_again_without_the_model(runs: Runs, whole:
     assert not seen
 
 
+@pytest.mark.long
 @settings(max_examples=8)
 @given(damaged=st.sets(st.integers(0, 7), min_size=1), twin=st.booleans())
 def test_looking_never_promises_what_is_not_there(
@@ -197,6 +198,7 @@ def test_looking_never_promises_what_is_not_there(
     assert not kept.committed.keys() & kept.waiting
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("key", "value"), [("seed", 1), ("sampler.base_rate", 3.0), ("batch.max_tokens", 299), ("capture.layers", [0])]
 )

@@ -99,6 +99,7 @@ def test_the_manifest_counts_by_layer_and_kind(whole: Path):
     assert written["0"]["k"] == {"nan": manifest.not_finite[0]["k"].nan, "infinity": 0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("output", ["output.checkpoint_every=2", "output.memory_limit=20kB"])
 def test_counts_do_not_depend_on_parts_nor_on_who_writes_them(
     runs: Runs, whole: Path, tmp_path: Path, output: str, monkeypatch: pytest.MonkeyPatch

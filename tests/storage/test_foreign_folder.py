@@ -181,6 +181,7 @@ class Mine:
     """A sampler of a package that is not ours."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "code"),
     [([], 1), (["trusted_targets=[other.]"], 1), (["trusted_targets=[other.,'tests.']"], 0)],

@@ -129,6 +129,7 @@ def test_a_sweep_may_be_begun_among_jobs_of_ours(tmp_path: Path):
         refuse_foreign_sweep(tmp_path / "a")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["0", "multirun.yaml", "sweep.parquet", ".lock", "0/sniffer.log"])
 def test_a_sweep_is_not_written_through_a_link(
     invoke: Invoke, tmp_path: Path, capsys: pytest.CaptureFixture, name: str

@@ -284,6 +284,7 @@ def test_what_no_manifest_says_is_refused_by_all(tampered, capsys: pytest.Captur
     assert codes.pop("list") == 0 and set(codes.values()) == {1}, codes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", FOUND)
 def test_what_lies_in_the_files_is_found(tampered, capsys: pytest.CaptureFixture, case: str):
     codes = outcomes(tampered(FOUND[case]), capsys)
@@ -304,6 +305,7 @@ def test_no_configuration_is_more_than_its_values(
     assert len(lines) == 1 and ran == [], lines
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", HARMLESS)
 def test_what_is_odd_is_no_traceback(tampered, capsys: pytest.CaptureFixture, case: str):
     codes = outcomes(tampered(HARMLESS[case]), capsys)

@@ -71,6 +71,7 @@ def test_each_document_is_written_once_and_when_it_counts(tmp_path: Path) -> Non
     assert unwanted.write(tmp_path, examples(7), ()) == ()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outputs", OUTPUTS.values(), ids=list(OUTPUTS))
 @pytest.mark.parametrize("after", [1, 3, 5])
 def test_a_killed_and_resumed_run_has_the_tokens_of_a_whole_one(tmp_path: Path, outputs, after: int) -> None:

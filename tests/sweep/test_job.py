@@ -107,6 +107,7 @@ def test_the_index_has_a_row_per_job(invoke: Invoke, place: Path, capsys: pytest
     assert all((place / job / "config.yaml").exists() for job in jobs["job"])
 
 
+@pytest.mark.long
 def test_a_seed_beyond_any_column_is_a_seed(invoke: Invoke, place: Path):
     seeds = ["1", str(2**64), "9" * 30]
     assert invoke(f"seed={','.join(seeds)}") == 0
@@ -122,6 +123,7 @@ def rows_of(*folders: Path) -> int:
 SUBDIRS = ["${hydra.job.num}", "a/b", "rate=${sampler.base_rate}/${seed}", "one/two/three/four/five/${seed}"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("subdir", SUBDIRS)
 def test_the_rows_of_a_sweep_are_those_of_its_jobs_wherever_they_lie(invoke: Invoke, place: Path, subdir: str):
     seeds = "seed=3" if subdir == "a/b" else "seed=3,4"
@@ -138,6 +140,7 @@ def test_the_rows_of_a_sweep_are_those_of_its_jobs_wherever_they_lie(invoke: Inv
         assert list(opened(place).runs) == list(sweep.runs)
 
 
+@pytest.mark.long
 def test_what_verbs_put_beside_a_job_is_no_job(
     invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -169,6 +172,7 @@ def test_what_verbs_put_beside_a_job_is_no_job(
     assert capsys.readouterr().out.count("skipped") == 2
 
 
+@pytest.mark.long
 def test_a_figure_that_cannot_be_drawn_costs_no_job(
     invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -180,6 +184,7 @@ def test_a_figure_that_cannot_be_drawn_costs_no_job(
     assert "no figure of the sweep: OSError" in capsys.readouterr().out and opened(place).complete
 
 
+@pytest.mark.long
 def test_positions_nest_across_base_rates(invoke: Invoke, place: Path):
     assert invoke(RATES) == 0
     rows = opened(place).scan().select("sampler.base_rate", *ORDER).collect()
@@ -199,12 +204,14 @@ def test_a_failed_job_does_not_stop_the_others(invoke: Invoke, place: Path, caps
     assert set(sweep.scan().collect()["sampler.base_rate"]) == {5, 20}
 
 
+@pytest.mark.long
 def test_a_sweep_whose_jobs_all_failed_can_be_opened(invoke: Invoke, place: Path):
     assert invoke("sampler.base_rate=-2,-1") == 1
     assert opened(place).jobs()["status"].to_list() == ["failed", "failed"]
     assert opened(place).scan().collect().is_empty()
 
 
+@pytest.mark.long
 def test_any_exception_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch):
     honest = capture.make_plan
 
@@ -221,6 +228,7 @@ def test_any_exception_is_noted(invoke: Invoke, place: Path, monkeypatch: pytest
     monkeypatch.undo()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("out of luck")])
 def test_the_job_after_a_failed_one_finds_the_memory_free(
     invoke: Invoke, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -246,6 +254,7 @@ def test_the_job_after_a_failed_one_finds_the_memory_free(
     assert left == [None]
 
 
+@pytest.mark.long
 def test_again_skips_what_is_complete_and_repeats_what_failed(
     invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -293,6 +302,7 @@ def test_a_signal_stops_the_sweep_and_is_noted(invoke: Invoke, place: Path, monk
     assert index(place)["status"].to_list() == ["complete"] * 3
 
 
+@pytest.mark.long
 def test_a_killed_job_is_seen_and_resumed(invoke: Invoke, place: Path):
     assert invoke("sampler.base_rate=5,10") == 0
     before = open_run(place / "1").manifest.digest
@@ -302,6 +312,7 @@ def test_a_killed_job_is_seen_and_resumed(invoke: Invoke, place: Path):
     assert opened(place).complete and open_run(place / "1").manifest.digest == before
 
 
+@pytest.mark.long
 def test_results_of_another_sweep_are_not_touched(invoke: Invoke, place: Path):
     assert invoke("sampler.base_rate=5,10") == 0
     before = {path: content for path, content in snapshot(place).items() if "captures" in path}
@@ -311,6 +322,7 @@ def test_results_of_another_sweep_are_not_touched(invoke: Invoke, place: Path):
     assert "sampler.base_rate: 10 then, 7 now" in index(place)["error"][1]
 
 
+@pytest.mark.long
 def test_a_job_that_another_process_runs_is_left_to_it(invoke: Invoke, place: Path):
     (place / "1").mkdir(parents=True)
     with hold(place / "1"):
@@ -328,6 +340,7 @@ def test_the_model_is_loaded_once_for_jobs_that_share_it(invoke: Invoke, place: 
     assert verify_all(place) == 0
 
 
+@pytest.mark.long
 def test_a_shared_model_gives_the_rows_of_a_fresh_one(invoke: Invoke, place: Path):
     assert invoke("seed=1,2") == 0
     shared = [run.manifest.digest for run in opened(place).runs.values()]
@@ -349,6 +362,7 @@ def test_shards_are_the_single_run(invoke: Invoke, place: Path):
     assert sum(len(run.examples()) for run in shards.runs.values()) == len(TEXTS)
 
 
+@pytest.mark.long
 def test_verify_names_jobs_and_shards_that_are_missing(
     invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
@@ -379,6 +393,7 @@ def test_verify_names_jobs_and_shards_that_are_missing(
     ]
 
 
+@pytest.mark.long
 def test_shards_of_one_model_do_not_make_up_for_those_of_another(invoke: Invoke, place: Path):
     assert invoke("dataset.shard.count=2", "dataset.shard.index=0,1", "model.dtype=float32,bfloat16") == 0
     manifests = [run.manifest for run in opened(place).runs.values()]
@@ -386,6 +401,7 @@ def test_shards_of_one_model_do_not_make_up_for_those_of_another(invoke: Invoke,
     assert missing_shards([manifests[0], manifests[3]]) == ["shard 1 of 2 is missing", "shard 0 of 2 is missing"]
 
 
+@pytest.mark.long
 def test_a_shard_without_documents_is_an_empty_run(invoke: Invoke, place: Path):
     assert invoke("dataset.max_examples=2", "dataset.shard.count=4", "dataset.shard.index=range(4)") == 0
     assert [run.manifest.counts["examples"] for run in opened(place).runs.values()] == [1, 1, 0, 0]
@@ -393,6 +409,7 @@ def test_a_shard_without_documents_is_an_empty_run(invoke: Invoke, place: Path):
     assert verify_all(place) == 0
 
 
+@pytest.mark.long
 def test_an_unreadable_index(invoke: Invoke, place: Path):
     assert invoke("sampler.base_rate=5,10") == 0
     (place / "sweep.parquet").write_bytes(b"no")
@@ -406,6 +423,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.long
 def test_again_with_other_weights_is_refused(invoke: Invoke, place: Path, tmp_path: Path, capsys, checkpoint: Path):
     mine = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
     assert invoke("sampler.base_rate=5,10", f"model.checkpoint={mine}") == 0
@@ -417,6 +435,7 @@ def test_again_with_other_weights_is_refused(invoke: Invoke, place: Path, tmp_pa
     assert [Manifest.load(place / job).digest for job in ("0", "1")] == digests
 
 
+@pytest.mark.long
 def test_a_model_in_memory_whose_files_have_changed_is_loaded_anew(
     invoke: Invoke, place: Path, tmp_path: Path, checkpoint: Path
 ):
@@ -436,6 +455,7 @@ def test_a_model_in_memory_whose_files_have_changed_is_loaded_anew(
     assert len(seen) == 2 and first.model["files"] != second.model["files"]
 
 
+@pytest.mark.long
 def test_a_complete_job_made_with_another_copy_is_refused(invoke: Invoke, place: Path):
     assert invoke("sampler.base_rate=5,10") == 0
     manifest = Manifest.load(place / "0")
@@ -445,6 +465,7 @@ def test_a_complete_job_made_with_another_copy_is_refused(invoke: Invoke, place:
     assert "modeling_llama: local copy, sha256:0 then" in index(place)["error"][0]
 
 
+@pytest.mark.long
 def test_shards_of_another_model_are_told(invoke: Invoke, place: Path, capsys: pytest.CaptureFixture):
     assert invoke("dataset.shard.count=2", "dataset.shard.index=0,1") == 0
     assert verify_all(place) == 0

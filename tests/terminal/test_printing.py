@@ -131,6 +131,7 @@ def test_a_run_in_such_a_folder_ends_well(folder: Path, shown):
     assert text.splitlines()[-1].endswith(r"o[/red]\x1b[2J/run")
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:constrained_layout")
 def test_a_sweep_over_such_values_ends_well(tmp_path: Path, shown):
     sweep = tmp_path / FOLDER
