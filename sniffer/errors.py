@@ -66,6 +66,13 @@ def reason(error: OSError) -> str:
     return error.strerror or first_line(error)
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """What went wrong: fsspec takes most for a file that is not there, and has the reason behind it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 """In the errors of torch's allocators: of the processor, CUDA, pinned memory, MPS and cuBLAS."""
 

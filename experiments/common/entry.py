@@ -23,6 +23,7 @@ from sniffer.config.build import build
 from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
+from sniffer.storage.remote import RemotePath
 from sniffer.terminal.command import exit_code, refusal
 from sniffer.terminal.printing import say
 
@@ -124,9 +125,13 @@ def destination(out: str | None, run: Path, name: str) -> Path:
     """Where results go: `out`, else beside the run.
 
     Raises:
-        ConfigError: they would lie among the run's own files.
+        ConfigError: they would lie among the run's own files, or at a URL.
         RunError: they would leave the run's folder through a link, or lie among someone's own files.
     """
+    if out is None and isinstance(run, RemotePath):
+        raise ConfigError(
+            f"{run} is a URL, where no results are written: give a folder of this machine with out=FOLDER"
+        )
     folder = results.folder_of(run, name) if out is None else Path(out).expanduser().absolute()
     inside, own = folder.resolve(), run.resolve()
     if inside == own or inside.is_relative_to(own / "captures"):

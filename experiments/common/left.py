@@ -28,7 +28,7 @@ def query_head_tables(run: Run) -> Iterator[tuple[str, pl.DataFrame]]:
         if not of_these_rows(path.parent, run):
             continue
         try:
-            table = pl.read_parquet(path, hive_partitioning=False, glob=False)
+            table = pl.read_parquet(path.read_bytes())
         except (OSError, pl.exceptions.PolarsError) as error:
             raise RunError(f"could not read {path}: {first_line(error)}; run that analysis again") from error
         if "kind" in table.columns:

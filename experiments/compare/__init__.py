@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError
 from sniffer.process.environment import commit, now
+from sniffer.storage.remote import folder_at
 from sniffer.storage.untrusted import CONFIG_BYTES, read_json
 from sniffer.terminal.printing import say
 
@@ -203,7 +204,7 @@ def compare(name: str, words: Sequence[str]) -> None:
     assert isinstance(comparison, Compare)
     given = paths(runs)
     found = members(given)
-    place = Path(given[0]).expanduser().absolute() if len(given) == 1 else found[0].run.folder
+    place = folder_at(given[0]) if len(given) == 1 else found[0].run.folder
     folder = destination(out, place, name)
     result = comparison.measure(found)
     earlier = _files(folder)

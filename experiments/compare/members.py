@@ -102,10 +102,10 @@ def _labels(found: Sequence[tuple[Run, str, dict[str, str]]]) -> list[str]:
         for *_, own in found
     ]
     folders = [run.folder for run, _, _ in found]
-    above = Path(os.path.commonpath([folder.parent for folder in folders]))
+    above = len(os.path.commonprefix([folder.parent.parts for folder in folders]))
     ways = [revisions if one_model else named, named, swept, [folder.name for folder in folders]]
     told = [way for way in ways if len(set(way)) == len(way) and all(way)]
-    return told[0] if told else [folder.relative_to(above).as_posix() for folder in folders]
+    return told[0] if told else ["/".join(folder.parts[above:]) for folder in folders]
 
 
 @dataclass(frozen=True)

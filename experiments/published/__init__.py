@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
+from sniffer.storage.remote import folder_at
 from sniffer.terminal.printing import say
 
 from ..common import results
@@ -167,7 +167,7 @@ def publish(name: str, words: Sequence[str]) -> None:
     assert isinstance(study, Published)
     given = paths(str(several)) if one is None else [str(one)]
     found = members(given) if one is None else [_member(given[0])]
-    place = Path(given[0]).expanduser().absolute() if len(given) == 1 else found[0].run.folder
+    place = folder_at(given[0]) if len(given) == 1 else found[0].run.folder
     folder = destination(out, place, name)
     result = study.measure(found)
     results.write(result, folder, results.of_runs(study, {one.label: one.run for one in found}))

@@ -114,10 +114,7 @@ class Studied:
         if not same:
             return dict(analysis.measure(self.run).tables)
         try:
-            return {
-                path.stem: pl.read_parquet(path, hive_partitioning=False, glob=False)
-                for path in folder.glob("*.parquet")
-            }
+            return {path.stem: pl.read_parquet(path.read_bytes()) for path in folder.glob("*.parquet")}
         except (OSError, pl.exceptions.PolarsError) as error:
             raise RunError(f"could not read {folder}: {first_line(error)}; run {name} again") from error
 

@@ -15,6 +15,7 @@ from typing import Any
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
+from sniffer.storage.remote import folder_at
 from sniffer.terminal.printing import say
 
 from ..common import results
@@ -54,7 +55,7 @@ class Report:
             RunError: not a run, or no analysis has been run yet.
         """
         runs = opened(path)
-        folder = Path(path).expanduser().absolute()
+        folder = folder_at(path)
         found = open_run(path)
         labels = {} if isinstance(found, Run) else found.overrides
         jobs = [collect(run, dict(labels.get(run.folder.name, {})), self.table_limit, self.groups) for run in runs]
@@ -86,7 +87,7 @@ def write(name: str, words: Sequence[str]) -> None:
     report = make(name, settings)
     assert isinstance(report, Report)
     page = report.page(run)
-    folder = destination(out, Path(run).expanduser().absolute(), name)
+    folder = destination(out, folder_at(run), name)
     results.put(folder, PAGE, page.encode())
     say(f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.")
     say(folder / PAGE, style="bold")

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from sniffer import open_run
 from sniffer.config.resolve import conf_folder
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
+from sniffer.storage.remote import folder_at
 from sniffer.terminal.printing import say
 
 from ..common import results
@@ -263,7 +263,7 @@ def steady(name: str, words: Sequence[str]) -> None:
     given = paths(str(several)) if one is None else [str(one)]
     texts = _runs(study, given) if one is None else study.texts(_one(given[0]))
     first = next(iter(texts.values()))
-    folder = destination(out, Path(given[0]).expanduser().absolute() if len(given) == 1 else first.folder, name)
+    folder = destination(out, folder_at(given[0]) if len(given) == 1 else first.folder, name)
     result = study.measure(texts)
     results.write(result, folder, results.of_runs(study, texts))
     for sentence in result.findings:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sniffer.dataset.compressed import LEAVE_OUT, endings, read_text
-from sniffer.dataset.remote import Remote, local_path
+from sniffer.dataset.remote import Remote
 from sniffer.dataset.source import LATER, Source
 from sniffer.errors import DatasetError, UnreadableError
 from sniffer.types import Content, is_url
+from sniffer.types.places import local_path
 
 log = logging.getLogger(__name__)
 

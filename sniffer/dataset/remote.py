@@ -16,25 +16,12 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from sniffer.errors import DatasetError, first_line
-
-WEB = ("http", "https")
-SCHEMES = (*WEB, "s3", "gs", "hf", "az", "abfs", "sftp", "ftp", "memory")
-"""File systems that do nothing but hold files; a run of someone else may name one."""
-
-PACKAGES = {**dict.fromkeys(WEB, "aiohttp"), "s3": "s3fs", "gs": "gcsfs"}
-"""Of the extra [remote], by what needs them."""
+from sniffer.errors import DatasetError, first_cause, first_line
+from sniffer.types.places import SCHEMES, WEB, missing_package, scheme_of
 
 SECONDS = 60
 """That a server may be silent for."""
-
-
-def local_path(place: str) -> str:
-    """A path, also where it was written as file:///..."""
-    parts = urlsplit(place)
-    return url2pathname(parts.path) if parts.scheme.lower() == "file" else place
 
 
 class Remote:
@@ -46,7 +33,7 @@ class Remote:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.scheme = url.partition("://")[0].lower()
+        self.scheme = scheme_of(url)
         if self.scheme not in SCHEMES or "::" in url:
             known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
             raise self._refusal(f"is not a URL that is read: wanted {known}, or a path")
@@ -77,11 +64,9 @@ class Remote:
         except DatasetError:
             raise
         except ImportError as error:
-            package = PACKAGES.get(self.scheme)
-            way = "pip install 'qk-sniffer[remote]'" if package else first_line(error)
-            raise self._refusal(f"needs {package or 'a package that is not installed'}: {way}") from error
+            raise self._refusal(missing_package(self.scheme, error)) from error
         except Exception as error:  # of a network's library: any
-            cause = _first_cause(error)
+            cause = first_cause(error)
             if isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) == 404:
                 raise self._refusal("is not there: check the address, and of a private one your access") from error
             way = "check the address, the network and your access"
@@ -153,13 +138,6 @@ class Remote:
 
     def _refusal(self, why: str) -> DatasetError:
         return DatasetError(f"dataset.path={self.url} {why}")
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong: fsspec takes most for a file that is not there, and has the reason behind it."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _magic(path: str, scheme: str) -> int:

@@ -7,6 +7,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sniffer.storage.parquet import parquet
+
 JOBS = 1 << 20
 GROWTH = 256
 """Bytes that one byte of the file may stand for."""
@@ -37,7 +39,7 @@ def read_index(path: Path) -> dict[str, str | None]:
 def _opened(path: Path) -> pq.ParquetFile:
     """The file, its strings to be read as a dictionary: each is in memory once, however many rows have it."""
     try:
-        return pq.ParquetFile(path, read_dictionary=list(COLUMNS))
+        return parquet(path, read_dictionary=list(COLUMNS))
     except KeyError as error:
         raise ValueError(f"it has no column {error.args[0].decode()} of text") from None
 

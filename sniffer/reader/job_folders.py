@@ -16,11 +16,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sniffer.storage.layout import RunFolder, SweepFolder
 from sniffer.storage.ownership import is_run
+from sniffer.storage.remote import RemotePath
 from sniffer.storage.untrusted import read_json, read_text
 
 REPRODUCED = "_reproduced"
@@ -37,7 +39,9 @@ def is_sweep(folder: Path) -> bool:
 
 def _has(folder: Path, path: str) -> bool:
     """Where it cannot be told, as in someone else's folder, there is nothing for us."""
-    return os.path.exists(folder / path)
+    with suppress(OSError):
+        return (folder / path).exists()
+    return False
 
 
 Indexed = Callable[[Path], Collection[str]]
@@ -53,7 +57,7 @@ def job_names(place: Path, indexed: Indexed) -> list[str]:
     named = indexed(place)
     below = {folder.relative_to(place).as_posix(): folder for folder in _begun(place, indexed)}
     if is_sweep(place):
-        jobs = {name for name in named if os.path.isdir(place / name)}
+        jobs = {name for name in named if (place / name).is_dir()}
         jobs |= {name for name, folder in below.items() if _is_job(folder)}
         if jobs:
             return in_order(jobs)
@@ -95,8 +99,8 @@ def _walk(place: Path) -> Iterator[tuple[Path, list[str]]]:
 
     Hidden folders hold nothing that is finished.
     """
-    for name, below, _ in os.walk(place):
-        folder = Path(name)
+    for name, below, _ in place.walk() if isinstance(place, RemotePath) else os.walk(place):
+        folder = name if isinstance(name, Path) else Path(name)
         below[:] = sorted(one for one in below if not one.startswith("."))
         if len(folder.relative_to(place).parts) >= DEPTH:
             below.clear()

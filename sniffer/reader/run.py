@@ -23,6 +23,7 @@ from sniffer.reader.held import Held
 from sniffer.reader.laws import inclusion_probability as inclusion_probability_of
 from sniffer.reader.laws import of_buckets
 from sniffer.reader.moments import moments_of
+from sniffer.reader.remote_scan import scan_remote
 from sniffer.reader.rotary import Rotary, rotary
 from sniffer.reader.scan import check_parts, join, read_rows, require_room, scan_parts
 from sniffer.reader.scores import scores
@@ -31,6 +32,7 @@ from sniffer.reader.training.in_batches import InBatches
 from sniffer.reader.vectors import Pairs, Vectors
 from sniffer.storage.law import joint
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.remote import RemotePath
 from sniffer.storage.schema import Part
 from sniffer.types import ATTENTION, KIND, SECTION, Column, Moments, Rows
 
@@ -276,5 +278,9 @@ class Run(Held, InBatches):
         return self._scan(parts, self.manifest.columns(layer, kind)).filter(pl.col("head") == head)
 
     def _scan(self, parts: Sequence[Part], columns: Sequence[Column]) -> pl.LazyFrame:
-        frame = scan_parts(self.folder, parts, columns, self.manifest.has_sections)
+        sections = self.manifest.has_sections
+        if isinstance(self.folder, RemotePath):
+            frame = scan_remote(self.folder, parts, columns, sections)
+        else:
+            frame = scan_parts(self.folder, parts, columns, sections)
         return frame if self._only is None else frame.filter(pl.col(SECTION).is_in(self._only))

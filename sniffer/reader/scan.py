@@ -22,6 +22,7 @@ from jaxtyping import Float32
 from sniffer.errors import RunError, first_line, unbroken
 from sniffer.limits import ROWS_PER_BYTE
 from sniffer.process.memory import available_memory
+from sniffer.storage.parquet import parquet
 from sniffer.storage.schema import Part
 from sniffer.storage.schema import row_schema as arrow_schema
 from sniffer.storage.sort import MAX_SPAN_BYTES
@@ -176,7 +177,7 @@ def part_file(path: Path, sections: bool, metadata: pq.FileMetaData | None = Non
     """A part, opened so that it is read as `as_read` says; KeyError where it lacks the column."""
     words = [SECTION] if sections else None
     # The row groups of a head lie side by side: to fetch them ahead, piece by piece, only costs.
-    return pq.ParquetFile(path, metadata=metadata, read_dictionary=words, pre_buffer=False)
+    return parquet(path, metadata=metadata, read_dictionary=words, pre_buffer=False)
 
 
 def _read_part(path: Path, dim: int, limits: Mapping[str, Span], wanted: pc.Expression, has_sections: bool) -> pa.Table:
@@ -218,6 +219,12 @@ class Contents:
     rows: tuple[int, ...]
 
 
+def contents_at(path: Path) -> Contents:
+    """What a part holds, as it is now."""
+    seen = path.stat()
+    return _contents(path, seen.st_size, seen.st_mtime_ns)
+
+
 @lru_cache(maxsize=64)
 def _contents(path: Path, n_bytes: int, changed: int) -> Contents:
     """What a part holds; kept, since heads are mostly read one after the other.
@@ -225,7 +232,7 @@ def _contents(path: Path, n_bytes: int, changed: int) -> Contents:
     Args:
         n_bytes, changed: of the file. Parts are written once, but another file may come to be in a part's place.
     """
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with parquet(path, pre_buffer=False) as file:
         return contents_of(file)
 
 

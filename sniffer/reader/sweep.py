@@ -26,6 +26,7 @@ from sniffer.reader.moments import moments_of
 from sniffer.reader.run import Run
 from sniffer.reader.training.in_batches import InBatches
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.remote import folder_at
 from sniffer.types import Moments
 
 
@@ -169,12 +170,13 @@ def open_run(path: str | Path) -> Run | Sweep:
     """Opens what a run wrote, or what a sweep of runs wrote.
 
     Args:
-        path: a run folder, or a sweep's, or any other that holds run folders (job_folders.py says which count).
+        path: a run folder, or a sweep's, or any other that holds run folders (job_folders.py says which count); or the
+            URL of one (docs/remote.md).
 
     Raises:
         RunError: neither, or broken, or written by a newer release.
     """
-    folder = Path(path).expanduser().absolute()
+    folder = folder_at(path)
     if not (folder / RunFolder.MANIFEST).exists():
         names = job_names(folder, errors)
         jobs = {name: folder / name for name in names if (folder / name / RunFolder.MANIFEST).exists()}

@@ -24,6 +24,7 @@ from sniffer.reader.job_folders import REPRODUCED
 from sniffer.runs.options import LAYOUTS, parser
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.ownership import is_run, never_began
+from sniffer.storage.remote import RemotePath, folder_at
 from sniffer.terminal.command import exit_code, output_is_lost
 from sniffer.terminal.logs import LineFormatter, LogFile, console_handler
 from sniffer.terminal.printing import line
@@ -41,10 +42,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(arguments: Sequence[str] | None) -> int:
     chosen = parser().parse_args(arguments)
     register()
+    chosen.run = _opened(chosen.verb, chosen.run)
     with logging_to(chosen.run if chosen.verb == "resume" else None):
         code = VERBS[chosen.verb](chosen)
     # These do nothing but tell.
     return code or int(chosen.verb in ("list", "inspect", "verify", "compare") and output_is_lost())
+
+
+AT_URLS = ("list", "inspect", "verify", "compare", "export")
+
+
+def _opened(verb: str, run: Path) -> Path:
+    """The folder, its files listed where it is at a URL; raises RunError where a verb needs one of this machine."""
+    if isinstance(run, RemotePath) and verb not in AT_URLS:
+        raise RunError(
+            f"{run} is a URL, and {verb} needs a run of this machine: copy it first ({', '.join(AT_URLS)} take URLs)"
+        )
+    return run.listed() if isinstance(run, RemotePath) else run
 
 
 def _trust(chosen: argparse.Namespace) -> Trust:
@@ -105,7 +119,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     from sniffer.runs.compare import told
 
     target = None if chosen.to is None else chosen.to.absolute()
-    table, lines = told(chosen.run.absolute(), chosen.other.absolute(), target)
+    table, lines = told(chosen.run.absolute(), folder_at(chosen.other), target)
     _print(table)
     for said in lines:
         line(said)
@@ -172,6 +186,10 @@ def _target(chosen: argparse.Namespace, what: str) -> Path:
     """The folder to write to: the one named, or one beside the run."""
     run: Path = chosen.run.absolute()
     named: Path | None = chosen.to
+    if named is None and isinstance(run, RemotePath):
+        raise RunError(
+            f"{run} is a URL, and is written to by no export: give a folder of this machine with --to FOLDER"
+        )
     return named.absolute() if named else run.with_name(f"{run.name}{what}")
 
 

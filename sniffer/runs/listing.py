@@ -39,8 +39,9 @@ def table(place: Path) -> Table:
     grid = Grid()
     for name in COLUMNS:
         grid.add_column(name, justify="right" if name in COLUMNS[4:] else "left", no_wrap=True)
-    for folder in in_order(str(folder) for folder in lines):
-        for _, cells in lines[Path(folder)]:
+    named = {str(folder): cells for folder, cells in lines.items()}
+    for folder in in_order(named):
+        for _, cells in named[folder]:
             grid.add_row(*cells)
     return grid
 

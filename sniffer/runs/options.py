@@ -7,18 +7,24 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sniffer.storage.remote import named
+
 LAYOUTS = ("heads", "kvpress", "qfilters", "triattention", "kv_scales", "safetensors")
 """Of exports, all but the first of moments (exports/formats.py)."""
 
 
+ABOUT = """Verbs on runs: what a run folder is for. list, inspect, verify, compare and export take the URL of one too,
+such as s3://bucket/run or hf://datasets/owner/name (docs/remote.md)."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The verbs and their options."""
-    top = argparse.ArgumentParser(prog="python -m sniffer.runs", description="Verbs on runs: what a run folder is for.")
+    top = argparse.ArgumentParser(prog="python -m sniffer.runs", description=ABOUT)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def add(verb: str, explained: str, run: str = "a run folder", **options: Any) -> argparse.ArgumentParser:
         made = verbs.add_parser(verb, help=explained, description=explained)
-        made.add_argument("run", type=Path, metavar="RUN", help=run, **options)
+        made.add_argument("run", type=named, metavar="RUN", help=run, **options)
         return made
 
     add("list", "a table of all runs and sweeps", "a folder of runs (outputs)", nargs="?", default=Path("outputs"))
@@ -45,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     _add_trust(reproduce)
 
     compare = add("compare", "how far apart two runs are, where they have the same text, position and head")
-    compare.add_argument("other", type=Path, metavar="OTHER", help="the run to compare it with")
+    compare.add_argument("other", type=named, metavar="OTHER", help="the run to compare it with")
     compare.add_argument("--to", type=Path, metavar="FILE", help="a Parquet file for all of it")
 
     export = add("export", "write a run in another layout, or its moments as a method loads them")

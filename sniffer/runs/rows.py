@@ -14,6 +14,7 @@ from sniffer.reader.scan import contents_of, part_file, require_part
 from sniffer.storage.digest import Digest, digest_rows, sum_rows
 from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.parquet import parquet
 from sniffer.storage.schema import Footer, Part, from_arrow, row_schema
 from sniffer.storage.writer import rows_per_section
 from sniffer.types import Column, Rows
@@ -28,7 +29,7 @@ def check_part(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows, list
     problems: list[str] = []
     dim = manifest.layer(part.layer).dims[part.kind]
     try:
-        file = pq.ParquetFile(folder / part.path)
+        file = parquet(folder / part.path)
         columns = manifest.columns(part.layer, part.kind)
         if not file.schema_arrow.remove_metadata().equals(row_schema(columns, manifest.has_sections)):
             return Rows.joined([]), [f"{part.path}: does not have the columns of a part"]

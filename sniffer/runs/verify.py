@@ -36,6 +36,7 @@ from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import is_held
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.model_config import lost_model_config
+from sniffer.storage.remote import at_hand
 from sniffer.storage.same_run import differences
 from sniffer.storage.schema import Example, Part, generated_in
 from sniffer.storage.tokens import TokenTable
@@ -167,9 +168,13 @@ def _parts(
 
 def _read(folder: Path, manifest: Manifest, part: Part) -> tuple[Rows | None, list[str]]:
     """Where a part's rows are from, and what is wrong with it; None where it cannot be trusted."""
-    if wrong := damage(folder, part):
-        return None, [f"{part.path}: {wrong}"]
-    rows, problems = check_part(folder, manifest, part)
+    try:
+        with at_hand(folder, part.path) as place:
+            if wrong := damage(place, part):
+                return None, [f"{part.path}: {wrong}"]
+            rows, problems = check_part(place, manifest, part)
+    except OSError as error:
+        return None, [f"{part.path}: cannot be fetched ({error.strerror})"]
     return (None if problems else rows), problems
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from sniffer.errors import RunError, unbroken
+from sniffer.storage.parquet import parquet
 from sniffer.storage.schema import Part
 
 
@@ -97,7 +98,7 @@ def _columns(folder: Path, part: Part, names: list[str]) -> pa.Table:
         RunError: it cannot be read.
     """
     try:
-        file = pq.ParquetFile(folder / part.path)
+        file = parquet(folder / part.path)
         _require_columns(file, part, names)
         groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
         heads = [group.column(0).statistics.min for group in groups]

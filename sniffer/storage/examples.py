@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from sniffer.limits import TOKENS
 from sniffer.storage.example_generated import generated_of, without_generated
 from sniffer.storage.example_sections import LABEL, require_honest, sections_of
+from sniffer.storage.parquet import parquet
 from sniffer.storage.schema import END, EXAMPLES_SCHEMA, GENERATED, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
 
 GROWTH = 256
@@ -93,7 +94,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     """The file, its texts to be read as dictionaries."""
     for texts in TOGETHER:
         with suppress(KeyError):  # it has no such column
-            return pq.ParquetFile(path, read_dictionary=texts)
+            return parquet(path, read_dictionary=texts)
     raise ValueError(NOT_OURS)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sniffer.errors import RunError
 from sniffer.storage.layout import RunFolder
+from sniffer.storage.remote import RemotePath
 
 try:
     import fcntl
@@ -61,7 +62,9 @@ def _refusal(folder: Path, error: OSError) -> RunError:
 
 
 def is_held(folder: Path) -> bool:
-    """Whether a process is writing into `folder` right now."""
+    """Whether a process is writing into `folder` right now; of one at a URL nobody can tell."""
+    if isinstance(folder, RemotePath):
+        return False
     try:
         handle = os.open(folder / RunFolder.LOCK, os.O_RDONLY | CAREFULLY)
     except OSError:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from sniffer.process.memory import available_memory
 from sniffer.storage.durable import HashedFile, durable_file
+from sniffer.storage.parquet import parquet
 from sniffer.storage.row_groups import may_have
 from sniffer.storage.schema import FOOTER_KEY, FileRecord
 from sniffer.types import MomentRows, Moments, MomentsLayout
@@ -104,7 +105,7 @@ def _lists(values: np.ndarray, wanted: pa.DataType) -> pa.Array:
 
 def documents_of(folder: Path, record: FileRecord) -> frozenset[int]:
     """The example ids of the documents that a file is of; raises as `read_moments`."""
-    with pq.ParquetFile(folder / record.path) as file:
+    with parquet(folder / record.path) as file:
         _check(file, record)
         return frozenset(np.frombuffer(_documents(file), dtype="<i8").tolist())
 
@@ -118,7 +119,7 @@ def _documents(file: pq.ParquetFile) -> bytes:
 
 def counts(folder: Path, record: FileRecord) -> pa.Table:
     """Columns layer, kind, head, bucket, section, n of all rows of a file; raises as `read_moments`."""
-    with pq.ParquetFile(folder / record.path) as file:
+    with parquet(folder / record.path) as file:
         _check(file, record)
         return file.read(columns=SCHEMA.names[:6])
 
@@ -132,7 +133,7 @@ def read_moments(
         OSError: the file cannot be read.
         ValueError: it is not one that a run can have written, or has not what its record says.
     """
-    with pq.ParquetFile(folder / record.path) as file:
+    with parquet(folder / record.path) as file:
         _check(file, record)
         wanted: dict[str, int | str] = {"layer": layer, "kind": kind, "head": head}
         every = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]

@@ -8,7 +8,6 @@ made the folder may have made the link, to have something of its reader's replac
 
 from __future__ import annotations
 
-import os
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -45,8 +44,11 @@ def strangers(folder: Path) -> list[str]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder has a manifest, whole or not."""
-    # Where it cannot be told, as in someone else's folder, there is nothing for us.
-    return any(os.path.isfile(folder / name) for name in RunFolder.MANIFESTS)
+    for name in RunFolder.MANIFESTS:
+        with suppress(OSError):  # where it cannot be told, as in someone else's folder, there is nothing for us
+            if (folder / name).is_file():
+                return True
+    return False
 
 
 def never_began(folder: Path) -> bool:

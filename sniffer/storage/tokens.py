@@ -21,6 +21,7 @@ from sniffer.limits import TOKENS
 from sniffer.process.memory import available_memory
 from sniffer.storage.durable import HashedFile, durable_file
 from sniffer.storage.layout import RunFolder
+from sniffer.storage.parquet import parquet
 from sniffer.storage.row_groups import may_have
 from sniffer.storage.schema import Example, FileRecord
 from sniffer.types import Document
@@ -178,7 +179,7 @@ def read_tokens(folder: Path, records: Iterable[FileRecord], example_id: int | N
 
 
 def _read(path: Path, record: FileRecord, example_id: int | None) -> pa.Table:
-    with pq.ParquetFile(path) as file:
+    with parquet(path) as file:
         groups = _groups_with(file, record, example_id)
         table = file.read_row_groups(groups) if groups else SCHEMA.empty_table()
     if example_id is not None:
@@ -206,6 +207,6 @@ def _groups_with(file: pq.ParquetFile, record: FileRecord, example_id: int | Non
 
 def example_ids(folder: Path, record: FileRecord) -> frozenset[int]:
     """The documents in a file; raises as `read_tokens`."""
-    with pq.ParquetFile(folder / record.path) as file:
+    with parquet(folder / record.path) as file:
         _groups_with(file, record, -1)
         return frozenset(file.read(columns=["example_id"])["example_id"].to_pylist())

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from sniffer.storage.remote import RemotePath
+
 CONFIG_BYTES = 1 << 18
 """More than any configuration: they have a kilobyte or two. PyYAML takes seconds for as many bytes as this."""
 
@@ -36,6 +38,10 @@ def read_text(path: Path, most: int = CONFIG_BYTES) -> str:
         OSError: it is not there, or cannot be read.
         ValueError: it is no plain file, too large, or not UTF-8.
     """
+    if isinstance(path, RemotePath):
+        if (n_bytes := path.stat().st_size) > most:
+            raise ValueError(TOO_LARGE.format(n_bytes, most))
+        return path.read_bytes().decode("utf-8")
     # Whoever opens a FIFO would wait for someone to write into it.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -43,8 +49,11 @@ def read_text(path: Path, most: int = CONFIG_BYTES) -> str:
         if not stat.S_ISREG(found.st_mode):
             raise ValueError("it is no plain file")
         if found.st_size > most:
-            raise ValueError(f"it has {found.st_size:,} bytes, more than the {most:,} that such a file can have")
+            raise ValueError(TOO_LARGE.format(found.st_size, most))
         return file.read(most).decode("utf-8")
+
+
+TOO_LARGE = "it has {:,} bytes, more than the {:,} that such a file can have"
 
 
 def read_json(path: Path, most: int = MANIFEST_BYTES) -> Any:

@@ -1,0 +1,60 @@
+"""URLs of folders, the file systems behind them, and what goes wrong there, in few words."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sniffer.errors import RunError, first_cause, first_line
+from sniffer.types.places import FOLDERS, missing_package, scheme_of
+
+
+def require_url(url: str, key: str) -> str:
+    """The URL of a folder as it is written here; `key` is what to call it, such as "output.mirror=".
+
+    Raises:
+        RunError: as `folder_at`.
+    """
+    if scheme_of(url) not in FOLDERS or "::" in url:
+        known = ", ".join(f"{scheme}://" for scheme in FOLDERS)
+        raise RunError(f"{key}{url} is no URL of a folder: wanted {known}, or a path")
+    parts = urlsplit(url)
+    if parts.password is not None:
+        raise RunError(f"{key}{scheme_of(url)}://... has a password in its URL: give it another way")
+    if not parts.netloc or parts.query or parts.fragment:
+        raise RunError(f"{key}{url} names no folder: write it as s3://bucket/folder")
+    return f"{scheme_of(url)}://{url.partition('://')[2].strip('/')}"
+
+
+def file_system(url: str) -> Any:
+    """What reads and writes below a URL; made anew in each process, as fsspec needs it."""
+    import fsspec
+
+    with told(url):
+        return fsspec.filesystem(scheme_of(url))
+
+
+@contextmanager
+def told(url: str | Path) -> Iterator[None]:
+    """Has whatever a network's library raises be an OSError in few words, and a missing package be named.
+
+    Raises:
+        RunError: the package is missing.
+        OSError: anything else.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except ImportError as error:
+        raise RunError(f"{url} {missing_package(scheme_of(str(url)), error)}") from error
+    except Exception as error:
+        cause = first_cause(error)
+        if isinstance(error, FileNotFoundError) and isinstance(cause, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, "it is not there", str(url)) from error
+        kind: type[OSError] = PermissionError if isinstance(error, PermissionError) else OSError
+        raise kind(errno.EACCES if kind is PermissionError else errno.EIO, first_line(cause), str(url)) from error
