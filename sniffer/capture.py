@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sniffer.config.choosing import with_batch_tokens
 from sniffer.config.saving import save_plain
@@ -51,6 +52,7 @@ from sniffer.process.devices import device_line
 from sniffer.process.memory import let_go
 from sniffer.process.stop import Stop, Stopped
 from sniffer.sampler import picker_of
+from sniffer.storage.following import following, mirror_of
 from sniffer.storage.model_config import with_model_config
 from sniffer.storage.same_run import Earlier
 from sniffer.storage.store import Store
@@ -80,6 +82,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
+            mirror = mirror_of(folder, config.output.mirror, earlier.manifest)
             tokenize, pad_id = tokenizer_for(config.dataset, config.model)
             longest = token_limit(config, limits)
             breaks, new = config.batch.breaks or (), new_tokens(config)
@@ -111,20 +114,18 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             except BaseException:
                 feed.close()
                 raise
-        store = Store(
-            folder,
-            manifest,
-            plan.picker,
-            plan.dtype,
-            compression=plan.compression,
-            on_disk=earlier.on_disk,
-            tokens=config.output.tokens,
-        )
-        try:
-            capture_and_write(engine.crew, plan, feed, store, clock, stop)
-        except (Exception, KeyboardInterrupt):
-            log.warning("%s", resume_line(folder, store.manifest))
-            raise
+        how: dict[str, Any] = {
+            "compression": plan.compression,
+            "on_disk": earlier.on_disk,
+            "tokens": config.output.tokens,
+        }
+        with following(mirror) as saved:
+            store = Store(folder, manifest, plan.picker, plan.dtype, **how, saved=saved)
+            try:
+                capture_and_write(engine.crew, plan, feed, store, clock, stop)
+            except (Exception, KeyboardInterrupt):
+                log.warning("%s", resume_line(folder, store.manifest))
+                raise
     fixed = "window" if window_of(config) is not None else "pack_to" if pack_of(config) is not None else None
     sections = (example.sections for example in store.examples.values())
     for remark in (*remarks(store.manifest.counts, longest, fixed), *unkept(config.sampler.keep_sections, sections)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,3 +44,23 @@ def counting(url: str) -> Iterator[Counter[str]]:
 
     with patch.object(MemoryFileSystem, "cat_file", cat_file):
         yield fetched
+
+
+@contextmanager
+def s3() -> Iterator[str]:
+    """A real S3 server on this machine, for who asks AWS's own packages; its address."""
+    from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    keys = {"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    S3FileSystem.clear_instance_cache()
+    with patch.dict(os.environ, {**keys, "AWS_ENDPOINT_URL": address}):
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield address
+    S3FileSystem.clear_instance_cache()
+    server.stop()

@@ -55,13 +55,16 @@ class OutputConfig:
 
     `compression` is one of sniffer.types.COMPRESSIONS. `memory_limit` is in bytes, or text with a unit such as
     "8GiB"; here it becomes an integer. `checkpoint_every` counts documents. `tokens`: whether the run keeps the token
-    ids of its documents.
+    ids of its documents. `mirror`: the URL of a folder that has a copy of the run, as of each commit. `keep_local`:
+    whether rows stay in the run's own folder once they are there.
     """
 
     compression: str = "auto"
     memory_limit: Size = None
     checkpoint_every: int | None = None
     tokens: bool = True
+    mirror: str | None = None
+    keep_local: bool = True
 
     def __post_init__(self) -> None:
         if self.memory_limit is not None:
@@ -70,6 +73,8 @@ class OutputConfig:
             raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
         if self.compression not in COMPRESSIONS:
             raise ConfigError(f"output.compression={self.compression} is not one of {', '.join(COMPRESSIONS)}")
+        if not self.keep_local:
+            raise ConfigError("output.keep_local=false is not possible yet: parts stay in the run's own folder")
 
 
 ENGINES = ("local", "ray")

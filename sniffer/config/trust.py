@@ -24,6 +24,8 @@ from sniffer.errors import RunError, unbroken
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.untrusted import plain_yaml, read_text
 
+NO_MIRROR = "none"
+
 
 @dataclass(frozen=True)
 class Trust:
@@ -33,18 +35,21 @@ class Trust:
         prefixes: packages that it may name classes of.
         remote_code: whether a checkpoint may run code of its own.
         address: of the Ray cluster to join, in the place of the one that is saved; None keeps one of this machine.
+        mirror: the URL to mirror the run to, in the place of the one that is saved, or NO_MIRROR; None keeps none.
     """
 
     prefixes: Sequence[str] = ()
     remote_code: bool = False
     address: str | None = None
+    mirror: str | None = None
 
 
 def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
     """Builds what a saved configuration describes.
 
     Raises:
-        RunError: it has an interpolation, or wants to run code or to call a machine that was not allowed.
+        RunError: it has an interpolation, or wants to run code, to call a machine or to write to a URL that was not
+            allowed.
         ConfigError: a key or value is not one of ours.
     """
     cfg = OmegaConf.create({**allowed(plain, trust, origin), "trusted_targets": list(trust.prefixes)})
@@ -52,16 +57,21 @@ def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
 
 
 def allowed(plain: Mapping[str, Any], trust: Trust, origin: Path) -> dict[str, Any]:
-    """A saved configuration as it may be run: with the address that was typed, if one was.
+    """A saved configuration as it may be run: with the address and the mirror that were typed, if any were.
 
     Raises:
         RunError: as `build`.
     """
     _refuse_code(plain, trust, origin, "--trust-remote-code")
+    found = dict(plain)
+    if trust.mirror is None:
+        _refuse_mirror(plain, origin, "--mirror {}", f"--mirror {NO_MIRROR}")
+    elif "output" in plain:
+        found["output"] = {**_node(plain, "output"), "mirror": None if trust.mirror == NO_MIRROR else trust.mirror}
     if trust.address is None:
         _refuse_address(plain, origin, "--engine-address {}")
-        return dict(plain)
-    return {**plain, "engine": {**_node(plain, "engine"), "address": trust.address}}
+        return found
+    return {**found, "engine": {**_node(plain, "engine"), "address": trust.address}}
 
 
 def needed_config(folder: Path) -> dict[str, Any]:
@@ -107,6 +117,8 @@ def read_rerun(folder: Path, words: Sequence[str]) -> DictConfig:
     _refuse_code(plain, Trust(remote_code=is_typed(words, REMOTE_CODE)), origin, f"{REMOTE_CODE}=true")
     if not is_typed(words, "engine.address"):
         _refuse_address(plain, origin, "engine.address={}")
+    if not is_typed(words, "output.mirror"):
+        _refuse_mirror(plain, origin, "output.mirror=URL for another place than {}", "output.mirror=null")
     # Hydra's own reading of numbers, as before.
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig)
@@ -136,6 +148,15 @@ def _refuse_address(plain: Mapping[str, Any], origin: Path, to_trust: str) -> No
         raise RunError(
             f"{origin} would join the Ray cluster at {address} (engine.address): add {to_trust.format(address)} "
             "if you trust it, or give another address"
+        )
+
+
+def _refuse_mirror(plain: Mapping[str, Any], origin: Path, to_trust: str, without: str) -> None:
+    """Refuses to send what is captured elsewhere: someone else may have named the place, and the text as well."""
+    if (url := _node(plain, "output").get("mirror")) is not None:
+        raise RunError(
+            f"{origin} would copy the run to {url} (output.mirror): add {to_trust.format(url)} if you trust it, or "
+            f"{without} to go on without"
         )
 
 

@@ -17,7 +17,7 @@ import rich
 from rich.console import Console, RenderableType
 
 from sniffer.config.resolve import register
-from sniffer.config.trust import Trust
+from sniffer.config.trust import NO_MIRROR, Trust
 from sniffer.errors import RunError
 from sniffer.process.patched import patched
 from sniffer.reader.job_folders import REPRODUCED
@@ -62,7 +62,9 @@ def _opened(verb: str, run: Path) -> Path:
 
 
 def _trust(chosen: argparse.Namespace) -> Trust:
-    return Trust(chosen.trust, chosen.trust_remote_code, chosen.engine_address)
+    # What is made to be compared has no copy of its own.
+    mirror = chosen.mirror if chosen.verb == "resume" else NO_MIRROR
+    return Trust(chosen.trust, chosen.trust_remote_code, chosen.engine_address, mirror)
 
 
 def _resume(chosen: argparse.Namespace) -> int:
@@ -169,6 +171,13 @@ def _publish(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _mirror(chosen: argparse.Namespace) -> int:
+    from sniffer.runs.mirror import mirror
+
+    line(mirror(chosen.run.absolute(), chosen.url))
+    return 0
+
+
 VERBS = {
     "list": _list,
     "inspect": _inspect,
@@ -179,6 +188,7 @@ VERBS = {
     "export": _export,
     "import": _import,
     "publish": _publish,
+    "mirror": _mirror,
 }
 
 

@@ -15,6 +15,7 @@ from sniffer.reader.laws import ranges
 from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.mirror import state as state_of_mirror
 from sniffer.terminal.printing import Grid, facts_table
 from sniffer.terminal.sections import section_table
 from sniffer.terminal.summary import bucket_title, kinds_by_law, moments_fact, not_finite_line, rows_by_bucket
@@ -60,6 +61,7 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         "seconds": _pairs(manifest.timings),
         "versions": _pairs(manifest.versions),
         "digest": manifest.digest,
+        **({} if (mirrored := state_of_mirror(folder, manifest)) is None else {"mirror": mirrored}),
     }
     if manifest.pending:
         facts["pending"] = f"{len(manifest.pending):,} parts, {size(sum(part.bytes for part in manifest.pending))}"

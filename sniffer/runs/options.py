@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         help="add to a complete run what its dataset has more of by now, or, given a larger N, up to so many documents",
     )
     _add_trust(resume)
+    _add_mirror(resume)
 
     reproduce = add("reproduce", "run the saved configuration again and compare every row")
     reproduce.add_argument("--to", type=Path, metavar="FOLDER", help="of the new run (RUN_reproduced)")
@@ -83,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     taken.add_argument("--model", default="unknown", metavar="NAME", help="of the model, which the run then says")
     taken.add_argument("--pre", action="store_true", help="q and k there are from before RoPE: q_pre and k_pre")
 
+    mirror = add("mirror", "copy a run to a URL, or bring its copy there up to date; open_run and most verbs read it")
+    mirror.add_argument(
+        "url", metavar="URL", help="of a folder for this run alone: s3://bucket/run, gs://..., hf://..."
+    )
+
     publish = add("publish", "push a run to the Hugging Face hub, with a dataset card")
     publish.add_argument("repo", metavar="REPO", help="owner/name")
     publish.add_argument("--dry-run", action="store_true", help="only write the folder that would be pushed")
@@ -106,6 +112,10 @@ def _add_trust(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--trust", action="append", default=[], metavar="PREFIX", help="packages the config may name")
     verb.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint run code of its own")
     verb.add_argument("--engine-address", metavar="ADDRESS", help="join this Ray cluster, not the one that was saved")
+
+
+def _add_mirror(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--mirror", metavar="URL", help="copy to this URL, not the one that was saved; none for no copy")
 
 
 def _more(typed: str) -> int:

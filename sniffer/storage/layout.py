@@ -8,6 +8,7 @@ outputs/RUN/
   captures/layer=07/kind=q/part-00000.parquet
   tokens/part-00000.parquet               the token ids of the documents
   moments/part-00000.parquet              sums over all positions, where any are wanted
+  .mirror.json                            how far its copy at a URL is, if it has one
   sniffer.log  .lock  experiments/        the log, who writes here now, results of analyses
 """
 
@@ -33,6 +34,8 @@ class RunFolder:
     LOG = "sniffer.log"
     LOCK = ".lock"
     EXPERIMENTS = "experiments"
+    MIRROR = ".mirror.json"
+    """Of which manifest the run's copy at a URL is."""
     REPRODUCES = ".reproduces"
     """In a folder that `reproduce` made: the digest of the run that it repeats."""
     CARD = "README.md"
@@ -49,7 +52,7 @@ class RunFolder:
     MANIFESTS = (MANIFEST, MANIFEST_TWIN)
     DOCUMENTS = (EXAMPLES, EXAMPLES_TWIN)
     RECORDS = (*MANIFESTS, *DOCUMENTS)
-    REPLACED = (*RECORDS, MODEL_CONFIG, CONFIG, RERUN)
+    REPLACED = (*RECORDS, MODEL_CONFIG, CONFIG, RERUN, MIRROR)
     """Those that are written under another name and then take that of the last one."""
     BEFORE = (LOCK, MODEL_CONFIG, CONFIG, RERUN, LOG, HYDRA, REPRODUCES)
     """What a run leaves that was refused, or killed, before it had a manifest."""

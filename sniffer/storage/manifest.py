@@ -30,6 +30,7 @@ from sniffer.storage.manifest_file import (
     check_path,
     checksum_of,
     numbered,
+    numbers,
     part_from,
     read_manifest,
     record_from,
@@ -169,16 +170,21 @@ class Manifest(Counted):
             CaptureError: the disk is full or cannot be written to. The previous manifest stands in at least one of
                 the two files, or this one does in the first.
         """
-        values = self.as_json()
-        text = json.dumps(values | {CHECKSUM: checksum_of(values)}, indent=2, ensure_ascii=False).encode()
-        if len(text) >= MANIFEST_BYTES:
+        text = self.content()
+        if len(text) > MANIFEST_BYTES:
             raise CaptureError(
                 f"the manifest of {len(self.parts) + len(self.pending):,} parts is too large to be read again: raise "
                 "output.checkpoint_every or output.memory_limit"
             )
         for path in RunFolder.MANIFESTS:
             with durable_file(folder / path) as file:
-                file.write(text + b"\n")
+                file.write(text)
+
+    def content(self) -> bytes:
+        """Of the file."""
+        values = self.as_json()
+        text = json.dumps(values | {CHECKSUM: checksum_of(values)}, indent=2, ensure_ascii=False)
+        return f"{text}\n".encode()
 
     @classmethod
     def load(cls, folder: Path, *, parts_must_exist: bool = True, path: str = RunFolder.MANIFEST) -> Manifest:
@@ -261,10 +267,6 @@ class Manifest(Counted):
         return plain
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
-
-
 def _from_json(values: Mapping[str, Any]) -> Manifest:
     names = [name for name in Manifest.__dataclass_fields__ if name in values]
     plain = {name: values[name] for name in names}
@@ -280,7 +282,7 @@ def _from_json(values: Mapping[str, Any]) -> Manifest:
             },
             "scores": numbered(values.get("scores", {})),
             "differences": {
-                layer: {kind: _numbers(found) for kind, found in kinds.items()}
+                layer: {kind: numbers(found) for kind, found in kinds.items()}
                 for layer, kinds in numbered(values.get("differences", {})).items()
             },
             "rope": tuple(values.get("rope", ())),

@@ -56,6 +56,10 @@ def numbered(values: Mapping[str, Any]) -> dict[int, Any]:
     return {int(number): value for number, value in values.items()}
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value if isinstance(value, int) else float(value) for name, value in values.items()}
+
+
 def record_from(kind: type[Any], values: Mapping[str, Any]) -> Any:
     """A dataclass from its JSON object, without keys that a later release added; early ones lack some."""
     wanted = [f.name for f in fields(kind) if f.name in values or f.default is MISSING]

@@ -13,7 +13,7 @@ readers do not see them. Once a worker has written all that it held, all pending
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Store:
     """Writes a run's parts and keeps its manifest.
 
     `on_disk` is what an earlier session has there; with `tokens`, the documents' token ids are kept. `manifest` is what
-    the next save puts on disk; where one has failed, it is ahead of the disk.
+    the next save puts on disk; where one has failed, it is ahead of the disk. `saved` is called with each on disk.
     """
 
     def __init__(
@@ -58,10 +58,9 @@ class Store:
         compression: str = "auto",
         on_disk: OnDisk = NOTHING,
         tokens: bool = False,
+        saved: Callable[[Manifest], None] = lambda manifest: None,
     ) -> None:
-        self.folder = folder
-        self.manifest = manifest
-        self.picker = picker
+        self.folder, self.manifest, self.picker, self._saved = folder, manifest, picker, saved
         geometry, how = by_number(manifest.geometry), (compression, manifest.layout, manifest.has_sections)
         self.writer = PartWriter(folder, geometry, picker, source_dtype, *how)
         self.selection = Selection(
@@ -276,6 +275,7 @@ class Store:
         """Brings the disk to what the manifest says; whatever fails, calling it again makes up for it."""
         save(self.folder, self.manifest, self._listing)
         self._listing = None
+        self._saved(self.manifest)
 
 
 def save(folder: Path, manifest: Manifest, listing: Listing | None) -> None:

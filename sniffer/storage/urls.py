@@ -54,7 +54,10 @@ def told(url: str | Path) -> Iterator[None]:
         raise RunError(f"{url} {missing_package(scheme_of(str(url)), error)}") from error
     except Exception as error:
         cause = first_cause(error)
-        if isinstance(error, FileNotFoundError) and isinstance(cause, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, "it is not there", str(url)) from error
-        kind: type[OSError] = PermissionError if isinstance(error, PermissionError) else OSError
-        raise kind(errno.EACCES if kind is PermissionError else errno.EIO, first_line(cause), str(url)) from error
+        # Of these the constructor of OSError makes FileNotFoundError and PermissionError.
+        number = next((n for kind, n in NUMBERS.items() if isinstance(error, kind)), errno.EIO)
+        said = "it is not there" if isinstance(cause, FileNotFoundError) else first_line(cause)
+        raise OSError(number, said, str(url)) from error
+
+
+NUMBERS = {FileNotFoundError: errno.ENOENT, PermissionError: errno.EACCES}

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from sniffer.config.saving import as_chosen, saved_config
 from sniffer.config.schema import Config
-from sniffer.config.trust import Trust
+from sniffer.config.trust import NO_MIRROR, Trust
 from sniffer.engine.model_cache import LastModel
 from sniffer.errors import RunError, SnifferError, first_line
 from sniffer.process.environment import versions
@@ -65,7 +65,8 @@ def go_on(config: Config, folder: Path) -> None:
         SnifferError: as a fresh run.
     """
     remote_code = bool(config.saved["model"].get("trust_remote_code"))
-    trust = Trust(config.trusted_targets, remote_code, config.engine.address)
+    mirror = config.output.mirror or NO_MIRROR
+    trust = Trust(config.trusted_targets, remote_code, config.engine.address, mirror)
     saved = saved_config(folder)
     if found := differences({"config": saved}, {"config": as_chosen(config.saved, saved)}):
         raise RunError(

@@ -13,6 +13,7 @@ from threading import Thread
 
 import fsspec
 import pytest
+from fsspec.registry import _registry as fsspec_registry
 
 from sniffer.dataset.files import TextFiles
 from sniffer.dataset.source import Source
@@ -145,6 +146,7 @@ def test_what_cannot_be_fetched_is_one_line(url: str, place: str, told: str):
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("https", "aiohttp")])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, scheme: str, package: str):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(fsspec_registry, scheme, raising=False)  # where another test has met it
     with pytest.raises(DatasetError, match=rf"needs {package}: pip install 'qk-sniffer\[remote\]'"):
         JsonLines(path=f"{scheme}://bucket/docs.jsonl").check()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from fsspec.registry import _registry as fsspec_registry
 from polars.testing import assert_frame_equal
 
 from sniffer import open_run
@@ -189,5 +190,6 @@ def test_what_cannot_be_opened_is_one_line(both: tuple[Run, Run], url: str, told
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs")])
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, scheme: str, package: str):
     monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(fsspec_registry, scheme, raising=False)  # where another test has met it
     with pytest.raises(RunError, match=rf"needs {package}: pip install 'qk-sniffer\[remote\]'"):
         open_run(f"{scheme}://bucket/run")
