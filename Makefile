@@ -16,7 +16,7 @@ MODELS_TESTS := tests/models tests/notebook
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap query_groups attention \
 	virtual_distance
 
-.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test test test-long lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test remote-test test test-long lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-peers            the same for transformer-lens and nnsight, each in an environment of its own"
 	@echo "make browser-test           the report in a real browser (chromium)"
 	@echo "make install-test           the wheel, in a project with folders named as ours"
+	@echo "make remote-test            runs at URLs: a real S3 server, and the endpoints of the hub, on this machine"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
 	@echo "make quantization-test      weights quantised as they are loaded, with bitsandbytes and torchao"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
@@ -73,6 +74,9 @@ browser-test: $(INSTALLED)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ echo "the browser test needs chromium and chromedriver: apt-get install -y chromium chromium-driver"; exit 1; }
 	$(RUN) -m pytest tests/experiments/browser.py
+
+remote-test: $(INSTALLED)
+	$(RUN) -m pytest tests/remote/servers.py
 
 install-test: $(INSTALLED)
 	$(RUN) -m pytest -n 2 tests/installed.py

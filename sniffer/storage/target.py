@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,7 +176,7 @@ class HubTarget(Target):
 
         place = self._below + path
         made = CommitOperationAdd(place, content if isinstance(content, bytes) else str(content))
-        with told(self._at(path)):
+        with told(self._at(path)), _no_bars():
             # Large files go now, and are there for whoever tries again; the commit then only names them.
             self._api.preupload_lfs_files(
                 self._repo, [made], repo_type="dataset", revision=self._revision, free_memory=False
@@ -200,7 +200,7 @@ class HubTarget(Target):
         ]
         if not operations:
             return
-        with told(self.url):
+        with told(self.url), _no_bars():
             self._api.create_commit(
                 self._repo,
                 operations,
@@ -210,6 +210,20 @@ class HubTarget(Target):
             )
         self._waiting.clear()
         self._gone.clear()
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """The hub's client draws bars, over those of a run."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
 
 
 def target_at(url: str) -> Target:

@@ -1,0 +1,1 @@
+"""Runs at URLs, on real servers of this machine: make remote-test."""
