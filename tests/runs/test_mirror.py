@@ -145,6 +145,7 @@ def test_a_run_is_mirrored_as_it_goes_and_as_it_goes_on(memory: str, runs: Runs,
     assert_frame_equal(rows(folder), rows(folder_at(memory)))
 
 
+@pytest.mark.long
 def test_a_mirror_that_cannot_be_reached_costs_the_run_nothing(
     memory: str, runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
