@@ -95,7 +95,7 @@ lint: $(INSTALLED)
 check: lint test
 
 faults: $(INSTALLED)
-	$(RUN) -m pytest -n 2 tests/faults/faults.py tests/faults/disk.py
+	$(RUN) -m pytest -n 2 tests/faults/faults.py tests/faults/disk.py tests/faults/mirror.py
 
 cluster-test: $(VENV)/.cluster
 	$(RUN) -m pytest --durations=5 tests/cluster/ray_cluster.py tests/cluster/launchers.py

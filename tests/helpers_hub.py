@@ -26,6 +26,7 @@ class Hub:
     commits: list[list[str]] = field(default_factory=list)
     ranges: list[int] = field(default_factory=list)
     token: str = "hf_good"
+    down: bool = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -40,6 +41,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
         files = self.hub.files
+        if self.hub.down:
+            return self.answer({"error": "Service unavailable"}, 503)
         if files is None or not path.removeprefix("/api").startswith("/datasets/some/one"):
             return self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
         if found := re.fullmatch(r"/api/datasets/some/one/tree/main(?:/(.*))?", path):
@@ -62,7 +65,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {self.hub.token}" and "/paths-info/" not in path:
             return self.answer({"error": "Invalid credentials"}, 401)
         if path == "/api/repos/create":
-            self.hub.files, self.hub.private = {}, json.loads(body).get("private")
+            asked = json.loads(body)
+            self.hub.files, self.hub.private = {}, asked.get("private") or asked.get("visibility") == "private"
             return self.answer({"url": f"{self.hub.address}/datasets/some/one"})
         if "/preupload/" in path:
             modes = [
@@ -156,7 +160,7 @@ def hub_here() -> Iterator[Hub]:
             patch.object(constants, "HF_HUB_OFFLINE", False),
             patch.object(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + PLACE),
             patch.object(constants, "HF_HUB_DISABLE_XET", True),
-            patch.dict("os.environ", {"HF_TOKEN": hub.token}),
+            patch.dict("os.environ", {"HF_TOKEN": "hf_good"}),
         ):
             yield hub
         HfFileSystem.clear_instance_cache()

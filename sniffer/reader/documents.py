@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow as pa
 from sniffer.errors import RunError, unbroken
 from sniffer.storage.example_sections import tokens_by_section
 from sniffer.storage.examples import examples_table
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.types import NONE
 
@@ -18,13 +20,18 @@ SHOWN = 12
 
 
 def documents_of(folder: Path, manifest: Manifest) -> pa.Table:
-    """The table of documents; RunError where there is none yet, or it cannot be read."""
+    """The table of documents; RunError where there is none yet, or it cannot be read.
+
+    While a run goes on, or its copy is brought over, it is the file or its twin that fits the manifest.
+    """
     if manifest.examples is None:
         raise RunError(f"{folder} has no examples yet: the run was stopped before its first commit")
     path = folder / manifest.examples.path
     try:
         return examples_table(path, manifest.examples)
     except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):
+            return examples_table(folder / RunFolder.EXAMPLES_TWIN, manifest.examples)
         reason = unbroken(error)
         raise RunError(f"could not read {path}: {reason}; `python -m sniffer.runs verify` tells more") from error
 

@@ -73,19 +73,21 @@ class Mirror:
         self._look(manifest.created)
         _refuse_ahead(self.url, self._theirs, manifest)
         self._target.make()
-        wanted = [*manifest.files(), *manifest.pending]
+        documents = None if manifest.examples is None else self._documents(manifest.examples)
+        wanted = [record for record in (*manifest.files(), *manifest.pending) if record is not manifest.examples]
         wanted += [] if manifest.model_config is None else [manifest.model_config]
         missing = [record for record in wanted if self._there.get(record.path) != record.sha256]
         for number, record in enumerate(missing):
             self.left = sum(record.bytes for record in missing[number:])
-            self._bring_file(record, record.path)
+            self._bring_file(record)
         self.left = 0
         self._bring_beside()
-        # The twins in the order in which they are written on disk: one of the two fits at every moment.
-        for path in RunFolder.MANIFESTS:
-            self._put(path, content, Sums.of(content))
-        if manifest.examples is not None:
-            self._bring_file(manifest.examples, RunFolder.EXAMPLES_TWIN)
+        # In the order in which they are written on disk: one of the twins fits at every moment.
+        twins = (RunFolder.EXAMPLES, *RunFolder.MANIFESTS, RunFolder.EXAMPLES_TWIN)
+        for path in twins:
+            put = documents if path in RunFolder.DOCUMENTS else content
+            if put is not None:
+                self._put(path, put, Sums.of(put))
         named = {record.path for record in wanted}
         stale = [path for path in self._there if path not in named and RunFolder.is_numbered_file(path)]
         self._target.remove(stale)
@@ -115,16 +117,25 @@ class Mirror:
                 self._there[record.path] = record.sha256
         self._theirs, self._content, self._looked = theirs, found, True
 
-    def _bring_file(self, record: FileRecord, path: str) -> None:
-        """A file that a manifest names, under its own name or its twin's; either may be the one that fits."""
-        for name in RunFolder.DOCUMENTS if path in RunFolder.DOCUMENTS else (path,):
-            try:
-                sums = Sums.of(self.folder / name)
-            except FileNotFoundError:
-                continue
-            if sums.sha256 == record.sha256:
-                return self._put(path, self.folder / name, sums)
-        raise Superseded(path)
+    def _bring_file(self, record: FileRecord) -> None:
+        """A file that a manifest names."""
+        path = self.folder / record.path
+        try:
+            sums = Sums.of(path)
+        except FileNotFoundError:
+            raise Superseded(record.path) from None
+        if sums.sha256 != record.sha256:
+            raise Superseded(record.path)
+        self._put(record.path, path, sums)
+
+    def _documents(self, record: FileRecord) -> bytes:
+        """Those that a manifest counts: while a run goes on, the file or its twin has them, and soon neither."""
+        for name in RunFolder.DOCUMENTS:
+            with suppress(FileNotFoundError):
+                content = (self.folder / name).read_bytes()
+                if hashlib.sha256(content).hexdigest() == record.sha256:
+                    return content
+        raise Superseded(record.path)
 
     def _bring_beside(self) -> None:
         for path in BESIDE:

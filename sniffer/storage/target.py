@@ -81,7 +81,7 @@ class Target:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.system = file_system(url)
+        self.system = file_system(url, patient=False)
 
     def make(self) -> None:
         """Makes the place, where that is for us to do; buckets are their owner's."""

@@ -30,12 +30,24 @@ def require_url(url: str, key: str) -> str:
     return f"{scheme_of(url)}://{url.partition('://')[2].strip('/')}"
 
 
-def file_system(url: str) -> Any:
-    """What reads and writes below a URL; made anew in each process, as fsspec needs it."""
+def file_system(url: str, *, patient: bool = True) -> Any:
+    """What reads and writes below a URL; made anew in each process, as fsspec needs it.
+
+    Args:
+        patient: whether it tries again itself, for some minutes; not where the caller does.
+    """
     import fsspec
 
+    options = {} if patient else HASTY.get(scheme_of(url), {})
     with told(url):
-        return fsspec.filesystem(scheme_of(url))
+        system = fsspec.filesystem(scheme_of(url), **options)
+    if options:
+        system.retries = 1
+    return system
+
+
+HASTY: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 2, "mode": "standard"}}}}
+"""Where a server is silent, s3fs and what is below it would each try five times, for some minutes together."""
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from sniffer.models import finder, loaded
 
+from sniffer.storage import following
 from tests.helpers_disk import Disk, failing
 
 finder.install()
@@ -30,13 +31,14 @@ SLOWER = 0.02
 @dataclass(frozen=True)
 class Fault:
     """What happens to a process: killed at its n-th step to the disk, limited in what it may write, or on a disk that
-    fails (helpers_disk.py), with a log of its calls written to `calls` in the end.
+    fails (helpers_disk.py), with a log of its calls written to `calls` in the end. `environment` is added to its own.
     """
 
     kill_at_step: int | None = None
     largest_file: int | None = None
     disk: Disk | None = None
     calls: Path | None = None
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 NO_FAULT = Fault()
@@ -80,7 +82,7 @@ def runs(output: Path, *arguments: str, fault: Fault = NO_FAULT) -> Command:
 
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.driver", "sniffer.capture", "sniffer.runs.verify", "polars"])
+    context.set_forkserver_preload(["tests.faults.driver", "sniffer.capture", "sniffer.runs.verify", "polars", "s3fs"])
     return context
 
 
@@ -90,6 +92,8 @@ def _child(output: str, module: str, arguments: tuple[str, ...], fault: Fault) -
     os.dup2(handle, 2)
     sys.argv = [module, *arguments]
     _slow_down()
+    os.environ.update(fault.environment)
+    following.FIRST_WAIT, following.TRIES = 0.01, 2
     if fault.kill_at_step is not None:
         _kill_at(fault.kill_at_step)
     if fault.largest_file is not None:

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from polars.testing import assert_frame_equal
+from s3fs import S3FileSystem
 
 from sniffer import open_run
+from sniffer.config.trust import Trust
+from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.runs.__main__ import main
+from sniffer.runs.resume import resume
 from sniffer.runs.verify import verify
 from sniffer.storage import target
+from sniffer.storage.following import mirror_of
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.remote import folder_at
 from sniffer.storage.target import Sums, Target
-from tests.helpers_remote import files_at, s3
+from tests.helpers_hub import hub_here
+from tests.helpers_remote import REFUSED, Server, files_at, s3
+from tests.helpers_runs import TEXTS, Runs
 from tests.helpers_storage import make_run
+from tests.tiny_run import save_checkpoint, save_texts
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3() as address:
-        yield address
+def server() -> Iterator[Server]:
+    with s3() as server:
+        yield server
 
 
-def test_a_run_on_a_real_server_is_the_run(server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("runs")
+    save_checkpoint(place / "checkpoint")
+    save_texts(place / "texts.jsonl", TEXTS)
+    return place
+
+
+def test_a_run_on_a_real_server_is_the_run(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder, url = make_run(tmp_path / "run", parts=2).folder, "s3://bucket/runs/one"
     assert main(["mirror", str(folder), f"{url}/"]) == 0
     assert f"{url} has all of {folder}: " in capsys.readouterr().out
@@ -51,7 +68,7 @@ def test_a_run_on_a_real_server_is_the_run(server: str, tmp_path: Path, capsys: 
         assert main(words) == 1 and told in capsys.readouterr().err
 
 
-def test_checksums_are_those_that_stores_tell(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_checksums_are_those_that_stores_tell(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(target, "PIECE", 5 << 20)  # the least that S3 takes
     file = tmp_path / "large"
     file.write_bytes(bytes(range(256)) * (11 << 12))
@@ -67,3 +84,63 @@ def test_checksums_are_those_that_stores_tell(server: str, tmp_path: Path, monke
     assert Sums.of(b"small").agree({"md5Hash": "65zzKacCbBQrxRAR8NwqpQ=="}) is False
     assert Sums.of(b"").agree({"md5Hash": "1B2M2Y8AsgTpgAmY7PhCfg=="})  # of RFC 1321, in base64
     assert Sums.of(b"").agree({"lfs": {"sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}})
+
+
+@pytest.mark.parametrize("wrong", ["refused", "bucket", "gone", "hub", "offline"])
+def test_what_cannot_be_written_to_is_told_before_a_run(
+    server: Server, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+):
+    folder, url = make_run(tmp_path / "run").folder, f"s3://{'none' if wrong == 'bucket' else 'bucket'}/wrong"
+    S3FileSystem.clear_instance_cache()
+    if wrong == "refused":
+        monkeypatch.setattr(server, "trouble", lambda method, path: REFUSED if method == "PUT" else None)
+    elif wrong == "gone":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    elif wrong in ("hub", "offline"):
+        url = "hf://datasets/some/one"
+    with hub_here() as hub:
+        if wrong == "hub":
+            hub.token = "another"
+        elif wrong == "offline":
+            hub.down = True
+        with pytest.raises(
+            RunError, match=rf"^output.mirror={url} cannot be written to \(.+\): check the address"
+        ) as told:
+            mirror_of(folder, url, None)
+    assert "\n" not in str(told.value)
+    S3FileSystem.clear_instance_cache()
+
+
+def test_a_run_that_is_lost_is_copied_back(server: Server, place: Path, tmp_path: Path):
+    runs = Runs(place / "checkpoint", place / "texts.jsonl", tmp_path)
+    folder, url = runs.start("run", "output.checkpoint_every=3", "output.mirror=s3://bucket/lost", stop_after=4), ""
+    url = "s3://bucket/lost"
+    shutil.rmtree(folder)
+    for path, content in files_at(url).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    assert resume(folder, Trust(mirror=url))
+    whole = verify(runs.start("whole"))[0]
+    for there in (folder, folder_at(url)):
+        manifest, problems = verify(there)
+        assert problems == [] and (manifest.status, manifest.digest) == ("complete", whole.digest)
+
+
+def test_a_run_on_the_hub(tmp_path: Path):
+    folder, url = make_run(tmp_path / "run", parts=2, dims={"q": 512}).folder, "hf://datasets/some/one"
+    with hub_here() as hub:
+        assert main(["mirror", str(folder), url]) == 0
+        assert hub.private and len(hub.commits) == 1  # all of it at once
+        assert hub.files is not None and hub.files[RunFolder.MANIFEST] == (folder / RunFolder.MANIFEST).read_bytes()
+        assert main(["mirror", str(folder), url]) == 0 and len(hub.commits) == 1
+        assert verify(folder_at(url))[1] == []
+        here, there = open_run(folder), open_run(url)
+        assert_frame_equal(here.scan().collect(), there.scan().collect())
+        there = open_run(url)
+        hub.ranges.clear()
+        assert isinstance(there, Run)
+        vectors = there.vectors(layer=0, head=1, kind="q")
+        # Of each part the footer, unless it is known by now, and the rows of one head.
+        assert vectors.vectors.nbytes < sum(hub.ranges) < 1.3 * vectors.vectors.nbytes + 2 * (64 << 10)
+        assert main(["mirror", str(folder), f"{url}/below"]) == 0
+        assert verify(folder_at(f"{url}/below"))[1] == []

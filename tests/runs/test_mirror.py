@@ -54,7 +54,7 @@ def test_what_is_there_is_not_sent_again(memory: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Target, "put", put)
     with pytest.raises(OSError, match="the line is cut"):
         Mirror(folder, memory).bring(manifest, content)
-    assert sent == [record.path for record in manifest.files()][:4] and {*sent} == files_at(memory).keys()
+    assert sent == [part.path for part in manifest.parts][:4] and {*sent} == files_at(memory).keys()
     first = sent[:]
     # One of them has not come over whole, and one is of another size.
     fsspec.filesystem("memory").pipe(f"{memory}/{first[1]}", bytes(len(files_at(memory)[first[1]])))
@@ -63,7 +63,7 @@ def test_what_is_there_is_not_sent_again(memory: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(Target, "put", lambda self, content, path: sent.append(path) or honest(self, content, path))
     mirror(folder, memory)
     assert first[1] in sent and first[2] in sent and first[0] not in sent and first[3] not in sent
-    assert sent[-3:] == [RunFolder.MANIFEST, RunFolder.MANIFEST_TWIN, RunFolder.EXAMPLES_TWIN]
+    assert sent[-4:] == [RunFolder.EXAMPLES, *RunFolder.MANIFESTS, RunFolder.EXAMPLES_TWIN]
     assert verify(folder_at(memory))[1] == []
     sent.clear()
     mirror(folder, memory)
