@@ -74,7 +74,10 @@ class OutputConfig:
         if self.compression not in COMPRESSIONS:
             raise ConfigError(f"output.compression={self.compression} is not one of {', '.join(COMPRESSIONS)}")
         if not self.keep_local:
-            raise ConfigError("output.keep_local=false is not possible yet: parts stay in the run's own folder")
+            raise ConfigError(
+                "output.keep_local=false is not supported, since a run is resumed and verified from its own folder: "
+                "when it is complete and `runs verify URL` finds its copy whole, remove the folder and open the URL"
+            )
 
 
 ENGINES = ("local", "ray")

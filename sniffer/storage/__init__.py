@@ -5,4 +5,6 @@ schema, sort, finite, digest, writer            rows as a part: one Parquet file
 manifest, examples, documents                   what counts, and which texts it is from
 store                                           a run being written: rows, then parts, then the manifest
 on_disk, same_run, integrity                    what an earlier session left, and whether it can go on
+urls, remote, parquet                           a folder at a URL, read as one of this machine is
+target, mirror, following                       a run's copy there, and a thread that keeps it up to date
 """

@@ -108,6 +108,7 @@ class Following:
         self._done_with: Manifest | None = None
         """The last one that is there, or that there is no use in trying again."""
         self._why: str | None = None
+        self._warned = False
         self._failed = 0
         self._tries: int | None = None
         self._wake = threading.Condition()
@@ -130,7 +131,8 @@ class Following:
         while self._thread.is_alive():
             self._thread.join(LOOK_EVERY)
         if self._newest is self._there:
-            log.info("%s has all of it", self._mirror.url)
+            if self._newest is not None:
+                log.info("%s has all of it", self._mirror.url)
             return
         why = f" ({self._why})" if self._why else ""
         command = catch_up(self._mirror.folder, self._mirror.url)
@@ -144,18 +146,19 @@ class Following:
             sent = self._mirror.files
             try:
                 self._mirror.bring(manifest, manifest.content())
-            except Superseded as path:
-                self._failed_at(manifest, f"{path} is missing or damaged")
+            except Superseded as path:  # by a manifest that is about to be saved, or else by damage: the end will tell
+                self._why, self._done_with, self._failed = f"{path} is missing or damaged", manifest, 0
             except SnifferError as error:
-                self._failed_at(manifest, str(error))
+                self._warn(str(error))
+                self._done_with, self._failed = manifest, 0
             except Exception as error:  # whatever becomes of the copy, the run goes on
                 self._failed = 1 if self._mirror.files > sent else self._failed + 1
-                self._failed_at(None, reason(error) if isinstance(error, OSError) else first_line(error))
+                self._warn(reason(error) if isinstance(error, OSError) else first_line(error))
             else:
-                if self._why is not None:
+                if self._warned:
                     log.info("%s can be written to again", self._mirror.url)
                 self._there = self._done_with = manifest
-                self._why, self._failed = None, 0
+                self._why, self._failed, self._warned = None, 0, False
 
     def _next(self) -> Manifest | None:
         """What is to be brought over now, once there is something; None where the run has ended and there is not."""
@@ -168,9 +171,8 @@ class Following:
                 self._wake.wait(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failed - 1)))
             return None if self._newest is self._done_with else self._newest
 
-    def _failed_at(self, useless: Manifest | None, why: str) -> None:
-        if self._why is None:
+    def _warn(self, why: str) -> None:
+        """Says once that the copy is not what it should be, until it is."""
+        if not self._warned:
             log.warning("%s cannot be written to (%s): the run goes on without", self._mirror.url, why)
-        self._why = why
-        if useless is not None:
-            self._done_with, self._failed = useless, 0
+        self._why, self._warned = why, True

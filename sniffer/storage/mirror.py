@@ -7,6 +7,7 @@ sent again, so whatever was cut off goes on where it was. The log, and what anal
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shlex
@@ -77,10 +78,10 @@ class Mirror:
         wanted = [record for record in (*manifest.files(), *manifest.pending) if record is not manifest.examples]
         wanted += [] if manifest.model_config is None else [manifest.model_config]
         missing = [record for record in wanted if self._there.get(record.path) != record.sha256]
-        for number, record in enumerate(missing):
-            self.left = sum(record.bytes for record in missing[number:])
+        self.left = sum(record.bytes for record in missing)
+        for record in missing:
             self._bring_file(record)
-        self.left = 0
+            self.left -= record.bytes
         self._bring_beside()
         # In the order in which they are written on disk: one of the twins fits at every moment.
         twins = (RunFolder.EXAMPLES, *RunFolder.MANIFESTS, RunFolder.EXAMPLES_TWIN)
@@ -152,7 +153,7 @@ class Mirror:
             self._there.pop(path, None)
             self._target.put(content, path)
             if not self._target.holds(path, sums):
-                raise OSError(0, f"{path} has arrived as something else", self.url)
+                raise OSError(errno.EIO, f"{path} has arrived as something else", self.url)
             self.files += 1
             self.bytes += sums.n_bytes
         self._there[path] = sums.sha256

@@ -101,11 +101,14 @@ class RemotePath(PosixPath):
             RunError: it cannot be listed, or has no file.
         """
         try:
-            _LISTED[str(self)] = files = listing(str(self))
+            files = listing(str(self))
         except OSError as error:
             raise RunError(f"{self} cannot be listed: {error.strerror}; check the address and your access") from error
         if not files:
             raise RunError(f"{self} has no file: check the address and your access")
+        for older in [url for url in _LISTED if url.startswith(f"{self}/")]:
+            del _LISTED[older]
+        _LISTED[str(self)] = files
         return self
 
     def __str__(self) -> str:

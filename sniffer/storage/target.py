@@ -8,6 +8,7 @@ put there waits for the next one, which brings all of it at once.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -208,6 +209,10 @@ class HubTarget(Target):
                 revision=self._revision,
                 commit_message="Vectors captured with qk-sniffer",
             )
+        sizes = self.sizes()
+        for path, made in self._waiting.items():
+            if sizes.get(path) != made.upload_info.size:
+                raise OSError(errno.EIO, f"{path} has arrived as something else", self.url)
         self._waiting.clear()
         self._gone.clear()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,9 @@ def file_system(url: str, *, patient: bool = True) -> Any:
     """
     import fsspec
 
+    for name in CHATTY:
+        if (logger := logging.getLogger(name)).level == logging.NOTSET:
+            logger.setLevel(logging.WARNING)
     options = {} if patient else HASTY.get(scheme_of(url), {})
     with told(url):
         system = fsspec.filesystem(scheme_of(url), **options)
@@ -45,6 +49,9 @@ def file_system(url: str, *, patient: bool = True) -> Any:
         system.retries = 1
     return system
 
+
+CHATTY = ("aiobotocore", "botocore")
+"""They say with each session where credentials are from."""
 
 HASTY: dict[str, dict[str, Any]] = {"s3": {"config_kwargs": {"retries": {"total_max_attempts": 2, "mode": "standard"}}}}
 """Where a server is silent, s3fs and what is below it would each try five times, for some minutes together."""
