@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,8 @@ def s3() -> Iterator[Server]:
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     S3FileSystem.clear_instance_cache()
     with patch.dict(os.environ, server.environment):
-        fsspec.filesystem("s3").mkdir("bucket")
+        with suppress(FileExistsError):  # an earlier server of this process had the same buckets
+            fsspec.filesystem("s3").mkdir("bucket")
         yield server
     S3FileSystem.clear_instance_cache()
     listening.shutdown()
