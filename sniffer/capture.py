@@ -138,6 +138,10 @@ def engine_for(config: Config, load: Load) -> Engine:
     """What runs the model; `load` is how this process would come by it."""
     if config.engine.name == "local":
         return LocalEngine(load)
+    if config.engine.name == "vllm":
+        from sniffer.engine.vllm.engine import VllmEngine
+
+        return VllmEngine(config)
     from sniffer.engine.ray import RayEngine
 
     return RayEngine(config.engine)

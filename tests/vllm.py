@@ -1,0 +1,164 @@
+"""engine=vllm captures what engine=local does: the same rows of the same positions, and vectors up to rounding.
+
+In an environment of its own (`make vllm-test`), in which vLLM is installed. The witness is engine=local.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from sniffer import open_run
+from sniffer.runs.compare import compare
+from tests.tiny_run import save_checkpoint
+
+EMBEDDED = ("model=checkpoint", "model.checkpoint=embedded:SmolLM2-135M-Instruct")
+SMALL = ("dataset.max_examples=4", "dataset.max_tokens=300", "sampler.base_rate=4", "capture.layers=[0,13,29]")
+ROWS = ("layer", "head", "example_id", "position", "bucket", "token_id")
+CLOSE = 1e-4
+
+
+def command(folder: Path, *words: str, engine: str = "vllm") -> list[str]:
+    common = ("model.dtype=float32", "model.device=cpu", f"engine={engine}", f"hydra.run.dir={folder}")
+    return [sys.executable, "-m", "sniffer", *common, *words]
+
+
+def captured(folder: Path, *words: str, engine: str = "vllm") -> Path:
+    done = subprocess.run(command(folder, *words, engine=engine), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def require_equal(local: Path, vllm: Path) -> pl.DataFrame:
+    """Rows are the same, vectors up to rounding, documents with their tokens the same."""
+    one, other = open_run(local), open_run(vllm)
+    assert one.examples().equals(other.examples())
+    assert one.all_captured == other.all_captured
+    for kind in one.kinds:
+        tables = [run.scan(kind=kind).select(*ROWS).sort(*ROWS).collect() for run in (one, other)]
+        assert len(tables[0]) and tables[0].equals(tables[1])
+    found = compare(one, other)
+    assert found["largest"].max() < CLOSE
+    assert not found.select("other_token", "only_first", "only_second").sum().sum_horizontal().item()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> Path:
+    return captured(folder / "local", *EMBEDDED, *SMALL, "capture.kinds=[q,k,v]", engine="local")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts"), [(64, 1), (64, 8), (256, 3), (None, None)], ids=["64-1", "64-8", "256-3", "as vLLM has it"]
+)
+def test_rows_are_those_of_the_local_engine(local: Path, tmp_path: Path, tokens: int | None, texts: int | None):
+    how = [f"engine.max_num_batched_tokens={tokens}", f"engine.max_num_seqs={texts}"] if tokens else []
+    require_equal(local, captured(tmp_path / "vllm", *EMBEDDED, *SMALL, "capture.kinds=[q,k,v]", *how))
+
+
+GENERATE = ("generate=greedy", "generate.max_new_tokens=32", "generate.eos=none")
+
+
+@pytest.mark.parametrize("live", ["true", "false"])
+def test_what_is_generated_is_that_of_the_local_engine(folder: Path, tmp_path: Path, live: str):
+    words = (*EMBEDDED, *SMALL, *GENERATE, f"generate.live={live}")
+    local = captured(tmp_path / "local", *words, engine="local")
+    vllm = captured(tmp_path / "vllm", *words, "engine.max_num_batched_tokens=256", "engine.max_num_seqs=3")
+    require_equal(local, vllm)
+    assert open_run(vllm).examples()["n_generated"].to_list() == [32] * 4
+
+
+def test_texts_end_where_they_do_in_the_local_engine(tmp_path: Path):
+    words = (*EMBEDDED, *SMALL, "generate=greedy", "generate.max_new_tokens=24", "generate.stop=[' the']")
+    local = captured(tmp_path / "local", *words, engine="local")
+    vllm = captured(tmp_path / "vllm", *words)
+    require_equal(local, vllm)
+    assert "stop" in open_run(vllm).examples()["ended"].to_list()
+
+
+def test_too_little_room_for_keys_computes_again_and_keeps_each_row_once(local: Path, tmp_path: Path):
+    """Four texts of 300 tokens that go on for 32 need more blocks than there are, so that some are put back."""
+    words = (*EMBEDDED, *SMALL, *GENERATE)
+    wanted = captured(tmp_path / "local", *words, engine="local")
+    # 23,040 bytes a token in float32, in 30 layers of 3 heads: room for about 700 tokens.
+    tight = (
+        "engine.kv_cache=34MB",
+        "engine.max_num_seqs=4",
+        "engine.max_num_batched_tokens=512",
+        "batch.max_tokens=4096",
+    )
+    require_equal(wanted, captured(tmp_path / "vllm", *words, *tight))
+
+
+def test_killed_and_resumed(local: Path, tmp_path: Path):
+    run = tmp_path / "vllm"
+    words = (*EMBEDDED, *SMALL, "capture.kinds=[q,k,v]", "output.checkpoint_every=1", "batch.max_tokens=300")
+    process = subprocess.Popen(command(run, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        manifest = run / "manifest.json"
+        if manifest.is_file() and (json.loads(manifest.read_text()).get("parts")):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    assert process.wait() == -signal.SIGKILL
+    assert json.loads((run / "manifest.json").read_text())["status"] == "running"
+    resume = [sys.executable, "-m", "sniffer.runs", "resume", str(run)]
+    done = subprocess.run(resume, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    require_equal(local, run)
+
+
+def test_heads_and_a_checkpoint_of_another_shape(tmp_path: Path):
+    made = save_checkpoint(
+        tmp_path / "model", num_attention_heads=8, num_key_value_heads=2, head_dim=32, hidden_size=64
+    )
+    words = ("model=checkpoint", f"model.checkpoint={made}", "dataset.max_examples=3", "dataset.max_tokens=200")
+    words = (*words, "capture.heads=[1,5,6]", "sampler.base_rate=4")
+    runs = (captured(tmp_path / name, *words, engine=name) for name in ("local", "vllm"))
+    require_equal(*runs)
+
+
+def test_another_model_is_refused(tmp_path: Path):
+    """A witness that is off: what transformers shows is altered, as a wrong order of heads would."""
+    script = (
+        "import sniffer.engine.vllm.prove as p, sys\n"
+        "import sniffer.engine.vllm.engine as e\n"
+        "real = e.shown_by\n"
+        "def wrong(backbone):\n"
+        "    shown = real(backbone)\n"
+        "    rows = shown.vectors[13, 'k']\n"
+        "    shown.vectors[13, 'k'] = rows.view(len(rows), 3, -1).flip(1).flatten(1)\n"
+        "    return shown\n"
+        "e.shown_by = wrong\n"
+        "from sniffer.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    words = command(tmp_path / "run", *EMBEDDED, *SMALL)[3:]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "k of layer 13, head" in done.stderr and "engine=local" in done.stderr
+
+
+def test_two_ranks(tmp_path: Path):
+    made = save_checkpoint(
+        tmp_path / "model", num_attention_heads=8, num_key_value_heads=4, head_dim=32, hidden_size=64
+    )
+    words = ("model=checkpoint", f"model.checkpoint={made}", "dataset.max_examples=3", "dataset.max_tokens=200")
+    words = (*words, "capture.heads=[1,2,6]", "sampler.base_rate=4")
+    local = captured(tmp_path / "local", *words, engine="local")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    require_equal(local, captured(tmp_path / "vllm", *words, "engine.tensor_parallel=2"))
