@@ -38,19 +38,20 @@ SUITES = {
     "long_context": "up to 128k tokens",
     "compiled": "model.compile=true",
     "gpu": "a GPU kept busy, where there is one",
+    "vllm": "engine=vllm beside vLLM alone, in an environment with vLLM",
     "peers": "other tools, each in an environment of its own",
 }
 WHOLE_RUNS = ("committing", "growth", "long_context")
 """Their repeats are several whole runs, and far less noisy than a forward: a third of the repeats is enough."""
 
-ON_REQUEST = ("peers",)
+ON_REQUEST = ("peers", "vllm")
 RESULTS = Path("outputs") / "benchmarks.json"
 
 
 def main() -> int:
     names = ", ".join(SUITES)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {names}; without names all but peers")
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {names}; without names all but peers and vllm")
     parser.add_argument("--repeats", type=int, default=7, help="medians are of so many")
     arguments = parser.parse_args()
     if set(arguments.suites) - set(SUITES) or arguments.repeats < 1:

@@ -118,10 +118,10 @@ class VllmModel:
         goes_on: Goes = lambda text, token: True,
         only: int | None = None,
     ) -> None:
-        """Texts as token ids through the model, together; to be followed by `take`.
+        """Texts as token ids through the model, together, to be followed by `take`.
 
         Args:
-            heads: of each (layer, kind) that is to be kept.
+            heads: of each (layer, kind) that is to be kept; with none, nothing is watched, and there is none to take.
             places: by (layer, draw), what may be kept of it.
             new_tokens: that go through the model after each text, at most; the one after that is left.
             goes_on: whether a text does, asked with each token that comes after it, in order.
@@ -142,8 +142,8 @@ class VllmModel:
             names[name] = number
             known = self._engine.add_request(name, {"prompt_token_ids": text.tolist()}, params.clone())
             requests[known or name] = number
-        totals = {layer.layer: (layer.heads["q"], layer.heads["k"]) for layer in self.geometry}
-        self._engine.collective_rpc("sniffer_begin", args=(requests, dict(places), dict(heads), totals))
+        if heads:
+            self._begin(requests, heads, places)
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
@@ -155,6 +155,12 @@ class VllmModel:
         except BaseException:
             self._engine.abort_request(list(names))
             raise
+
+    def _begin(
+        self, requests: Mapping[str, int], heads: Mapping[Pair, Sequence[int]], places: Mapping[Pair, Places]
+    ) -> None:
+        totals = {layer.layer: (layer.heads["q"], layer.heads["k"]) for layer in self.geometry}
+        self._engine.collective_rpc("sniffer_begin", args=(requests, dict(places), dict(heads), totals))
 
     def take(self, wanted: Mapping[Pair, Places], lengths: Sequence[int]) -> dict[Pair, Tensor]:
         """The rows at these places of each (layer, kind) of the last run, heads side by side.

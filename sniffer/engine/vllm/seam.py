@@ -1,7 +1,8 @@
 """The seam, in each of vLLM's workers: `Attention.forward`, whose arguments are q, k and v after norms and RoPE.
 
 vLLM mixes `Seam` into its worker class (worker_extension_cls) and calls it by name, on every rank of a model that is
-spread over several. The layers of this one model are watched, and nothing else of vLLM is touched. Which request and
+spread over several. The layers of this one model are watched while a
+batch is run, and nothing else of vLLM is touched. Which request and
 position each token is, comes from the runner's own batch, and is looked up once a step, in the first layer.
 
 Of a rank's heads those are kept that are wanted, numbered as in the whole model: with so many ranks, rank r has the
@@ -47,11 +48,12 @@ class Seam:
 
     model_runner: Any
     _sniffer_watched: dict[int, Watched]
+    _sniffer_modules: dict[int, Any]
     _sniffer_steps: Steps | None
     _sniffer_kept: Mapping[Pair, Tensor | None]
 
     def sniffer_watch(self) -> tuple[list[Watched], str, str]:
-        """Begins to watch the attention layers; they, the device and the dtype.
+        """The attention layers that can be watched, the device and the dtype.
 
         Raises:
             UnsupportedModelError: a layer attends otherwise than through Attention.forward.
@@ -59,9 +61,7 @@ class Seam:
         from vllm.model_executor.layers.attention.attention import Attention
         from vllm.model_executor.models.utils import extract_layer_index
 
-        self._sniffer_watched, self._sniffer_steps, self._sniffer_kept = {}, None, {}
-        self._sniffer_context: Any = None
-        self._sniffer_seconds = 0.0
+        self._sniffer_watched, self._sniffer_modules, self._sniffer_steps = {}, {}, None
         for name, module in self.model_runner.compilation_config.static_forward_context.items():
             if type(module) is not Attention:
                 raise UnsupportedModelError(
@@ -87,7 +87,7 @@ class Seam:
                 None if window is None else int(window),
                 str(module.attn_backend.get_name()),
             )
-            module.forward = partial(self._sniffer_forward, layer, module.forward)
+            self._sniffer_modules[layer] = module
         dtype = str(self.model_runner.model_config.dtype).removeprefix("torch.")
         return sorted(self._sniffer_watched.values(), key=lambda one: one.layer), self.model_runner.device.type, dtype
 
@@ -106,8 +106,11 @@ class Seam:
         """
         self._sniffer_steps = Steps(requests, places)
         self._sniffer_kept = {pair: self._sniffer_own(pair, wanted, totals[pair[0]]) for pair, wanted in heads.items()}
-        self._sniffer_context = None
+        self._sniffer_context: Any = None
         self._sniffer_seconds = 0.0
+        self._sniffer_rest()
+        for layer, module in self._sniffer_modules.items():
+            module.forward = partial(self._sniffer_forward, layer, module.forward)
 
     def sniffer_take(self, wanted: Mapping[Pair, Places], host: bool) -> tuple[dict[Pair, Tensor], np.ndarray, float]:
         """The rows of a batch that is over, heads side by side; tokens computed of each document; seconds it took.
@@ -121,8 +124,14 @@ class Seam:
         found = steps.taken(pairs, wanted)
         if host:
             found = {pair: rows.cpu() for pair, rows in found.items()}
+        self._sniffer_rest()
         self._sniffer_steps = None
         return found, steps.reached, self._sniffer_seconds + time.perf_counter() - started
+
+    def _sniffer_rest(self) -> None:
+        """The layers are as vLLM has them."""
+        for module in self._sniffer_modules.values():
+            vars(module).pop("forward", None)
 
     def _sniffer_own(self, pair: Pair, wanted: Sequence[int], totals: tuple[int, int]) -> Tensor | None:
         """Those of this rank's heads that are wanted and that no rank before it has; None for all of them."""
