@@ -88,18 +88,15 @@ def test_texts_end_where_they_do_in_the_local_engine(tmp_path: Path):
     assert "stop" in open_run(vllm).examples()["end"].to_list()
 
 
-def test_too_little_room_for_keys_computes_again_and_keeps_each_row_once(local: Path, tmp_path: Path):
-    """Four texts of 300 tokens that go on for 32 need more blocks than there are, so that some are put back."""
-    words = (*EMBEDDED, *SMALL, *GENERATE)
+def test_too_little_room_for_keys_computes_again_and_keeps_each_row_once(tmp_path: Path):
+    """Texts of 370 tokens have three blocks of 128 each, and want a fourth as they are gone on with: six are there."""
+    words = (*EMBEDDED, *SMALL, *GENERATE, "dataset.max_tokens=370", "capture.kinds=[q,k,v]")
     wanted = captured(tmp_path / "local", *words, engine="local")
-    # 23,040 bytes a token in float32, in 30 layers of 3 heads: room for about 700 tokens.
-    tight = (
-        "engine.kv_cache=34MB",
-        "engine.max_num_seqs=4",
-        "engine.max_num_batched_tokens=512",
-        "batch.max_tokens=4096",
-    )
-    require_equal(wanted, captured(tmp_path / "vllm", *words, *tight))
+    # A block is 30 layers of 3 heads of k and v, 64 numbers each in float32; one more is vLLM's own.
+    tight = (f"engine.kv_cache={7 * 128 * 30 * 3 * 2 * 64 * 4}B", "engine.max_num_seqs=4", "batch.max_tokens=4096")
+    run = captured(tmp_path / "vllm", *words, *tight)
+    require_equal(wanted, run)
+    assert "again for want of room" in (run / "sniffer.log").read_text(encoding="utf-8")
 
 
 def test_killed_and_resumed(local: Path, tmp_path: Path):

@@ -157,4 +157,7 @@ class VllmWorker(Worker):
 
     def close(self) -> None:
         if self.model is not None:
+            if self.model.again:
+                many = f"{self.model.again:,} tokens"
+                log.info("vLLM has computed %s again for want of room: engine.kv_cache=... gives it more", many)
             self.model.close()

@@ -49,6 +49,7 @@ class VllmModel:
 
     Attributes:
         seconds: that the seam took of the texts run last, in the slowest process.
+        again: tokens that vLLM has computed more than once, so far.
     """
 
     pre_missing = "engine=vllm has q and k after RoPE alone"
@@ -81,7 +82,9 @@ class VllmModel:
         )
         self._config, self._described = facts.model_config, facts.backbone
         self.ranks = engine.tensor_parallel or 1
-        self.seconds, self._numbers = 0.0, 0
+        self.seconds, self.again, self._numbers = 0.0, 0, 0
+        if self.ranks > 1 and facts.device.type == "cpu":
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each wants a memory node of its own
         wanted = _arguments(checkpoint, engine, facts, longest)
         try:
             self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**wanted))
@@ -172,15 +175,16 @@ class VllmModel:
             CaptureError: some were not.
         """
         answers = self._engine.collective_rpc("sniffer_take", args=(dict(wanted), self.ranks > 1))
-        self.seconds = max(seconds for _, _, seconds in answers)
-        for _, reached, _ in answers:
+        self.seconds = max(seconds for _, _, seconds, _ in answers)
+        self.again += answers[0][3]
+        for _, reached, _, _ in answers:
             if (short := reached < np.asarray(lengths)).any():
                 text = int(np.argmax(short))
                 raise CaptureError(
                     f"vLLM has computed {reached[text]} of {lengths[text]} tokens of a text: please report this"
                 )
-        pairs = dict.fromkeys(pair for rows, _, _ in answers for pair in rows)
-        return {pair: _beside([rows[pair] for rows, _, _ in answers if pair in rows]) for pair in pairs}
+        pairs = dict.fromkeys(pair for rows, *_ in answers for pair in rows)
+        return {pair: _beside([rows[pair] for rows, *_ in answers if pair in rows]) for pair in pairs}
 
     def close(self) -> None:
         """Lets go of vLLM, its processes and its memory."""

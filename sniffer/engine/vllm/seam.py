@@ -112,8 +112,11 @@ class Seam:
         for layer, module in self._sniffer_modules.items():
             module.forward = partial(self._sniffer_forward, layer, module.forward)
 
-    def sniffer_take(self, wanted: Mapping[Pair, Places], host: bool) -> tuple[dict[Pair, Tensor], np.ndarray, float]:
-        """The rows of a batch that is over, heads side by side; tokens computed of each document; seconds it took.
+    def sniffer_take(
+        self, wanted: Mapping[Pair, Places], host: bool
+    ) -> tuple[dict[Pair, Tensor], np.ndarray, float, int]:
+        """The rows of a batch that is over, heads side by side; tokens computed of each document; seconds it took;
+        tokens computed again.
 
         Args:
             host: whether they have to leave the device, as they do for another process.
@@ -126,7 +129,7 @@ class Seam:
             found = {pair: rows.cpu() for pair, rows in found.items()}
         self._sniffer_rest()
         self._sniffer_steps = None
-        return found, steps.reached, self._sniffer_seconds + time.perf_counter() - started
+        return found, steps.reached, self._sniffer_seconds + time.perf_counter() - started, steps.again
 
     def _sniffer_rest(self) -> None:
         """The layers are as vLLM has them."""

@@ -39,6 +39,8 @@ class Steps:
     def __init__(self, rows: Mapping[str, int], places: Mapping[Pair, Places]) -> None:
         self.reached = np.zeros(max(rows.values(), default=-1) + 1, dtype=np.int64)
         """Tokens of each document that have been computed."""
+        self.again = 0
+        """Tokens that have been computed more than once."""
         self._rows = rows
         self._places = dict(places)
         # One array for all draws, so that a step is one search: draws one after the other, each ascending.
@@ -72,6 +74,7 @@ class Steps:
                 f"vLLM goes on at position {starts[place]} of a document of which it has computed {reached[place]} "
                 "tokens here: the others would be missing; please report this"
             )
+        self.again += int((np.minimum(reached, ends) - starts).sum())
         self.reached[rows] = np.maximum(reached, ends)
         first = np.maximum(starts, reached)
         texts = self._spans[:, None] + rows
