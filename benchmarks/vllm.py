@@ -24,7 +24,7 @@ from sniffer.forward.observer import draw
 from sniffer.forward.selection import CaptureConfig, select
 from sniffer.sampler import Picker
 
-LENGTHS, PROMPTS, NEW = (2048, 512, 512, 512, 512), (96, 90, 84, 80, 76, 72, 68, 64), 32
+LENGTHS, PROMPTS, NEW = (512, 512, 384, 384), (96, 90, 84, 80, 76, 72, 68, 64), 32
 LIMITS = {LOG.name: 1 / 0.95}
 
 

@@ -87,7 +87,9 @@ class VllmModel:
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each wants a memory node of its own
         wanted = _arguments(checkpoint, engine, facts, longest)
         try:
-            self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**wanted))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**wanted))
         except Exception as error:  # of vLLM: any
             raise CaptureError(f"vLLM cannot load {wanted['model']}: {first_line(error)}") from error
         try:
