@@ -19,6 +19,7 @@ from sniffer.errors import ConfigError, RunError
 from sniffer.sampler import LogUniform
 from sniffer.storage.integrity import foreign
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.remote import RemotePath
 from tests.experiments.planted import HEADS, noise, planted_run
 
 OF_Q_AND_K = ("attention_plasticity", "key_rank", "position_geometry", "quantisation", "query_key_gap")
@@ -251,6 +252,15 @@ def test_only_a_command_chooses_the_threads_of_linear_algebra(called: str, threa
     plain = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
     told = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == threads
+
+
+def test_results_of_a_run_at_a_url_are_written_to_this_machine(tmp_path: Path):
+    run = RemotePath("memory://bucket/run")
+    with pytest.raises(
+        ConfigError, match="memory://bucket/run is a URL, .*: give a folder of this machine with out=FOL"
+    ):
+        entry.destination(None, run, "key_rank")
+    assert entry.destination(str(tmp_path / "out"), run, "key_rank") == tmp_path / "out"
 
 
 def test_analyses_need_no_torch():
