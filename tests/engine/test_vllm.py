@@ -59,7 +59,7 @@ def texts(lengths: dict[str, int]) -> dict[str, np.ndarray]:
     return {name: 1000.0 * row + np.arange(n) for row, (name, n) in enumerate(lengths.items())}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.dictionaries(st.text("abc", min_size=1), st.integers(1, 12), min_size=1))
 def test_picked_tokens_are_kept_once_however_vllm_schedules(random: Random, lengths: dict[str, int]):
     """Steps of random pieces, in random order, with requests that are put back to their first token."""

@@ -79,10 +79,11 @@ class VllmWorker(Worker):
                 "this model turns positions by other angles in texts of another length, and vLLM by the same in all: "
                 "choose engine=local"
             )
-        shown = shown_by(self.backbone)
+        longest = longest_document(self._config, self.checkpoint.limits())
+        shown = shown_by(self.backbone, longest)
         self.backbone = None
         let_go()
-        longest = longest_document(self._config, self.checkpoint.limits())
+        longest = None if longest is None else max(longest, shown.batch.seq_len)
         self.model = self.backbone = VllmModel(self.checkpoint, self._config.engine, facts, longest)
         apart = prove(self.model, shown)
         log.info("vLLM's q, k and v are those of transformers in a probe, up to %.1e of their lengths", apart)

@@ -36,6 +36,7 @@ SETTINGS = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # one more than the longest text, for a token that is never run
     "VLLM_NO_USAGE_STATS": "1",  # it would report its use to its makers
     "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # whose batches are laid out otherwise
 }
 LEAST_CACHE = 1 << 30
 """Bytes of keys and values on a processor, where vLLM would take most of the memory that there is."""
@@ -252,4 +253,9 @@ def _check_layers(geometry: Sequence[LayerGeometry], watched: Sequence[Watched],
             raise UnsupportedModelError(
                 f"layer {number} has query heads, key heads and dimensions {theirs} in vLLM, and {ours} in "
                 "transformers: choose engine=local"
+            )
+        if one.window != layer.sliding_window:
+            raise UnsupportedModelError(
+                f"layer {number} looks back over {one.window or 'all'} positions in vLLM, and over "
+                f"{layer.sliding_window or 'all'} in transformers: choose engine=local"
             )

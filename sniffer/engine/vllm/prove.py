@@ -25,7 +25,9 @@ from sniffer.forward.transfer import BlockingTransfer
 from sniffer.types import Backbone, Document, Picks, TokenBatch, by_number
 
 LENGTHS, NEW = (19, 7), 4
-"""Of the texts, and the tokens that come after each."""
+"""Of the texts, and the tokens that come after each. The first is longer where layers look back over a window."""
+LONGEST = 4096
+"""Of windows at least as long it is not shown that they are the same; vLLM must name the same number."""
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2}
 OTHERWISE = 1e-1
 """How far a head may be off, over its length: kernels round otherwise, and layers add it up."""
@@ -45,9 +47,16 @@ class Shown:
 
 
 @torch.inference_mode()
-def shown_by(backbone: Backbone) -> Shown:
-    """The vectors of all positions of the texts."""
-    batch = TokenBatch(tuple(_texts(backbone.vocabulary)), 0)
+def shown_by(backbone: Backbone, longest: int | None) -> Shown:
+    """The vectors of all positions of the texts.
+
+    Args:
+        longest: tokens of the longest text to come; None where that is not known.
+    """
+    most = min(LONGEST, longest or LONGEST)
+    windows = {layer.sliding_window for layer in backbone.geometry}
+    long = max(LENGTHS[0], *(window + LENGTHS[0] for window in windows if window is not None and window < most), 0)
+    batch = TokenBatch(tuple(_texts(backbone.vocabulary, (long, LENGTHS[1]))), 0)
     heads = {(layer.layer, kind): tuple(range(layer.heads[kind])) for layer in backbone.geometry for kind in KINDS}
     dims = {(layer.layer, kind): layer.dims[kind] for layer in backbone.geometry for kind in KINDS}
     every = _every(batch)
@@ -88,11 +97,11 @@ def prove(model: VllmModel, shown: Shown) -> float:
     return worst
 
 
-def _texts(vocabulary: int) -> list[Document]:
+def _texts(vocabulary: int, lengths: tuple[int, int]) -> list[Document]:
     """Different tokens, away from the special ones that most vocabularies begin with; then one again and again."""
     first = min(16, vocabulary // 2)
-    ids = (np.arange(sum(LENGTHS)) * 7 % max(1, vocabulary - first) + first).astype(np.int32)
-    pieces = np.split(ids, [LENGTHS[0]])
+    ids = (np.arange(sum(lengths)) * 7 % max(1, vocabulary - first) + first).astype(np.int32)
+    pieces = np.split(ids, [lengths[0]])
     last = np.full(NEW, ids[0], dtype=np.int32)
     return [
         Document(number, f"probe {number}", np.concatenate([piece, last]), False) for number, piece in enumerate(pieces)

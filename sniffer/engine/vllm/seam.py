@@ -1,9 +1,9 @@
 """The seam, in each of vLLM's workers: `Attention.forward`, whose arguments are q, k and v after norms and RoPE.
 
 vLLM mixes `Seam` into its worker class (worker_extension_cls) and calls it by name, on every rank of a model that is
-spread over several. The layers of this one model are watched while a
-batch is run, and nothing else of vLLM is touched. Which request and
-position each token is, comes from the runner's own batch, and is looked up once a step, in the first layer.
+spread over several. The layers of this one model are watched while a batch is run, and nothing else of vLLM is touched.
+Which request and position each token is, comes from the runner's own batch, and is looked up once a step, in the first
+layer.
 
 Of a rank's heads those are kept that are wanted, numbered as in the whole model: with so many ranks, rank r has the
 query heads from r * heads / ranks on, and likewise key heads; where there are fewer key heads than ranks, several ranks
@@ -59,10 +59,13 @@ class Seam:
             UnsupportedModelError: a layer attends otherwise than through Attention.forward.
         """
         from vllm.model_executor.layers.attention.attention import Attention
+        from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
         from vllm.model_executor.models.utils import extract_layer_index
 
         self._sniffer_watched, self._sniffer_modules, self._sniffer_steps = {}, {}, None
         for name, module in self.model_runner.compilation_config.static_forward_context.items():
+            if not isinstance(module, AttentionLayerBase):
+                continue  # such as a layer of experts, which has a context of its own too
             if type(module) is not Attention:
                 raise UnsupportedModelError(
                     f"{name} of vLLM's model is a {type(module).__name__}, which hands over no q and k that could be "
