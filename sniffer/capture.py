@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sniffer.config.choosing import with_batch_tokens
 from sniffer.config.saving import save_plain
@@ -114,13 +113,17 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
             except BaseException:
                 feed.close()
                 raise
-        how: dict[str, Any] = {
-            "compression": plan.compression,
-            "on_disk": earlier.on_disk,
-            "tokens": config.output.tokens,
-        }
         with following(mirror) as saved:
-            store = Store(folder, manifest, plan.picker, plan.dtype, **how, saved=saved)
+            store = Store(
+                folder,
+                manifest,
+                plan.picker,
+                plan.dtype,
+                compression=plan.compression,
+                on_disk=earlier.on_disk,
+                tokens=config.output.tokens,
+                saved=saved,
+            )
             try:
                 capture_and_write(engine.crew, plan, feed, store, clock, stop)
             except (Exception, KeyboardInterrupt):

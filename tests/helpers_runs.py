@@ -21,11 +21,18 @@ from sniffer.reader.sweep import open_run
 from sniffer.runs.resume import resume
 from sniffer.runs.verify import verify
 from tests.helpers_config import save_config
-from tests.tiny_run import overrides
+from tests.tiny_run import overrides, save_checkpoint, save_texts
 
 TEXTS = {f"doc-{n}": f"the cat number {n} sat on the mat. " * (1 + n * 5 % 7) for n in range(14)}
 LAW = ("sampler.base_rate=20", "batch.max_tokens=300")
 ORDER = ["layer", "kind", "head", "example_id", "position"]
+
+
+def save_place(place: Path) -> Path:
+    """The tiny model and its texts, for `Runs`."""
+    save_checkpoint(place / "checkpoint")
+    save_texts(place / "texts.jsonl", TEXTS)
+    return place
 
 
 class Interrupted(Exception):  # noqa: N818 - what stops a run is no error of it

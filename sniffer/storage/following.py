@@ -30,6 +30,11 @@ LOOK_EVERY = 0.1
 """Seconds between two looks at how far the copy is, which a signal may interrupt."""
 
 
+def wait_after(failed: int) -> float:
+    """Seconds before another try, after so many that have failed one after the other."""
+    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failed - 1))
+
+
 def bring(mirror: Mirror, manifest: Manifest, content: bytes, pause: Callable[[float], object] = time.sleep) -> None:
     """Brings a copy to what a manifest says, in as many tries as it takes, as long as any of them sends something.
 
@@ -54,7 +59,7 @@ def bring(mirror: Mirror, manifest: Manifest, content: bytes, pause: Callable[[f
                     f"{mirror.url} cannot be written to ({reason(error)}): what is there stays whole, and the same "
                     "command goes on; check the address, the network and your access"
                 ) from error
-            pause(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failed - 1)))
+            pause(wait_after(failed))
 
 
 def mirror_of(folder: Path, url: str | None, manifest: Manifest | None) -> Mirror | None:
@@ -168,7 +173,7 @@ class Following:
             if self._failed and self._tries is not None and self._failed >= self._tries:
                 return None
             if self._failed:  # a newer manifest, or the run's end, is another reason to try
-                self._wake.wait(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self._failed - 1)))
+                self._wake.wait(wait_after(self._failed))
             return None if self._newest is self._done_with else self._newest
 
     def _warn(self, why: str) -> None:

@@ -34,9 +34,9 @@ from tests.faults.conftest import Patient
 from tests.faults.driver import Fault
 from tests.helpers_config import save_config
 from tests.helpers_disk import READING, WRITING, Disk, failing
-from tests.helpers_runs import LAW, TEXTS
+from tests.helpers_runs import LAW, save_place
 from tests.helpers_store import OUTPUTS, Outputs, Session, killed, must_survive, n_calls, prepared, repeat, whole_digest
-from tests.tiny_run import overrides, save_checkpoint, save_texts
+from tests.tiny_run import overrides
 
 Survived = Callable[[str], None]
 
@@ -134,10 +134,7 @@ def test_one_failure_after_the_other(tmp_path: Path, digest: str, seed: int, sur
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    save_checkpoint(place / "checkpoint")
-    save_texts(place / "texts.jsonl", TEXTS)
-    return place
+    return save_place(tmp_path_factory.mktemp("runs"))
 
 
 def configured(place: Path, *more: str) -> tuple[Any, Config]:

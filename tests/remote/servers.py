@@ -24,9 +24,8 @@ from sniffer.storage.remote import folder_at
 from sniffer.storage.target import Sums, Target
 from tests.helpers_hub import hub_here
 from tests.helpers_remote import REFUSED, Server, files_at, s3
-from tests.helpers_runs import TEXTS, Runs
+from tests.helpers_runs import Runs, save_place
 from tests.helpers_storage import make_run
-from tests.tiny_run import save_checkpoint, save_texts
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +36,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    save_checkpoint(place / "checkpoint")
-    save_texts(place / "texts.jsonl", TEXTS)
-    return place
+    return save_place(tmp_path_factory.mktemp("runs"))
 
 
 def test_a_run_on_a_real_server_is_the_run(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

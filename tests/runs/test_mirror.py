@@ -27,9 +27,8 @@ from sniffer.storage.mirror import Mirror, state
 from sniffer.storage.remote import folder_at
 from sniffer.storage.target import Target
 from tests.helpers_remote import files_at
-from tests.helpers_runs import TEXTS, Runs, rows
+from tests.helpers_runs import Runs, rows, save_place
 from tests.helpers_storage import make_run
-from tests.tiny_run import save_checkpoint, save_texts
 
 
 @pytest.fixture
@@ -101,10 +100,7 @@ def test_what_is_damaged_here_is_not_copied(memory: str, tmp_path: Path, capsys:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("runs")
-    save_checkpoint(place / "checkpoint")
-    save_texts(place / "texts.jsonl", TEXTS)
-    return place
+    return save_place(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
