@@ -128,10 +128,11 @@ def _long(states: Tensor, second: str, pairs: Pairs) -> Piece:
     _, heads, n, dim = states.shape
     chunk = max(SHORT, CHUNK.get(states.device.type, CHUNK_ELSEWHERE) // (heads * dim))
     shift = states[:, :, n // 2 : n // 2 + 1].to(_wide(states))
+    room = torch.empty_like(states[:, :, :chunk], dtype=shift.dtype)
     found: Piece | None = None
     for some in states.split(chunk, dim=2):
         values = some.to(shift.dtype)
-        about = values - shift
+        about = torch.sub(values, shift, out=room[:, :, : some.shape[2]])
         piece = Piece(
             shift,
             about.sum(2, keepdim=True).double(),
@@ -174,10 +175,15 @@ def _lengths(
     values: Tensor, pairs: Pairs, added: Callable[[Tensor], Tensor]
 ) -> Float64[Tensor, "documents heads stretches one_and_pairs"]:
     """Lengths, and those of pairs, `added` up over the positions (dimension 2) of each stretch."""
-    squares = values * values
-    found = [added(squares.sum(3, keepdim=True).sqrt_())]
-    if pairs is not None:
-        found.append(added((squares[..., pairs[0]] + squares[..., pairs[1]]).sqrt_()))
+    if pairs is None:
+        return added(torch.linalg.vector_norm(values, dim=3, keepdim=True)).double()
+    first, second = values[..., pairs[0]], values[..., pairs[1]]
+    squares = (first * first).addcmul_(second, second)
+    if 2 * squares.shape[3] == values.shape[3]:
+        lengths = squares.sum(3, keepdim=True).sqrt_()
+    else:
+        lengths = torch.linalg.vector_norm(values, dim=3, keepdim=True)
+    found = added(lengths), added(squares.sqrt_())
     return torch.cat(found, dim=-1).double()
 
 
