@@ -324,7 +324,6 @@ def test_a_chat_without_a_question_is_refused(
     [
         (("dataset.window=8",), "dataset.window makes documents that are no prompts"),
         (("dataset.pack_to=64",), "dataset.pack_to makes documents that are no prompts"),
-        (("capture.moments.kinds=k",), "capture.moments is had of a forward over whole documents, and not live"),
         (("output.tokens=false",), "set output.tokens=true, or generate=none"),
         (("model.compile=true",), "generate is not possible with model.compile=true"),
         (("generate.max_new_tokens=4000",), "generate.max_new_tokens=4000 leaves no room for a prompt"),

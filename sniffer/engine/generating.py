@@ -10,6 +10,7 @@ from sniffer.engine.facts import Facts
 from sniffer.errors import ConfigError
 from sniffer.forward.generation.attention import require_steps
 from sniffer.forward.generation.continuing import Decode
+from sniffer.forward.generation.moments import require_told
 from sniffer.forward.generation.request import Continuing
 from sniffer.forward.generation.session import Generation
 from sniffer.forward.passes import Passes
@@ -32,10 +33,6 @@ def check_generation(config: Config) -> None:
             raise ConfigError(f"dataset.{key} makes documents that are no prompts: leave it out, or set generate=none")
     if getattr(config.model, "compile", False):
         raise ConfigError("generate is not possible with model.compile=true: leave one of them out")
-    if config.capture.moments.layout and config.generate.live:
-        raise ConfigError(
-            "capture.moments is had of a forward over whole documents, and not live: set generate.live=false"
-        )
     if not config.output.tokens:
         raise ConfigError(
             "generate keeps in examples.parquet which tokens were written: set output.tokens=true, or generate=none"
@@ -87,6 +84,8 @@ def generation_of(plan: Plan, backbone: Backbone, passes: Passes, checkpoint: Ch
         return None
     if plan.continuing.how.live and passes.attention is not None:
         require_steps(passes.attention, plan.continuing.answer)
+    if plan.continuing.how.live and plan.moments is not None:
+        require_told(plan.moments, plan.continuing.answer)
     decode = decoder_of(checkpoint, plan.continuing)
     return Generation(model, plan.continuing, passes, plan.picker, plan.selection, backbone.lengths, decode)
 

@@ -67,14 +67,20 @@ class Passes:
         self._in_flight.append((observer, done))
 
     def live(
-        self, prompts: TokenBatch, possible: Mapping[tuple[int, str], Places], longest: Sequence[Document] = ()
+        self,
+        prompts: TokenBatch,
+        possible: Mapping[tuple[int, str], Places],
+        longest: Sequence[Document] = (),
+        done: Mapping[tuple[int, str], Collection[int]] = NOTHING,
     ) -> Live:
         """What gathers while a model goes on with these prompts, at places that may be kept.
 
         Args:
             longest: the documents as long as they may become.
+            done: what need not be kept; here it matters of moments.
         """
-        return Live(prompts, possible, self._plan, pre=self._wants_pre, longest=longest)
+        counted = done.get(MOMENTS, ())
+        return Live(prompts, possible, self._plan, pre=self._wants_pre, longest=longest, counted=counted)
 
     def take(self, rows: LiveRows, done: Mapping[tuple[int, str], Collection[int]] = NOTHING) -> None:
         """Rows that were gathered live; they are kept by a later `settle`, but those that are `done` already."""
@@ -101,7 +107,7 @@ class Passes:
             observer, done = self._in_flight.popleft()
             vectors = self.transfer.settle(observer.vectors)
             self.accumulator.add(observer.batch, observer.picks, vectors, done)
-            if self.totals is not None and isinstance(observer, Observer) and observer.counting is not None:
+            if self.totals is not None and observer.counting is not None:
                 self.totals.take(observer.counting)
             self.clock.add("capture", observer.seconds)
             yield observer.batch

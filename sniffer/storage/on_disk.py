@@ -56,7 +56,7 @@ class OnDisk:
 
     def done(self, batch: TokenBatch, pairs: Iterable[Pair]) -> dict[Pair, frozenset[int]]:
         """Of the batch's documents, those that are there, by (layer, kind)."""
-        if not self.committed and not self.pending:
+        if not self.committed and not self.pending and not self.moments:
             return {}
         ids = frozenset(document.example_id for document in batch.documents)
         everywhere = ids & self.committed.keys()
@@ -121,6 +121,8 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
     tokens = dict(_whole_tokens(folder, manifest, documents))
     kept = tuple(record for record in manifest.tokens if record.path in tokens)
     counted = dict(_whole_moments(folder, manifest))
+    if manifest.generation is not None:  # for the same reason
+        counted = {path: there for path, there in counted.items() if there <= documents.keys()}
     of_moments = tuple(record for record in manifest.moment_files if record.path in counted)
     found = replace(manifest, parts=committed, pending=pending, examples=None, tokens=kept, moment_files=of_moments)
     there, in_moments = (frozenset().union(*sets.values()) for sets in (tokens, counted))

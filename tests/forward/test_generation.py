@@ -180,7 +180,8 @@ def test_a_live_run_waits_for_the_last_tokens_where_they_are_wanted():
         def __init__(self, waits: bool) -> None:
             self.waits, self.steps = waits, 0
 
-        def advance(self) -> None:
+        def advance(self, written: list[int]) -> None:
+            assert written == [self.steps] * 2
             self.steps += 1
 
     logits = torch.nn.functional.one_hot(torch.tensor([5, 6]), 9).float()

@@ -19,7 +19,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import OnDisk, look
 from sniffer.storage.part_writer import PartWriter
 from sniffer.storage.schema import Example
-from sniffer.types import Document, TokenBatch, by_number
+from sniffer.types import MOMENTS, Document, TokenBatch, by_number
 from tests.helpers_store import DOCUMENTS, OUTPUTS, SAMPLER, SELECTION, Engine, repeat, resume, run, vectors
 
 PAIRS = [(0, "q"), (0, "k"), (0, "q_pre")]
@@ -71,6 +71,8 @@ def test_what_is_done_includes_committed_documents():
     found = OnDisk(committed(1), {(0, "q"): frozenset({2})})
     done = found.done(batch_of(1, 2, 3), PAIRS)
     assert done == {(0, "q"): {1, 2}, (0, "k"): {1}, (0, "q_pre"): {1}}
+    only_moments = OnDisk(moments=frozenset({2})).done(batch_of(1, 2, 3), PAIRS)
+    assert only_moments == {**dict.fromkeys(PAIRS, frozenset()), MOMENTS: {2}}
 
 
 def test_a_changed_document_is_named():

@@ -95,7 +95,7 @@ class Texts:
     def choose(self, logits: torch.Tensor) -> Int64[np.ndarray, " batch"] | None:
         """The next token of each row; None once all have ended, and nothing more is wanted of their last tokens."""
         if self._live is not None:
-            self._live.advance()
+            self._live.advance([len(written) for written in self.tokens])
         if self._ended:
             return self._timed(None)
         chosen = next_tokens(logits, self._plan.how, self.prompts.documents, self._step)

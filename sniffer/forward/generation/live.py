@@ -1,8 +1,9 @@
 """What is captured while a model writes: picked rows of the prompts, and of each step, as decoding sees them.
 
 Which positions are kept is drawn once, for documents as long as they may become. A step at which no document has a
-picked position is not tapped at all, and costs nothing. In a step the keys are those of all tokens before, whose last
-column is the new one's. What was gathered of a text beyond its end is left out, once it is known where that is.
+picked position is not tapped at all, and costs nothing, unless moments are wanted, which are of all positions. In a
+step the keys are those of all tokens before, whose last column is the new one's. What was gathered of a text beyond its
+end is left out, once it is known where that is.
 
     prompts  . . 5 6 7      step 1  4      step 2  5        columns of a batch of two, with positions
              0 1 2 3 4              5              6
@@ -12,18 +13,20 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from sniffer.errors import CaptureError
 from sniffer.forward.gather import gather
 from sniffer.forward.generation.attention import StepAttention
+from sniffer.forward.generation.moments import StepMoments
+from sniffer.forward.moments.counting import Counting
 from sniffer.forward.observer import Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
@@ -44,6 +47,7 @@ class LiveRows:
     picks: Mapping[tuple[int, str], Picks]
     vectors: dict[tuple[int, str], Tensor]
     seconds: float
+    counting: Counting | None = None
 
 
 class Live:
@@ -55,7 +59,8 @@ class Live:
         possible: by (layer, draw), the places that may be kept, ascending.
         plan: as of an `Observer`.
         pre: whether the pre kinds are wanted.
-        longest: the documents as long as they may become, where statistics of attention are wanted.
+        longest: the documents as long as they may become, where statistics of attention or moments are wanted.
+        counted: example ids of documents whose moments there are already.
     """
 
     def __init__(
@@ -66,16 +71,19 @@ class Live:
         *,
         pre: bool,
         longest: Sequence[Document] = (),
+        counted: Collection[int] = (),
     ) -> None:
         self.prompts = prompts
         self.seconds = 0.0
         self._plan, self._pre = plan, pre
         self._step = 0
-        self._shown: set[tuple[int, str]] = set()
+        self._shown: set[tuple[int, str, str]] = set()
         self._places = _by_step(prompts, possible)
         lengths = [one.n_tokens for one in prompts.documents]
         attention = plan.attention
         self._attention = None if attention is None else StepAttention(attention, longest, lengths, plan.transfer)
+        moments = plan.moments
+        self._moments = None if moments is None else StepMoments(moments, prompts, longest, counted)
         self._pieces: dict[tuple[int, str], list[tuple[Places, Tensor]]] = defaultdict(list)
         self._flat: dict[tuple[tuple[int, str], torch.device], Tensor] = {}
 
@@ -88,8 +96,12 @@ class Live:
         finally:
             TAP.exchange(before)
 
-    def advance(self) -> None:
-        """A forward has ended."""
+    def advance(self, written: Sequence[int]) -> None:
+        """A forward has ended; of each text so many tokens were written until then."""
+        if self._moments is not None:
+            started = time.perf_counter()
+            self._moments.advance(written)
+            self.seconds += time.perf_counter() - started
         self._step += 1
         self._shown.clear()
         self._flat.clear()
@@ -98,16 +110,20 @@ class Live:
     @property
     def waits(self) -> bool:
         """Whether the next step has something that is wanted."""
-        return self._step in self._places
+        return self._step in self._places or (self._moments is not None and self._moments.wanted)
 
     def __call__(self, seen: Seen) -> None:
         started = time.perf_counter()
         layer = self._plan.layer_of.get(seen.module)
         if layer is not None:
+            here = self._places.get(self._step, {})
             for kind in self._plan.kinds.get(layer, ()):
-                places = self._places[self._step].get(draw_of((layer, kind)))
+                places = here.get(draw_of((layer, kind)))
                 if places is not None:
-                    self._keep(layer, kind, KIND[kind].shown(seen), places)
+                    self._once(layer, kind)
+                    self._keep(layer, kind, self._new(layer, kind, KIND[kind].shown(seen)), places)
+            if self._moments is not None and self._moments.wanted:
+                self._count(self._moments, layer, seen)
         self.seconds += time.perf_counter() - started
 
     def called(self, shown: Attended) -> None:
@@ -137,27 +153,38 @@ class Live:
         }
         self._pieces.clear()
         self.seconds += time.perf_counter() - started
-        return LiveRows(batch, picks, vectors, self.seconds)
+        counting = None if self._moments is None else self._moments.end(batch)
+        return LiveRows(batch, picks, vectors, self.seconds, counting)
 
     def _tap(self) -> Tap | None:
-        return Tap(self, self._pre, self.called if self._attention is not None else None) if self.waits else None
+        attended = self._attention is not None and self._step in self._places
+        return Tap(self, self._pre, self.called if attended else None) if self.waits else None
 
-    def _keep(self, layer: int, kind: str, states: Tensor, places: Places) -> None:
+    def _count(self, moments: StepMoments, layer: int, seen: Seen) -> None:
+        for kind in moments.plan.kinds_of(layer):
+            self._once(layer, kind, "moments")
+            states = self._new(layer, kind, KIND[kind].shown(seen))
+            moments.see(layer, kind, states, self._plan.heads(layer, kind, states.device, moments.plan.heads))
+
+    def _new(self, layer: int, kind: str, states: Tensor) -> Shaped[Tensor, "batch heads new dim"]:
+        """What is shown of the tokens of this step."""
         rows, new = len(self.prompts.documents), self.prompts.seq_len if self._step == 0 else 1
-        self._once(layer, kind)
         if states.shape[0] != rows or states.shape[2] < new or (KIND[kind].draw == "q" and states.shape[2] != new):
             raise CaptureError(
                 f"layer {layer} shows its {kind} as {tuple(states.shape)} in a step of {rows} x {new} tokens: its "
                 "generation cannot be captured live; set generate.live=false"
             )
-        flat = self._index(draw_of((layer, kind)), places, states.device)
-        heads = self._plan.heads(layer, kind, states.device)
-        self._pieces[layer, kind].append((places, gather(states[:, :, -new:], flat, heads)))
+        return states[:, :, -new:]
 
-    def _once(self, layer: int, kind: str) -> None:
-        if (layer, kind) in self._shown:
+    def _keep(self, layer: int, kind: str, new: Tensor, places: Places) -> None:
+        flat = self._index(draw_of((layer, kind)), places, new.device)
+        heads = self._plan.heads(layer, kind, new.device)
+        self._pieces[layer, kind].append((places, gather(new, flat, heads)))
+
+    def _once(self, layer: int, kind: str, wanted: str = "rows") -> None:
+        if (layer, kind, wanted) in self._shown:
             raise CaptureError(f"layer {layer} shows its {kind} twice in one step: only one tap may stand in its way")
-        self._shown.add((layer, kind))
+        self._shown.add((layer, kind, wanted))
 
     def _index(self, draw: tuple[int, str], places: Places, device: torch.device) -> Tensor:
         """Where places lie in the columns of this step."""

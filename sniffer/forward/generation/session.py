@@ -46,9 +46,9 @@ class Generation:
             with clock.stage("sample"):
                 what = self._picker, self._selection, prompts, how.max_new_tokens, self._plan.answer
                 longest: tuple[Document, ...] = ()
-                if self._passes.attention is not None:
+                if self._passes.attention is not None or self._passes.totals is not None:
                     longest = longest_of(prompts, how.max_new_tokens, self._plan.answer.known[0])
-                live = self._passes.live(prompts, possible_places(*what), longest)
+                live = self._passes.live(prompts, possible_places(*what), longest, done)
         batch = continued(self._model, prompts, self._plan, self._lengths, self._decode, clock, live)
         with clock.stage("sample"):
             picks = draw(self._picker, self._selection, batch)

@@ -1,14 +1,16 @@
 """Counting: the moments of one batch as its layers are seen, and those of all batches that a worker has had.
 
 Positions that belong together (of one bucket and section) are stretches of a document. Documents of a batch that have
-the same stretch are taken together where steps are dear, which is on any device but a processor.
+the same stretch are taken together where steps are dear, which is on any device but a processor. Where a model shows
+a document piece by piece, each piece is counted by itself, and then they are `joined`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -36,6 +38,16 @@ Group = tuple[int, int, Span, tuple[Key, ...]]
 
 
 @dataclass(frozen=True)
+class Lies:
+    """Where positions of a batch's document are in what layers show: those of [first, end), from `column` on."""
+
+    row: int
+    first: int
+    end: int
+    column: int = 0
+
+
+@dataclass(frozen=True)
 class MomentsPlan:
     """What is counted: the heads of each (layer, kind), which positions belong together, how layers turn vectors."""
 
@@ -54,27 +66,30 @@ class MomentsPlan:
     def kinds_of(self, layer: int) -> tuple[str, ...]:
         return tuple(kind for other, kind in self.heads if other == layer)
 
-    def stretches(self, document: Document, draw: str) -> Iterator[tuple[int, int, Key]]:
-        """From which position to before which other, with the bucket and section of these."""
-        n = document.n_tokens
-        buckets = self.picker.side(draw).buckets_until(n)
+    def stretches(
+        self, document: Document, draw: str, first: int = 0, end: int | None = None
+    ) -> Iterator[tuple[int, int, Key]]:
+        """From which position to before which other, with the bucket and section of these; of [first, end)."""
+        end = document.n_tokens if end is None else end
+        buckets = self.picker.side(draw).buckets_until(end)[first:]
         names, codes = self._sections(document)
+        codes = codes[first:end]
         changes = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(codes) != 0)) + 1
-        for start, end in zip([0, *changes.tolist()], [*changes.tolist(), n], strict=True):
-            yield start, end, (int(buckets[start]), names[codes[start]])
+        for start, stop in pairwise([0, *changes.tolist(), end - first]):
+            yield first + start, first + stop, (int(buckets[start]), names[codes[start]])
 
-    def spans(self, document: Document, draw: str) -> Iterator[Keyed]:
-        """The same, short ones together."""
+    def spans(self, document: Document, draw: str, lies: Lies) -> Iterator[Keyed]:
+        """The same, short ones together, at the columns where they are."""
         sizes: list[int] = []
         keys: list[Key] = []
-        begun = 0
-        for start, end, key in self.stretches(document, draw):
+        begun, shift = lies.first, lies.column - lies.first
+        for start, end, key in self.stretches(document, draw, lies.first, lies.end):
             if sizes and (end - begun > SHORT or len(sizes) == MANY):
-                yield Span(begun, tuple(sizes)), tuple(keys)
+                yield Span(begun + shift, tuple(sizes)), tuple(keys)
                 sizes, keys, begun = [], [], start
             sizes.append(end - start)
             keys.append(key)
-        yield Span(begun, tuple(sizes)), tuple(keys)
+        yield Span(begun + shift, tuple(sizes)), tuple(keys)
 
     def _sections(self, document: Document) -> tuple[tuple[str, ...], np.ndarray]:
         if not self.layout.sections or document.sections is None:
@@ -112,17 +127,31 @@ class Totals:
 
 
 class Counting:
-    """The moments of one batch, but of documents that were counted before."""
+    """The moments of one batch, but of documents that were counted before.
 
-    def __init__(self, plan: MomentsPlan, batch: TokenBatch, done: Collection[int] = ()) -> None:
+    Args:
+        lies: what is shown of the documents, and where; None for all of each, from the first column on.
+    """
+
+    def __init__(
+        self,
+        plan: MomentsPlan,
+        batch: TokenBatch,
+        done: Collection[int] = (),
+        lies: Sequence[Lies] | None = None,
+    ) -> None:
         self.plan = plan
         rows = [row for row, document in enumerate(batch.documents) if document.example_id not in done]
         self.documents = [batch.documents[row].example_id for row in rows]
         self.sums: dict[tuple[int, str], dict[Key, Sums]] = {}
         self.seen_on: dict[torch.device, list[tuple[int, str]]] = {}
         sides = {KIND[kind].draw for _, kind in plan.heads}
+        if lies is None:
+            lies = [Lies(row, 0, document.n_tokens) for row, document in enumerate(batch.documents)]
+        counted = [(one, batch.documents[one.row]) for one in lies if one.row in rows and one.end > one.first]
         self._spans = {
-            side: [(row, one) for row in rows for one in plan.spans(batch.documents[row], side)] for side in sides
+            side: [(one.row, found) for one, document in counted for found in plan.spans(document, side, one)]
+            for side in sides
         }
         self._groups: dict[tuple[str, int], list[Group]] = {}
 
@@ -154,6 +183,19 @@ class Counting:
         on_cores([add_up], states.device)
         self.sums[layer, kind] = found
         self.seen_on.setdefault(states.device, []).append((layer, kind))
+
+    def join(self, other: Counting) -> None:
+        """Takes in what other pieces of the same documents gave; of its sums, those that are new are not copied."""
+        for device, pairs in other.seen_on.items():
+            known = self.seen_on.setdefault(device, [])
+            known += [pair for pair in pairs if pair not in self.sums]
+            for pair in pairs:
+                self.sums.setdefault(pair, {})
+            on_cores([partial(self._join, pair, other.sums[pair]) for pair in pairs], device)
+
+    def _join(self, pair: tuple[int, str], by_key: Mapping[Key, Sums]) -> None:
+        for key, sums in by_key.items():
+            _add(self.sums[pair], key, sums)
 
     def _grouped(self, side: str, together: int) -> list[Group]:
         """The same for all layers."""
