@@ -15,6 +15,7 @@ from sniffer.tap import Seen, tap
 
 from . import proofs, selfcheck
 from .layers import find_backbone
+from .limits import limits_of
 from .loaded import LoadedBackbone
 from .undisturbed import undisturbed
 
@@ -57,6 +58,21 @@ class Attachment(LoadedBackbone):
                 reason = str(error).strip().split("\n")[0]
                 self._known[key] = f"it fails in a probe ({type(error).__name__}: {reason})"
         return self._known[key]
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """For the length of a `with`, the model is in evaluation mode, and whatever runs it leaves no trace."""
+        with undisturbed(self._model):
+            self._model.eval()
+            yield
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens of the longest text that the model takes; None where its config does not say."""
+        with undisturbed(self._model):
+            limits = limits_of(self._model.config)
+        known = [one for one in (limits.max_positions, limits.reach) if one is not None]
+        return max(known, default=None)
 
     def _shown_by(self, module: nn.Module, use_cache: Any, pre: bool) -> proofs.Show:
         options = {} if use_cache is None else {"use_cache": use_cache}

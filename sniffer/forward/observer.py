@@ -203,9 +203,11 @@ def draw(picker: Picker, selection: Selection, batch: TokenBatch) -> dict[tuple[
     return {(layer, side): picker.pick(batch, layer, side) for layer, side in selection.draws}
 
 
-def open_tap(observe: Callable[[Seen], None], *, pre: bool) -> Tap | None:
+def open_tap(
+    observe: Callable[[Seen], None], *, pre: bool, attended: Callable[[Attended], None] | None = None
+) -> Tap | None:
     """Opens this thread's tap in calls that somebody else makes; what was open before is for `close_tap`."""
-    return TAP.exchange(Tap(observe, pre))
+    return TAP.exchange(Tap(observe, pre, attended))
 
 
 def close_tap(before: Tap | None) -> None:

@@ -1,13 +1,15 @@
 """Capturing in a notebook: `sniff` listens to a model that somebody else calls.
 
 sniffing               the `with sniff(model)` that a user writes
+attached               what it needs of a model
 listener               the hooks: a call begins, layers attend, rows are kept
 call, masks, pieces    what a call says: its tokens, which are no padding, at which positions
 hearing                what it adds, and to which documents
 history, caches        what it goes on with, and what became of that meanwhile
 batch, example_ids     documents of a call, and their identities
 ahead                  which of their positions are kept
-captured, texts        what has been captured; saving: as a run
+attending              what queries do with their keys
+captured, texts        what has been captured; frames: as tables; saving: as a run
 missed                 what was not, and is told
 """
 

@@ -145,12 +145,22 @@ def of_call(states: Tensor, kind: str, layer: int, call: Call, held: int) -> Ten
     columns = states.shape[2]
     if (states.shape[0], columns) == (batch, seq):
         return states
-    known = type(call.cache).__module__.startswith("transformers.")
-    if states.shape[0] == batch and columns > seq and known and KIND[kind].draw == "k":
-        # Static caches are filled from the start, with room behind; others end with the tokens of the call.
-        first = held if columns > held + seq else columns - seq
+    if states.shape[0] == batch and columns > seq and KIND[kind].draw == "k" and _is_known(call.cache):
+        first = first_of_call(columns, seq, held)
         return states[:, :, first : first + seq]
     raise CaptureError(
         f"layer {layer} shows {kind} of {states.shape[0]} x {columns} tokens in a call of {batch} x {seq}: "
         "leave the cache out"
     )
+
+
+def _is_known(cache: Any) -> bool:
+    return type(cache).__module__.startswith("transformers.")
+
+
+def first_of_call(columns: int, seq: int, held: int) -> int:
+    """In which column of the keys that attention is given those of a call's tokens begin.
+
+    Static caches are filled from the start, with room behind; others end with the tokens of the call.
+    """
+    return held if columns > held + seq else columns - seq

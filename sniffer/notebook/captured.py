@@ -14,13 +14,14 @@ from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.columns import Columns
 from sniffer.forward.selection import Selection
 from sniffer.notebook.batch import CallRows
+from sniffer.notebook.frames import rows_frame, statistics_frame
 from sniffer.notebook.history import Branch
 from sniffer.notebook.missed import Missed
 from sniffer.notebook.saving import Told, save_run
 from sniffer.notebook.texts import Texts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.sampler import Picker
-from sniffer.types import KIND, Document, Rows, by_number
+from sniffer.types import ATTENTION, KIND, Column, Document, Rows, by_number, columns_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -98,10 +99,24 @@ class Captured:
         Raises:
             RunError: the layer, kind or head was not captured.
         """
+        if kind in KIND and KIND[kind].statistics:
+            raise RunError(
+                f"kind {kind} has no vectors: captured.attention(layer={layer}, q_head={head}) has its columns"
+            )
         columns, states = self._head(layer, head, kind)
         order = columns.rows.order
         rows = columns.rows[order]
         return Vectors(states[order], rows, self._probability(kind, rows))
+
+    def attention(self, *, layer: int, q_head: int) -> pl.DataFrame:
+        """What the sampled queries of one head do with their keys, as `run.attention` of a run gives it.
+
+        Raises:
+            RunError: the layer, the head or statistics of attention were not captured.
+        """
+        columns, values = self._head(layer, q_head, ATTENTION)
+        order = columns.rows.order
+        return statistics_frame(columns.rows[order], self._columns(layer, ATTENTION), values[order])
 
     def pairs(self, *, layer: int, q_head: int, key_kind: str = "k", query_kind: str = "q") -> Pairs:
         """Queries and the keys that they are compared with at the same positions, as `run.pairs` of a run.
@@ -125,16 +140,25 @@ class Captured:
         probability = np.minimum(*both) if self._together else both[0] * both[1]
         return Pairs(queries.vectors[mine], keys.vectors[theirs], q_head, k_head, queries.rows[mine], probability)
 
-    def scan(self, layers: Sequence[int] | None = None, kinds: Sequence[str] | None = None) -> pl.LazyFrame:
+    def scan(
+        self, layers: Sequence[int] | None = None, kinds: Sequence[str] | None = None, kind: str | None = None
+    ) -> pl.LazyFrame:
         """All rows, or those of some layers and kinds, with the columns of `run.scan`: a row per vector.
+
+        Args:
+            kind: one kind alone; "attention" for the statistics of attention, whose columns are other than a vector's.
 
         Raises:
             RunError: a layer or kind was not captured.
         """
         import polars as pl
 
+        vectors = [one for one in self.selection.kinds if not KIND[one].statistics]
+        kinds = kinds or vectors if kind is None else (kind,)
+        if len({one in vectors for one in kinds}) > 1:
+            raise RunError("statistics of attention have other columns than vectors: scan them with kind='attention'")
         layers = self.selection.layers if layers is None else layers
-        wanted = [(layer, kind) for layer in layers for kind in (kinds or self.selection.kinds)]
+        wanted = [(layer, one) for layer in layers for one in kinds]
         frames = []
         for layer, kind in wanted:
             if (layer, kind) not in self.selection.heads:
@@ -142,7 +166,8 @@ class Captured:
             for head in self.selection.heads[layer, kind]:
                 columns, states = self._head(layer, head, kind)
                 order = columns.rows.order
-                frames.append(_frame(layer, kind, head, columns.rows[order], states[order]))
+                named = self._columns(layer, kind)
+                frames.append(rows_frame(layer, kind, head, columns.rows[order], named, states[order]))
         return pl.concat(frames).lazy()
 
     def save(self, folder: str | Path) -> Path:
@@ -219,6 +244,9 @@ class Captured:
         chunks = [chunk.view(-1, len(heads), dim)[:, heads.index(head)].float() for chunk in columns.vectors]
         return columns, torch.cat([torch.empty(0, dim), *chunks]).detach().numpy()
 
+    def _columns(self, layer: int, kind: str) -> tuple[Column, ...]:
+        return columns_of(self.geometry[layer], kind, self._model.attention)
+
     def _probability(self, kind: str, rows: Rows) -> np.ndarray:
         law = self._picker.side(KIND[kind].draw).probability_by_bucket(int(rows.position.max(initial=0)) + 1)
         return probabilities(law, rows.bucket)
@@ -226,13 +254,3 @@ class Captured:
 
 def nothing() -> None:
     """Once nobody listens, caches have no say any more."""
-
-
-def _frame(layer: int, kind: str, head: int, rows: Rows, states: np.ndarray) -> pl.DataFrame:
-    import polars as pl
-
-    place = {"layer": pl.lit(layer, pl.Int16), "kind": pl.lit(kind), "head": pl.lit(head, pl.Int16)}
-    columns = rows.columns() | ({} if rows.section is None else {"section": rows.section.array.tolist()})
-    frame = pl.DataFrame(columns).with_columns(**place)
-    named = [*place, *columns]
-    return frame.select(named).with_columns(vector=pl.Series(states, dtype=pl.Array(pl.Float32, states.shape[1])))

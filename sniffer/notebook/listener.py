@@ -12,21 +12,24 @@ threads do with the model meanwhile is counted, and otherwise left alone.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from sniffer.errors import CaptureError
+from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.observer import Observer, Wanted, close_tap, open_tap
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.notebook.ahead import Ahead
+from sniffer.notebook.attached import Attached
+from sniffer.notebook.attending import CallAttention, require_room
 from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
 from sniffer.notebook.caches import cache_in
 from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
@@ -36,25 +39,10 @@ from sniffer.notebook.history import CallHistory, as_array
 from sniffer.notebook.hooks import Hook
 from sniffer.notebook.missed import Missed
 from sniffer.sampler import Picker
-from sniffer.types import Backbone, Picks, by_number
+from sniffer.types import Picks, by_number
 
 if TYPE_CHECKING:
     from sniffer.tap import Seen, Tap
-
-
-class Attached(Backbone, Protocol):
-    """A tapped backbone inside a model that its user calls."""
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def calls(self) -> Sequence[nn.Module]:
-        """The modules by which it may be called, the outermost first, itself last."""
-
-    def why_not(self, claim: str, module: nn.Module, use_cache: Any = None, *, pre: bool = False) -> str:
-        """Why calls of `module` that make a claim cannot be captured; empty where the model has proven it. `pre`:
-        the pre kinds too."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +80,7 @@ class Listener:
     Args:
         keeper: is given the rows of each call that went well.
         missed: counts the rest.
+        attention: what is kept of what queries do with their keys, if anything.
     """
 
     def __init__(
@@ -102,6 +91,7 @@ class Listener:
         ids: ExampleIds,
         keeper: Keeper,
         missed: Missed,
+        attention: AttentionPlan | None = None,
     ) -> None:
         self.missed = missed
         self.history = CallHistory(keeper.cut)
@@ -110,7 +100,9 @@ class Listener:
         self._ahead = Ahead(picker, selection)
         self._ids = ids
         self._keeper = keeper
-        self._geometry = by_number(backbone.geometry)
+        self._attention = attention
+        layers = backbone.geometry if attention is None else map(attention.layout.of_layer, backbone.geometry)
+        self._geometry = by_number(layers)
         self._transfer = transfer_for(backbone.device)
         self._plan = Wanted(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
         self._pre = selection.wants_pre
@@ -195,12 +187,18 @@ class Listener:
         frame.call = call
         images = image_tokens(outermost.module, outermost.said)
         frame.batch = CallBatch.of(as_array(call.tokens), frame.heard.pieces, frame.heard.documents, images)
+        if self._attention is not None:
+            require_room(self._attention, frame.batch)
         frame.picks = self._ahead.draw(frame.batch)
         # A step at which nothing is kept costs nothing.
         if not frame.heard.held or any(map(len, frame.picks.values())):
             frame.observer = Observer(frame.batch, frame.picks, self._plan)
             frame.observer.stops = False
-            frame.before = open_tap(self._observe(frame.observer, call, frame.heard.held), pre=self._pre)
+            observe, attended = self._observe(frame.observer, call, frame.heard.held), None
+            if self._attention is not None:
+                where = frame.batch, frame.heard.held, frame.observer, self._transfer
+                attended = CallAttention(self._attention, self._backbone.layer_of, *where)
+            frame.before = open_tap(observe, pre=self._pre, attended=attended)
 
     def _prove(self, claims: Mapping[str, tuple[str, str]], module: nn.Module, use_cache: Any) -> None:
         for claim, (what, advice) in claims.items():
@@ -258,7 +256,9 @@ class Listener:
         if observer is not None:
             if unseen := sorted({layer for layer, _ in self._selection.heads.keys() - observer.vectors.keys()}):
                 self._drop(frame)
-                raise CaptureError(f"layers {unseen} were not run in this call: name those that are in layers=[...]")
+                run = any(layer in unseen for layer, _ in observer.vectors)
+                what = "called no attention that is seen" if run else "were not run"
+                raise CaptureError(f"layers {unseen} {what} in this call: name those that are in layers=[...]")
             self._transfer.end_batch()
             vectors = self._transfer.settle(observer.vectors)
         cache = frame.call.cache if frame.call.cache is not None else cache_in(output, CACHES)

@@ -12,7 +12,7 @@ from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.whole import save_whole
-from sniffer.types import Backbone, Document, LayerGeometry, Rope, by_rope
+from sniffer.types import AttentionLayout, Backbone, Document, LayerGeometry, Rope, by_rope
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,14 @@ class Told:
     backbone: Mapping[str, Any]
     rope: Mapping[int, Rope]
     model_config: Mapping[str, Any]
+    attention: AttentionLayout | None = None
 
     @classmethod
-    def of(cls, model: Any, backbone: Backbone) -> Told:
+    def of(cls, model: Any, backbone: Backbone, attention: AttentionLayout | None = None) -> Told:
         name = getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
         places = str(backbone.dtype).removeprefix("torch."), str(backbone.device)
-        return cls(name, backbone.geometry, *places, backbone.describe(), backbone.rope, backbone.model_config())
+        geometry = backbone.geometry if attention is None else tuple(map(attention.of_layer, backbone.geometry))
+        return cls(name, geometry, *places, backbone.describe(), backbone.rope, backbone.model_config(), attention)
 
 
 def save_run(
@@ -56,6 +58,7 @@ def save_run(
         selection=selection.by_layer(),
         device={"device": told.device},
         backbone=told.backbone,
+        attention=None if told.attention is None else told.attention.as_json(),
         rope=by_rope(told.rope),
     )
     save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config)

@@ -21,7 +21,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from sniffer.errors import ConfigError
-from sniffer.forward.selection import CaptureConfig, HeadSampling, select
+from sniffer.forward.selection import CaptureConfig, HeadSampling, listed, select
+from sniffer.notebook.attending import layout_for, plan_for
 from sniffer.notebook.captured import Captured, nothing
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import Listener
@@ -41,6 +42,9 @@ def sniff(
     heads: Any = None,
     head_sampling: HeadSampling | None = None,
     full_attention_only: bool = False,
+    attention: Sequence[str] | str | None = None,
+    attention_top: int = 8,
+    max_tokens: int | None = None,
     seed: int = 0,
     example_ids: Iterable[int | str] | None = None,
     attach: str = ATTACH,
@@ -54,6 +58,8 @@ def sniff(
         model: a transformers model, however it was loaded, or one thing that holds it.
         sampler: which positions to keep, or the name of one with its defaults: log_uniform, uniform, all, per_side.
         kinds, layers, heads, head_sampling, full_attention_only: as the keys `capture.*` of a run.
+        attention, attention_top: statistics of attention, as these keys of a run: names of some, or all.
+        max_tokens: of the longest text, for which their rows have columns; what the model takes by default.
         seed: of the draws.
         example_ids: the identities of the documents, in the order in which their rows come, whole numbers, or texts
             as a dataset has them; 0, 1, 2, ... by default. A call that fails uses none.
@@ -61,20 +67,24 @@ def sniff(
 
     Raises:
         ConfigError: the selection names what the model does not have, or an id is none.
-        UnsupportedModelError: the model cannot be tapped soundly.
+        UnsupportedModelError: the model cannot be tapped soundly; or its statistics of attention are not to be had.
         CaptureError: the model is being sniffed already; or, raised by a call: it has no input_ids, says what this
             model does not heed, has more rows than `example_ids`, or does not run all layers.
     """
     sampler = _named(sampler)
     if sampler.keep_sections:
         raise ConfigError(f"keep_sections={list(sampler.keep_sections)}: documents of calls have no sections")
-    request = CaptureConfig(list(kinds), layers, heads, head_sampling or HeadSampling(), full_attention_only)
+    heads_of = layers, heads, head_sampling or HeadSampling(), full_attention_only
+    request = CaptureConfig(listed(kinds), *heads_of, attention, attention_top)
     ids, picker = ExampleIds(example_ids), picker_of(sampler, seed)
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:
         selection = select(backbone.geometry, request, backbone.pre_missing)
-        captured = Captured(Told.of(model, backbone), selection, picker, ids.names)
-        listener = Listener(backbone, selection, picker, ids, captured, captured.missed)
+        layout, plan = layout_for(backbone, request, picker, max_tokens), None
+        if layout is not None:
+            plan = plan_for(backbone, layout, selection, picker, max_tokens)
+        captured = Captured(Told.of(model, backbone, layout), selection, picker, ids.names)
+        listener = Listener(backbone, selection, picker, ids, captured, captured.missed, plan)
         captured.settle = listener.settle
         try:
             with listener.listening():

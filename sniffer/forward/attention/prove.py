@@ -76,8 +76,14 @@ def apart(scores: Scores, queries: Queries) -> Apart:
     return Apart((off / size).sqrt(), FLOOR + torch.finfo(scores.q.dtype).eps * (ROUNDINGS + largest))
 
 
-def require_proven(layer: int, scores: Scores, queries: Queries) -> None:
-    """Compares in the midst of a run.
+ADVICE = (
+    "leave the layer out of capture.layers, shorten the texts with dataset.max_tokens, or capture without "
+    "capture.attention"
+)
+
+
+def require_proven(layer: int, scores: Scores, queries: Queries, advice: str = ADVICE) -> None:
+    """Compares in the midst of a run; `advice` is what to do where that fails.
 
     Raises:
         CaptureError: what is computed is not what attention returned.
@@ -86,8 +92,7 @@ def require_proven(layer: int, scores: Scores, queries: Queries) -> None:
     if not found.proves:
         raise CaptureError(
             f"layer {layer}: statistics of attention do not follow from its own logits in a text of "
-            f"{scores.q.shape[2]:,} tokens ({found}): leave the layer out of capture.layers, shorten the texts with "
-            "dataset.max_tokens, or capture without capture.attention"
+            f"{scores.k.shape[2]:,} tokens ({found}): {advice}"
         )
 
 

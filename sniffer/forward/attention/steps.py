@@ -1,8 +1,8 @@
-"""One text of a step of a generation: its queries, with keys where their positions are.
+"""One text of a step of a generation, or of any other call: its queries, with keys where their positions are.
 
 In a step keys come from a cache. Of a shorter text than its neighbours the first ones are padding, and a cache of a
-sliding window has the last ones only; the newest are always the last. Here padding is left out, and keys that are gone
-stand as zeros that nobody may see.
+sliding window has the last ones only; the newest are the last, but in a static cache, which has room behind them. Here
+padding is left out, and keys that are gone stand as zeros that nobody may see.
 """
 
 from __future__ import annotations
@@ -17,21 +17,36 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.forward.attention.calls import Call
 
 
-def text_of(call: Call, row: int, first: int, queries: int) -> Call:
+def text_of(call: Call, row: int, first: int, queries: int, last: int | None = None, keys: int | None = None) -> Call:
     """The call as it is for one text alone.
 
     Args:
         row: of the text.
         first: the position of its first query in this step.
-        queries: how many it has, the last ones of the row.
+        queries: how many it has.
+        last: the column behind its last query; None where that is the row's last one.
+        keys: the column behind the key of that one's token; None where it is the last one.
 
     Raises:
         UnsupportedModelError: the mask is of a kind that cannot be cut.
     """
+    call = _until(call, last, keys)
     gone = first + queries - call.k.shape[2]
     q, returned = (one[row : row + 1, :, -queries:] for one in (call.q, call.returned))
     k, v = (_moved(one[row : row + 1], gone, 0.0) for one in (call.k, call.v))
     return replace(call, q=q, k=k, v=v, mask=_mask_of(call, row, first, queries, gone), returned=returned)
+
+
+def _until(call: Call, last: int | None, keys: int | None) -> Call:
+    """Without the queries from one column on, and the keys from another."""
+    last, keys = call.q.shape[2] if last is None else last, call.k.shape[2] if keys is None else keys
+    if (last, keys) == (call.q.shape[2], call.k.shape[2]):
+        return call
+    mask = call.mask
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == call.q.shape[2]:
+        mask = mask[:, :, :last]
+    q, returned, k, v = call.q[:, :, :last], call.returned[:, :, :last], call.k[:, :, :keys], call.v[:, :, :keys]
+    return replace(call, q=q, k=k, v=v, mask=mask, returned=returned)
 
 
 def _mask_of(call: Call, row: int, first: int, queries: int, gone: int) -> Tensor | None:
