@@ -66,7 +66,7 @@ def plan_for(
         UnsupportedModelError: those of a layer cannot be had from its call of attention.
     """
     longest = backbone.max_positions if max_tokens is None else max_tokens
-    with backbone.undisturbed():
+    with backbone.undisturbed(), beside(backbone.device):
         ways = prove(backbone, selection.layers)
     if inline := sorted(layer for layer, way in ways.items() if way.inline):
         raise UnsupportedModelError(

@@ -73,7 +73,9 @@ def apart(scores: Scores, queries: Queries) -> Apart:
         size[one.heads] += there.square().sum((1, 2))
         seen = one.logits.masked_fill(weights.weights == 0, 0).abs().amax((1, 2))
         largest[one.heads] = torch.maximum(largest[one.heads], seen)
-    return Apart((off / size).sqrt(), FLOOR + torch.finfo(scores.q.dtype).eps * (ROUNDINGS + largest))
+    # Under autocast they are of several dtypes, and the product of the shortest.
+    rounding = max(torch.finfo(one.dtype).eps for one in (scores.q, scores.k, scores.v))
+    return Apart((off / size).sqrt(), FLOOR + rounding * (ROUNDINGS + largest))
 
 
 ADVICE = (
