@@ -15,6 +15,7 @@ from sniffer.models.language_model import LoadedLanguageModel
 from sniffer.models.layers import find_backbone
 from sniffer.models.loaded import LoadedBackbone
 
+import sniffer
 from sniffer.errors import CaptureError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.attention import steps
@@ -239,3 +240,33 @@ def test_a_step_whose_keys_are_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(step_attention, "text_of", shifted)
     with pytest.raises(CaptureError, match="statistics of attention do not follow"):
         test_live_statistics_are_those_of_the_weights_of_the_whole_text("mistral")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_around_generate_a_notebook_has_the_same(family: str, cache: str | None, witness: dict[str, np.ndarray]):
+    """Of prompts side by side, padded on the left, which the witness was given one by one."""
+    longest = max(map(len, PROMPTS))
+    pads = [longest - len(prompt) for prompt in PROMPTS]
+    ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, PROMPTS, strict=True)])
+    mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+    how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    model = model_of(family)
+    with sniffer.sniff(model, sampler=All(), kinds=KINDS[:3]) as captured:
+        model.generate(ids, attention_mask=mask, cache_implementation=cache, **how)
+    assert captured.documents == len(PROMPTS)
+    layers = sorted(captured.geometry)
+    assert f"{family}/0/{len(layers) - 1}/q" in witness and f"{family}/0/{len(layers)}/q" not in witness
+    for (layer, kind), heads in captured.selection.heads.items():
+        found = [captured.vectors(layer=layer, head=head, kind=kind) for head in heads]
+        for document in range(len(PROMPTS)):
+            # The last token of a text goes through no step.
+            assert captured.tokens(document).tolist() == witness[f"{family}/{document}/ids"].tolist()[:-1]
+            mine = found[0].example_ids == document
+            place = np.argsort(found[0].positions[mine])
+            assert found[0].positions[mine][place].tolist() == list(range(len(place)))
+            ours = np.stack([one.vectors[mine][place] for one in found])
+            seen = witness[f"{family}/{document}/{layers.index(layer)}/{kind}"]
+            assert ours.shape == seen.shape
+            assert np.linalg.norm(ours - seen) <= 1e-4 * np.linalg.norm(seen - seen.mean(1, keepdims=True)) + 1e-6
