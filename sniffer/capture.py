@@ -38,6 +38,7 @@ from sniffer.errors import IN_A_FORWARD, CaptureError, DatasetError, device_trou
 from sniffer.forward.attention.layout import check_attention, layout_of
 from sniffer.forward.estimate import (
     Room,
+    commit_bytes,
     device_warning,
     estimate,
     largest_forward,
@@ -81,7 +82,7 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
     with Stop() as stop, closing(engine_for(config, load)) as engine:
         with clock.stage("load"), waiting_for("reading text, loading the model"), stop.at_once():
             limits = check(config)
-            mirror = mirror_of(folder, config.output.mirror, earlier.manifest)
+            mirror = mirror_of(folder, config.output.mirror, earlier.manifest, keep=config.output.keep_local)
             tokenize, pad_id = tokenizer_for(config.dataset, config.model)
             longest = token_limit(config, limits)
             breaks, new = config.batch.breaks or (), new_tokens(config)
@@ -105,7 +106,8 @@ def run(config: Config, folder: Path, earlier: Earlier | None = None, load: Load
                 if plan.selection.note is not None:
                     log.warning("%s", plan.selection.note)
                 warn_of_device(config, model, plan, feed)
-                refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes)
+                passing = None if config.output.keep_local else passing_bytes(plan, feed)
+                refuse_if_too_large(plan.expected, folder, room, on_disk=earlier.bytes, passing=passing)
                 fresh = first_manifest(config, plan, folder, model, feed.encoder.describe())
                 manifest = with_model_config(folder, earlier.continued(fresh), model.model_config)
                 if earlier.extended is not None:
@@ -266,6 +268,11 @@ def make_plan(config: Config, model: Facts, feed: Feed, room: Room, longest: int
     lasting = alike, config.output.checkpoint_every, room.limit, attention, longest or 0
     what = *lasting, has_sections(config.dataset, generates=continuing is not None), moments, continuing
     return Plan(geometry, selection, picker, expected, batch, dtype, compression, *what)
+
+
+def passing_bytes(plan: Plan, feed: Feed) -> float:
+    """What is on disk at a time of a run whose parts leave for its mirror, as long as that keeps up."""
+    return commit_bytes(plan.expected, feed.expected_documents, plan.checkpoint_every, plan.memory_limit)
 
 
 def warn_of_device(config: Config, model: Facts, plan: Plan, feed: Feed) -> None:

@@ -56,7 +56,7 @@ class OutputConfig:
     `compression` is one of sniffer.types.COMPRESSIONS. `memory_limit` is in bytes, or text with a unit such as
     "8GiB"; here it becomes an integer. `checkpoint_every` counts documents. `tokens`: whether the run keeps the token
     ids of its documents. `mirror`: the URL of a folder that has a copy of the run, as of each commit. `keep_local`:
-    whether rows stay in the run's own folder once they are there.
+    whether parts stay in the run's own folder once they are there for sure.
     """
 
     compression: str = "auto"
@@ -73,10 +73,10 @@ class OutputConfig:
             raise ConfigError(f"output.checkpoint_every={self.checkpoint_every} must be 1 or more, or null for never")
         if self.compression not in COMPRESSIONS:
             raise ConfigError(f"output.compression={self.compression} is not one of {', '.join(COMPRESSIONS)}")
-        if not self.keep_local:
+        if not self.keep_local and self.mirror is None:
             raise ConfigError(
-                "output.keep_local=false is not supported, since a run is resumed and verified from its own folder: "
-                "when it is complete and `runs verify URL` finds its copy whole, remove the folder and open the URL"
+                "output.keep_local=false needs output.mirror=URL, where rows are to stay: name one, or take "
+                "output.keep_local=true"
             )
 
 

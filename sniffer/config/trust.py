@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -43,6 +44,11 @@ class Trust:
     address: str | None = None
     mirror: str | None = None
 
+    @property
+    def url(self) -> str | None:
+        """The URL that was typed, if any was."""
+        return None if self.mirror == NO_MIRROR else self.mirror
+
 
 def build(plain: Mapping[str, Any], trust: Trust, origin: Path) -> Config:
     """Builds what a saved configuration describes.
@@ -67,11 +73,18 @@ def allowed(plain: Mapping[str, Any], trust: Trust, origin: Path) -> dict[str, A
     if trust.mirror is None:
         _refuse_mirror(plain, origin, "--mirror {}", f"--mirror {NO_MIRROR}")
     elif "output" in plain:
-        found["output"] = {**_node(plain, "output"), "mirror": None if trust.mirror == NO_MIRROR else trust.mirror}
+        found["output"] = {**_node(plain, "output"), **_mirrored(plain, trust.mirror)}
     if trust.address is None:
         _refuse_address(plain, origin, "--engine-address {}")
         return found
     return {**found, "engine": {**_node(plain, "engine"), "address": trust.address}}
+
+
+def _mirrored(plain: Mapping[str, Any], url: str) -> dict[str, Any]:
+    """What `output` has otherwise; without a copy, rows stay where they are."""
+    if url != NO_MIRROR:
+        return {"mirror": url}
+    return {"mirror": None, **({"keep_local": True} if "keep_local" in _node(plain, "output") else {})}
 
 
 def needed_config(folder: Path) -> dict[str, Any]:
@@ -155,8 +168,8 @@ def _refuse_mirror(plain: Mapping[str, Any], origin: Path, to_trust: str, withou
     """Refuses to send what is captured elsewhere: someone else may have named the place, and the text as well."""
     if (url := _node(plain, "output").get("mirror")) is not None:
         raise RunError(
-            f"{origin} would copy the run to {url} (output.mirror): add {to_trust.format(url)} if you trust it, or "
-            f"{without} to go on without"
+            f"{origin} would copy the run to {url} (output.mirror): "
+            f"add {to_trust.format(quote(str(url)))} if you trust it, or {without} to go on without"
         )
 
 

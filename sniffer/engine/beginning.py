@@ -11,6 +11,7 @@ from sniffer.engine.base import Plan
 from sniffer.engine.facts import Facts
 from sniffer.sampler import describe
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.urls import require_url
 from sniffer.types import by_rope, described
 
 
@@ -33,4 +34,5 @@ def first_manifest(config: Config, plan: Plan, folder: Path, model: Facts, token
         scores={layer: facts.as_json() for layer, facts in model.scores.items()},
         rope=by_rope(model.rope),
         generation=None if plan.continuing is None else plan.continuing.as_json(),
+        parts_at=None if config.output.keep_local else require_url(str(config.output.mirror), "output.mirror="),
     )

@@ -30,6 +30,7 @@ from sniffer.engine.base import Plan
 from sniffer.engine.crew import PATIENCE, Captured, Crew, Lost, News, Written
 from sniffer.engine.pool import BYTES_PER_TOKEN, Member
 from sniffer.engine.worker import Flushed
+from sniffer.forward.estimate import COMMIT_AFTER
 from sniffer.process.clock import Clock
 from sniffer.storage.store import Store
 from sniffer.terminal.progress import CaptureProgress
@@ -40,9 +41,6 @@ BEGIN, LEAVE = 0.75, 0.25
 
 AHEAD = {"cpu": 1}
 """Batches that a worker has in hand at a time, by device; a GPU is to find the next one waiting."""
-
-COMMIT_AFTER = 4
-"""Times the memory limit that pending parts may hold in bytes."""
 
 
 class Shift:

@@ -183,12 +183,26 @@ def peak_ram(expected: Estimate, limit: float, pinned: int = 0) -> float:
     return rows + pinned * expected.batch_bytes + 2 * expected.moments_bytes
 
 
-def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: int = 0) -> None:
+COMMIT_AFTER = 4
+"""Times the memory limit that parts which do not count yet may hold in bytes."""
+
+
+def commit_bytes(expected: Estimate, documents: int, every: int | None, limit: float) -> float:
+    """Bytes of files of the largest commit: of so many documents, or of what is written beyond the memory limit."""
+    share = 1.0 if every is None else min(1.0, every / max(1, documents))
+    largest = min(share * expected.ram_bytes, (2 + COMMIT_AFTER) * limit)
+    return expected.file_bytes * largest / max(1.0, expected.ram_bytes)
+
+
+def refuse_if_too_large(
+    expected: Estimate, folder: Path, room: Room, on_disk: int = 0, passing: float | None = None
+) -> None:
     """Stops a run that memory or the folder's disk cannot hold.
 
     Args:
         room: where the model runs. A batch's rows are all in memory, and the next one's too.
         on_disk: bytes that an earlier session has written already.
+        passing: bytes that are on disk at a time where what counts leaves it; None where all stays.
 
     Raises:
         CaptureError: with what is needed, what there is, and what to lower.
@@ -200,7 +214,12 @@ def refuse_if_too_large(expected: Estimate, folder: Path, room: Room, on_disk: i
             f"the captures need about {size(needed)} of RAM, {size(room.available)} is available: {advice}"
         )
     free = shutil.disk_usage(folder).free
-    if expected.file_bytes - on_disk > free:
+    if passing is not None and passing > free:
+        raise CaptureError(
+            f"a commit needs about {size(passing)} of disk, {size(free)} is free at {folder}: lower "
+            "output.checkpoint_every or output.memory_limit"
+        )
+    if passing is None and expected.file_bytes - on_disk > free:
         raise CaptureError(
             f"the captures need about {size(expected.file_bytes)} of disk, {size(free)} is free at {folder}: {ADVICE}"
         )

@@ -26,6 +26,7 @@ from sniffer.storage.on_disk import is_whole, look
 from sniffer.storage.ownership import never_began
 from sniffer.storage.same_run import GROWN, LARGER, Earlier, as_plain, differences, refuse_other
 from sniffer.storage.schema import Example
+from sniffer.storage.there import find
 from sniffer.storage.tokens import TokenTable, read_tokens
 from sniffer.types import Document, described
 
@@ -67,7 +68,7 @@ def extend(folder: Path, trust: Trust, max_examples: int | None = None) -> int |
         dataset = described(config.dataset, generates=config.generate is not None)
         now = as_plain({"seed": config.seed, "model": config.model.describe(), "dataset": dataset})
         refuse_other(differences(before, now, GROWN))
-        found, on_disk = look(folder, manifest)
+        found, on_disk = look(folder, manifest, find(folder, manifest, trust.url))
         if not is_whole(folder, manifest, found):
             raise _not_complete(folder, "is damaged")
         tokens = _tokens(folder, found, len(on_disk.committed), changed=differences(before, now, LARGER))
@@ -79,7 +80,7 @@ def extend(folder: Path, trust: Trust, max_examples: int | None = None) -> int |
 
         with same_threads(manifest.threads):
             run(build(plain, trust, origin), folder, Earlier(found, on_disk, extended=plain))
-    return Manifest.load(folder).counts["examples"]
+    return Manifest.load(folder, parts_must_exist=False).counts["examples"]
 
 
 def has_more(config: Config, known: Mapping[int, Example], tokens: TokenTable | None) -> bool:

@@ -14,6 +14,7 @@ from sniffer.reader.folders import state
 from sniffer.reader.laws import ranges
 from sniffer.runs.code import code_of
 from sniffer.runs.listing import age, sampler_of
+from sniffer.storage.away import elsewhere
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.mirror import state as state_of_mirror
 from sniffer.terminal.printing import Grid, facts_table
@@ -53,7 +54,8 @@ def _values(folder: Path, manifest: Manifest) -> dict[str, str]:
         **({} if manifest.generation is None else {"generation": _pairs(manifest.generation)}),
         "sampler": f"{sampler_of(manifest)}, seed {manifest.seed}",
         "documents": _pairs(manifest.counts),
-        "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}",
+        "vectors": f"{manifest.rows:,} in {len(manifest.parts):,} parts, {size(manifest.bytes)}"
+        + elsewhere(folder, manifest),
         "token ids": _tokens(manifest),
         **moments_fact(manifest),
         "not finite": not_finite_line(manifest),

@@ -14,6 +14,7 @@ from sniffer.reader.folders import state
 from sniffer.reader.index import read_jobs
 from sniffer.reader.job_folders import in_order, run_folders, sweep_folders
 from sniffer.sampler import SIDES
+from sniffer.storage.away import away
 from sniffer.storage.manifest import Manifest
 from sniffer.terminal.printing import Grid
 from sniffer.words import size
@@ -91,7 +92,7 @@ def _short(text: str, most: int = LONGEST) -> str:
 def _facts(folder: Path, manifest: Manifest) -> Iterator[str]:
     yield model_of(manifest)
     yield sampler_of(manifest)
-    yield state(folder, manifest)
+    yield f"{state(folder, manifest)}{', rows at its mirror' if away(folder, manifest) else ''}"
     yield f"{manifest.examples.rows if manifest.examples else 0:,}"
     yield f"{manifest.rows:,}"
     yield size(manifest.bytes)

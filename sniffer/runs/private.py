@@ -36,6 +36,7 @@ def public(manifest: Manifest, *, tokens: bool = False) -> Manifest:
         reason=None,
         tokens=manifest.tokens if tokens else (),
         config=config,
+        parts_at=None,
         resumes=tuple(_without_words(resume) for resume in manifest.resumes),
         **{name: without_paths(getattr(manifest, name)) for name in free},
     )

@@ -19,14 +19,17 @@ from sniffer.errors import RunError
 from sniffer.process.environment import versions
 from sniffer.process.threads import same_threads
 from sniffer.runs.imports.told import refuse_imported
+from sniffer.runs.mirror import brought
 from sniffer.storage.integrity import leftovers, refuse_links
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.mirror import has_all
 from sniffer.storage.on_disk import OnDisk, is_whole, look
 from sniffer.storage.ownership import has_nothing_yet, is_run, never_began
 from sniffer.storage.same_run import Earlier, as_plain, differences, refusal
 from sniffer.storage.store import save
+from sniffer.storage.there import find
 from sniffer.storage.writer import Listing
 from sniffer.types import described
 
@@ -41,7 +44,7 @@ def resume(
     restore: bool = False,
     load: Load = load_anew,
 ) -> bool:
-    """Completes a run; False if there was nothing to do.
+    """Completes a run, and its mirror if its URL was typed; False if there was nothing to do.
 
     Args:
         trust: what the saved configuration may do.
@@ -72,10 +75,10 @@ def resume(
             log.warning("%s: its twin is whole and takes its place", wrong.split(";")[0])
         if restore:
             save_plain(folder, manifest.config)
-        found, on_disk = look(folder, manifest)
+        found, on_disk = look(folder, manifest, find(folder, manifest, trust.url))
         if manifest.status == "complete" and is_whole(folder, manifest, found):
             _mend(folder, manifest, on_disk)
-            return False
+            return trust.url is not None and _catch_up(folder, trust.url)
         plain = needed_config(folder)
         before = manifest.as_json()
         _refuse(differences(before, {"config": plain, "versions": versions()}), force)
@@ -114,6 +117,14 @@ def _run(
 def _refuse(found: list[str], force: bool) -> None:
     if found and not force:
         raise refusal(found)
+
+
+def _catch_up(folder: Path, url: str) -> bool:
+    """Brings the mirror to what a complete run is; False where it is there already, as far as was written down."""
+    if has_all(folder, url):
+        return False
+    log.info("%s", brought(folder, Manifest.load(folder, parts_must_exist=False), url))
+    return True
 
 
 def _mend(folder: Path, manifest: Manifest, on_disk: OnDisk) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import yaml
@@ -30,6 +31,7 @@ from sniffer.runs.moments import check_moments
 from sniffer.runs.rows import check_part
 from sniffer.runs.tokens import check_rows, check_tokens
 from sniffer.sampler import Picker, picker_of
+from sniffer.storage.away import away, told
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage, foreign, leftovers
 from sniffer.storage.layout import RunFolder
@@ -151,13 +153,14 @@ def _parts(
 ) -> Iterator[str]:
     picker = None if manifest.imported else _picker(manifest, trusted)
     yield from check_moments(folder, manifest, examples, picker)
+    gone = {part.path for part in away(folder, manifest)}
     for layer, kinds in manifest.selection.items():
         for kind in kinds:
             parts = [part for part in manifest.parts if (part.layer, part.kind) == (layer, kind)]
             waiting = [part for part in manifest.pending if (part.layer, part.kind) == (layer, kind)]
-            read = {part.path: _read(folder, manifest, part) for part in (*parts, *waiting)}
+            read = {part.path: _read(folder, manifest, part) for part in (*parts, *waiting) if part.path not in gone}
             yield from (line for _, lines in read.values() for line in lines)
-            rows = [found for part in parts if (found := read[part.path][0]) is not None]
+            rows = [found for part in parts if (found := read.get(part.path, (None,))[0]) is not None]
             if len(rows) == len(parts) and examples:
                 if picker is None:
                     yield from check_places(examples, layer, kind, Rows.joined(rows))
@@ -285,4 +288,7 @@ def _verdict(folder: Path, manifest: Manifest, problems: int) -> str:
     if problems:
         return f"{folder}: {problems} {'thing is' if problems == 1 else 'things are'} wrong ({what})"
     state = "complete" if manifest.status == "complete" else "not complete, but right as far as it goes"
+    if gone := away(folder, manifest):
+        reads = f"`python -m sniffer.runs verify {quote(str(manifest.parts_at))}` reads all of it"
+        return f"{folder}: right as far as it is here ({state}): {what}; {told(manifest, gone)}: {reads}"
     return f"{folder}: {state}: {what}, digest {manifest.digest}"

@@ -62,11 +62,12 @@ def bring(mirror: Mirror, manifest: Manifest, content: bytes, pause: Callable[[f
             pause(wait_after(failed))
 
 
-def mirror_of(folder: Path, url: str | None, manifest: Manifest | None) -> Mirror | None:
+def mirror_of(folder: Path, url: str | None, manifest: Manifest | None, *, keep: bool = True) -> Mirror | None:
     """The mirror that a run is to have, looked at before anything is captured.
 
     Args:
         manifest: of the session that is taken up; None for a run that begins.
+        keep: whether parts stay here once they are there.
 
     Raises:
         RunError: the URL is of no folder, cannot be written to, or has something else.
@@ -74,7 +75,7 @@ def mirror_of(folder: Path, url: str | None, manifest: Manifest | None) -> Mirro
     if url is None:
         return None
     try:
-        mirror = Mirror(folder, url)
+        mirror = Mirror(folder, url, keep=keep)
         mirror.check(manifest)
     except RunError as error:
         raise RunError(f"output.mirror={error}") from error
@@ -137,7 +138,8 @@ class Following:
             self._thread.join(LOOK_EVERY)
         if self._newest is self._there:
             if self._newest is not None:
-                log.info("%s has all of it", self._mirror.url)
+                alone = ", and its vectors alone" if self._mirror.removed else ""
+                log.info("%s has all of it%s", self._mirror.url, alone)
             return
         why = f" ({self._why})" if self._why else ""
         command = catch_up(self._mirror.folder, self._mirror.url)

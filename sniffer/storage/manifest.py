@@ -19,6 +19,7 @@ from typing import Any
 
 from sniffer.errors import CaptureError, RunError, unbroken
 from sniffer.process.environment import commit, now, versions
+from sniffer.storage.away import require_files
 from sniffer.storage.bounds import require_sense
 from sniffer.storage.counted import Counted
 from sniffer.storage.durable import durable_file
@@ -80,6 +81,7 @@ class Manifest(Counted):
         generation: how a model went on with the documents, and which tokens ended that; None where it did not.
         differences: by layer and kind, how far what was captured live is from one forward over the whole document
             (sniffer.types.Difference), where the run has looked; empty elsewhere.
+        parts_at: the URL that has those parts which are not in the folder (away.py); None where all of them are.
         resumes: when the run was taken up again, what had stopped it, and what was different by then.
     """
 
@@ -113,6 +115,7 @@ class Manifest(Counted):
     model_config: FileRecord | None = None
     generation: Mapping[str, Any] | None = None
     differences: Mapping[int, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    parts_at: str | None = None
     resumes: tuple[Mapping[str, Any], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -192,7 +195,7 @@ class Manifest(Counted):
 
         Raises:
             RunError: not a run folder, a broken manifest, a newer schema, a path that leaves the folder,
-                or (unless told otherwise) a missing part.
+                or (unless told otherwise) a part that is missing, or at a URL alone.
         """
         values = read_manifest(folder, path)
         version = values.get("schema_version")
@@ -216,12 +219,8 @@ class Manifest(Counted):
                 raise broken(folder, f"it names {record.path!r}, which is no name of a part")
         if manifest.model_config is not None and manifest.model_config.path != RunFolder.MODEL_CONFIG:
             raise broken(folder, f"it has the model's config in {manifest.model_config.path!r}")
-        for record in manifest.files() if parts_must_exist else ():
-            if not (folder / record.path).is_file():
-                raise RunError(
-                    f"{folder} lacks {record.path}, which its manifest names: restore it, or "
-                    f"`python -m sniffer.runs resume {folder}` to capture its rows again"
-                )
+        if parts_must_exist:
+            require_files(folder, manifest)
         return manifest
 
     @classmethod
@@ -256,7 +255,7 @@ class Manifest(Counted):
             **values,
             **files,
         }
-        for name in ("generation", "differences"):
+        for name in ("generation", "differences", "parts_at"):
             if not ordered[name]:
                 del ordered[name]
         for part in (*files["pending"], *files["parts"]):

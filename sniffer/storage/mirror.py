@@ -13,15 +13,17 @@ import json
 import shlex
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sniffer.errors import CaptureError, RunError
-from sniffer.storage.durable import durable_file
+from sniffer.storage.away import away, told
+from sniffer.storage.durable import could_not_remove, durable_file
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.remote import RemotePath
-from sniffer.storage.schema import FileRecord
+from sniffer.storage.schema import FileRecord, Part
 from sniffer.storage.target import Sums, Target, target_at
 from sniffer.storage.untrusted import read_json
 from sniffer.storage.urls import require_url
@@ -37,16 +39,20 @@ class Superseded(Exception):  # noqa: N818 - no error: there is a newer manifest
 class Mirror:
     """The copy of the run in `folder` at `url`. `files` and `bytes` count what was sent, `left` what is yet to go.
 
+    Unless ours are to `keep`, a part that counts is removed from the folder once it is there for sure: proven by its
+    checksum, and named by the manifest that is there. `removed` counts those.
+
     Raises, in all that it does:
         RunError: something else is there, a file of ours is damaged, or a package is missing.
         OSError: the place cannot be reached, or refuses.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url = folder, require_url(url, "")
-        self.files = self.bytes = self.left = 0
+    def __init__(self, folder: Path, url: str, *, keep: bool = True) -> None:
+        self.folder, self.url, self._keep = folder, require_url(url, ""), keep
+        self.files = self.bytes = self.left = self.removed = 0
         self._target: Target = target_at(self.url)
         self._there: dict[str, str] = {}
+        self._sums: dict[str, Sums] = {}
         self._theirs: Manifest | None = None
         self._content: bytes | None = None
         self._looked = False
@@ -74,10 +80,15 @@ class Mirror:
         self._look(manifest.created)
         _refuse_ahead(self.url, self._theirs, manifest)
         self._target.make()
+        if not self._keep and self._theirs is None and (manifest.parts or manifest.pending):
+            self._claim(manifest)
         documents = None if manifest.examples is None else self._documents(manifest.examples)
         wanted = [record for record in (*manifest.files(), *manifest.pending) if record is not manifest.examples]
         wanted += [] if manifest.model_config is None else [manifest.model_config]
         missing = [record for record in wanted if self._there.get(record.path) != record.sha256]
+        unsent = {record.path for record in missing}
+        if lost := [part for part in away(self.folder, manifest) if part.path in unsent]:
+            raise RunError(_lost(self.url, self.folder, manifest, lost))
         self.left = sum(record.bytes for record in missing)
         for record in missing:
             self._bring_file(record)
@@ -97,6 +108,38 @@ class Mirror:
         self._target.settle()
         self._theirs, self._content = manifest, content
         note(self.folder, self.url, content)
+        if not self._keep:
+            self._let_go(manifest, content)
+
+    def _claim(self, manifest: Manifest) -> None:
+        """Puts a manifest without rows there first: of runs that were given the same place, one goes on."""
+        none = replace(
+            manifest, parts=(), pending=(), tokens=(), moment_files=(), examples=None, model_config=None, counts={}
+        )
+        content = none.content()
+        self._put(RunFolder.MANIFEST, content, Sums.of(content))
+        self._target.settle()
+        self._looked = False
+        self._look(manifest.created)
+
+    def _let_go(self, manifest: Manifest, content: bytes) -> None:
+        """Removes the parts of ours that count and are there; each is asked for once more before it goes."""
+        here = [part for part in manifest.parts if (self.folder / part.path).is_file()]
+        if here and self._target.read(RunFolder.MANIFEST) != content:
+            raise OSError(errno.EIO, f"{RunFolder.MANIFEST} there has become another one", self.url)
+        for part in here:
+            path = self.folder / part.path
+            sums = self._sums.pop(part.path, None) or Sums.of(path)
+            if sums.sha256 != part.sha256:
+                continue  # damaged here since: verify tells
+            if not self._target.holds(part.path, sums):
+                self._looked = False
+                raise OSError(errno.EIO, f"{part.path} is not there any more as it was sent", self.url)
+            try:
+                path.unlink()
+            except OSError as error:
+                raise RunError(could_not_remove(error, path)) from error
+            self.removed += 1
 
     def _look(self, created: str | None) -> None:
         """Learns what is there, unless that is what was left there; raises RunError where it is another's."""
@@ -128,6 +171,8 @@ class Mirror:
         if sums.sha256 != record.sha256:
             raise Superseded(record.path)
         self._put(record.path, path, sums)
+        if not self._keep:
+            self._sums[record.path] = sums
 
     def _documents(self, record: FileRecord) -> bytes:
         """Those that a manifest counts: while a run goes on, the file or its twin has them, and soon neither."""
@@ -167,6 +212,14 @@ def _manifest_of(url: str) -> Manifest:
     return Manifest.load(RemotePath(url).listed(), parts_must_exist=False)
 
 
+def _lost(url: str, folder: Path, manifest: Manifest, lost: list[Part]) -> str:
+    if url != manifest.parts_at:
+        return f"{url} cannot have all of {folder}: {told(manifest, lost)}; copy that there first"
+    return (
+        f"{url} has lost {lost[0].path}, which is nowhere else: `{resume_command(folder, url)}` captures its rows again"
+    )
+
+
 def _is_ours(path: str) -> bool:
     return RunFolder.is_numbered_file(path) or path in (*RunFolder.FILES, *BESIDE)
 
@@ -194,18 +247,35 @@ def state(folder: Path, manifest: Manifest) -> str | None:
     if isinstance(folder, RemotePath):
         return None
     output = manifest.config.get("output")
-    url, known = (output.get("mirror") if isinstance(output, Mapping) else None), None
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        noted: Any = read_json(folder / RunFolder.MIRROR, NOTE_BYTES)
-        url, known = str(noted["url"]), noted["manifest"]
+    url = _noted(folder)[0] or (output.get("mirror") if isinstance(output, Mapping) else None)
     if not url:
         return None
-    if known == hashlib.sha256((folder / RunFolder.MANIFEST).read_bytes()).hexdigest():
+    if has_all(folder, str(url)):
         return f"{url}, which has all of it"
     return f"{url}, which lags behind: {catch_up(folder, str(url))} catches up"
 
 
+def has_all(folder: Path, url: str) -> bool:
+    """Whether a run is at a URL as it is here, as far as was written down."""
+    noted = _noted(folder)
+    if noted[0] != require_url(url, ""):
+        return False
+    return noted[1] == hashlib.sha256((folder / RunFolder.MANIFEST).read_bytes()).hexdigest()
+
+
+def _noted(folder: Path) -> tuple[str | None, str | None]:
+    """URL and SHA-256 of the manifest there."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        noted: Any = read_json(folder / RunFolder.MIRROR, NOTE_BYTES)
+        return str(noted["url"]), str(noted["manifest"])
+    return None, None
+
+
 NOTE_BYTES = 1 << 16
+
+
+def resume_command(folder: Path, url: str) -> str:
+    return shlex.join(["python", "-m", "sniffer.runs", "resume", str(folder), "--mirror", url])
 
 
 def catch_up(folder: Path, url: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sniffer.errors import RunError, unbroken
-from sniffer.storage.documents import examples_by_pair, repeated
+from sniffer.storage.documents import repeated
 from sniffer.storage.examples import read_examples
 from sniffer.storage.integrity import damage
 from sniffer.storage.layout import RunFolder
@@ -25,6 +25,7 @@ from sniffer.storage.manifest import Manifest
 from sniffer.storage.model_config import lost_model_config
 from sniffer.storage.moments import documents_of
 from sniffer.storage.schema import Example, FileRecord, Part
+from sniffer.storage.there import NOTHING, There
 from sniffer.storage.tokens import example_ids
 from sniffer.types import MOMENTS, Document, Picks, TokenBatch, draw_of
 
@@ -95,15 +96,16 @@ class OnDisk:
             )
 
 
-def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
+def look(folder: Path, manifest: Manifest, there: There = NOTHING) -> tuple[Manifest, OnDisk]:
     """Reads what is on disk, every byte of it, and tells what the manifest should say of it now.
 
     Damaged files are logged, and no longer named, and so are files whose rows another one has too; what else
-    belongs to their commit becomes pending.
+    belongs to their commit becomes pending. What is `there`, at the run's copy, was proven before it left.
     """
-    whole = _whole(folder, (*manifest.parts, *manifest.pending))
-    spare, beside = _twice(folder, [part for part in (*manifest.parts, *manifest.pending) if part.path in whole])
-    whole -= spare
+    here = [part for part in (*manifest.parts, *manifest.pending) if part.path not in there.paths]
+    whole = _whole(folder, here)
+    spare, beside = _twice(folder, [part for part in here if part.path in whole])
+    whole = (whole - spare) | there.paths
     examples = find_examples(folder, manifest)
     broken = {
         part.commit for part in manifest.parts if part.path not in whole or part.path in beside or examples is None
@@ -113,7 +115,7 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
     pending = tuple(part for part in (*manifest.pending, *demoted) if part.path in whole)
     documents = examples or {}
     if broken:
-        still = frozenset().union(*examples_by_pair(folder, committed).values())
+        still = frozenset().union(*there.examples_by_pair(folder, committed).values())
         documents = {number: example for number, example in documents.items() if number in still}
     if manifest.generation is not None:
         # What is written anew may be other tokens by a rounding: a document has all of its rows from one time.
@@ -125,9 +127,10 @@ def look(folder: Path, manifest: Manifest) -> tuple[Manifest, OnDisk]:
         counted = {path: there for path, there in counted.items() if there <= documents.keys()}
     of_moments = tuple(record for record in manifest.moment_files if record.path in counted)
     found = replace(manifest, parts=committed, pending=pending, examples=None, tokens=kept, moment_files=of_moments)
-    there, in_moments = (frozenset().union(*sets.values()) for sets in (tokens, counted))
+    in_tokens, in_moments = (frozenset().union(*sets.values()) for sets in (tokens, counted))
     moments = None if manifest.moments is None else in_moments
-    return found, OnDisk(documents, examples_by_pair(folder, pending), tokens=there, moments=moments)
+    by_pair = there.examples_by_pair(folder, pending)
+    return found, OnDisk(documents, by_pair, tokens=in_tokens, moments=moments)
 
 
 def is_whole(folder: Path, manifest: Manifest, found: Manifest) -> bool:

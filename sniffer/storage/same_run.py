@@ -98,13 +98,15 @@ class Earlier:
         }
         resumes = (*self.manifest.resumes, resume)
         rope = self.manifest.rope or fresh.rope
-        return replace(self.manifest, status="running", reason=None, finished=None, rope=rope, resumes=resumes)
+        begun = replace(self.manifest, status="running", reason=None, finished=None, parts_at=fresh.parts_at)
+        return replace(begun, rope=rope, resumes=resumes)
 
     def _grown(self, then: Manifest, fresh: Manifest) -> Manifest:
         refuse_other(differences(then.as_json(), fresh.as_json(), GROWN))
         noted = {"at": fresh.created, "extended": True, "examples": len(self.on_disk.committed)}
         resumes, dataset = (*then.resumes, noted), as_plain(fresh.dataset)
-        return replace(then, status="running", finished=None, resumes=resumes, dataset=dataset, config=fresh.config)
+        begun = replace(then, status="running", finished=None, parts_at=fresh.parts_at)
+        return replace(begun, resumes=resumes, dataset=dataset, config=fresh.config)
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], apart_from: Sequence[str] = ()) -> list[str]:

@@ -214,6 +214,7 @@ class HubTarget(Target):
             if sizes.get(path) != made.upload_info.size:
                 raise OSError(errno.EIO, f"{path} has arrived as something else", self.url)
         self._waiting.clear()
+        self._known.clear()
         self._gone.clear()
 
 

@@ -26,9 +26,12 @@ from sniffer.process.environment import versions
 from sniffer.process.memory import let_go
 from sniffer.reader.index import read_jobs, swept, update
 from sniffer.runs.code import COPY, changed_code
+from sniffer.runs.mirror import mirror
 from sniffer.runs.resume import resume
+from sniffer.storage.away import require_files
 from sniffer.storage.layout import SweepFolder
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.mirror import catch_up, has_all
 from sniffer.storage.same_run import as_plain, differences
 from sniffer.sweep.figure import draw_sweep
 from sniffer.terminal.printing import Grid, line, say
@@ -65,8 +68,8 @@ def go_on(config: Config, folder: Path) -> None:
         SnifferError: as a fresh run.
     """
     remote_code = bool(config.saved["model"].get("trust_remote_code"))
-    mirror = config.output.mirror or NO_MIRROR
-    trust = Trust(config.trusted_targets, remote_code, config.engine.address, mirror)
+    url = config.output.mirror
+    trust = Trust(config.trusted_targets, remote_code, config.engine.address, url or NO_MIRROR)
     saved = saved_config(folder)
     if found := differences({"config": saved}, {"config": as_chosen(config.saved, saved)}):
         raise RunError(
@@ -75,11 +78,18 @@ def go_on(config: Config, folder: Path) -> None:
         )
     if not is_whole(folder):
         resume(folder, trust, load=MODEL.load)
-    elif found := _another_model(Manifest.load(folder), config):
+        return
+    manifest = Manifest.load(folder, parts_must_exist=False)
+    if found := _another_model(manifest, config):
         raise RunError(
             f"{folder} holds results of another model ({'; '.join(found[:3])}): "
             "put it back as it was, choose another hydra.sweep.dir, or remove the folder"
         )
+    if url is not None and not has_all(folder, url):
+        try:
+            log.info("%s", mirror(folder, url))
+        except RunError as error:  # the job itself is complete
+            log.warning("%s (%s catches up)", error, catch_up(folder, url))
 
 
 def _another_model(manifest: Manifest, config: Config) -> list[str]:
@@ -96,9 +106,11 @@ def _another_model(manifest: Manifest, config: Config) -> list[str]:
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a run is complete, with all of its files there."""
+    """Whether a run is complete, with all of its files there, or at its mirror alone."""
     try:
-        return Manifest.load(folder).status == "complete"
+        manifest = Manifest.load(folder, parts_must_exist=False)
+        require_files(folder, manifest, all_here=False)
+        return manifest.status == "complete"
     except RunError:
         return False
 

@@ -44,7 +44,7 @@ def resume_line(folder: Path, manifest: Manifest) -> str:
     if address not in OWN_CLUSTER:
         command += ["--engine-address", str(address)]
     output = manifest.config.get("output")
-    if mirror := output.get("mirror") if isinstance(output, Mapping) else None:
+    if mirror := manifest.parts_at or (output.get("mirror") if isinstance(output, Mapping) else None):
         command += ["--mirror", str(mirror)]
     return f"{documents} documents are kept; to go on: {shlex.join(command)}"
 

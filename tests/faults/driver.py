@@ -30,11 +30,13 @@ SLOWER = 0.02
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to a process: killed at its n-th step to the disk, limited in what it may write, or on a disk that
-    fails (helpers_disk.py), with a log of its calls written to `calls` in the end. `environment` is added to its own.
+    """What happens to a process: killed at its n-th step to the disk, or before its n-th part leaves; limited in what
+    it may write; on a disk that fails (helpers_disk.py), with a log of its calls written to `calls` in the end.
+    `environment` is added to its own.
     """
 
     kill_at_step: int | None = None
+    kill_at_removal: int | None = None
     largest_file: int | None = None
     disk: Disk | None = None
     calls: Path | None = None
@@ -61,6 +63,10 @@ class Command:
     def send(self, number: signal.Signals) -> None:
         if self._process.is_alive():
             os.kill(self._process.pid, number)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._process.is_alive())
 
     def wait_for(self, path: Path) -> None:
         """Until a file exists, or the process has ended."""
@@ -96,6 +102,8 @@ def _child(output: str, module: str, arguments: tuple[str, ...], fault: Fault) -
     following.FIRST_WAIT, following.TRIES = 0.01, 2
     if fault.kill_at_step is not None:
         _kill_at(fault.kill_at_step)
+    if fault.kill_at_removal is not None:
+        _kill_at_removal(fault.kill_at_removal)
     if fault.largest_file is not None:
         _limit_files(fault.largest_file)
     main = __import__(module, fromlist=["main"]).main
@@ -133,6 +141,18 @@ def _kill_at(step: int) -> None:
 
     os.fsync = counted(os.fsync)
     Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+
+
+def _kill_at_removal(part: int) -> None:
+    left, unlink = [part], Path.unlink
+
+    def counted(self: Path, missing_ok: bool = False) -> None:
+        left[0] -= "captures" in self.parts and self.suffix == ".parquet"
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        unlink(self, missing_ok=missing_ok)
+
+    Path.unlink = counted  # type: ignore[method-assign]
 
 
 def _limit_files(largest: int) -> None:

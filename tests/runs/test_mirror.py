@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from unittest.mock import patch
 
 import fsspec
 import pytest
@@ -21,6 +23,7 @@ from sniffer.runs.mirror import mirror
 from sniffer.runs.resume import resume
 from sniffer.runs.verify import verify
 from sniffer.storage import following
+from sniffer.storage.away import away
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.mirror import Mirror, state
@@ -139,6 +142,78 @@ def test_a_run_is_mirrored_as_it_goes_and_as_it_goes_on(memory: str, runs: Runs,
     assert told == f"{memory}, which has all of it"
     assert extend(folder, Trust(mirror=memory)) is None
     assert_frame_equal(rows(folder), rows(folder_at(memory)))
+
+
+def test_parts_that_are_there_for_sure_leave_the_folder(
+    memory: str, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """None goes before the manifest there names it; a stopped run goes on, and has the rows of one that was not."""
+    honest, gone = Path.unlink, set[str]()
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".parquet" and "captures" in self.parts:
+            there = Manifest.load(folder_at(memory))
+            path = self.relative_to(runs.place / "run").as_posix()
+            assert sha256(files_at(memory)[path]).hexdigest() in {part.sha256 for part in there.parts}
+            gone.add(path)
+        honest(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    folder = runs.start("run", OFTEN, f"output.mirror={memory}", "output.keep_local=false", stop_after=5)
+    manifest = Manifest.load(folder, parts_must_exist=False)
+    assert gone == {part.path for part in manifest.parts} and len({part.commit for part in manifest.parts}) > 1
+    told = f"{len(gone)} of its {len(gone)} parts are at {memory} alone"
+    for words, code, said in (
+        (["inspect"], 0, told),
+        (["list"], 0, "interrupted, rows at its mirror"),
+        (["verify"], 0, f"{told}: `python -m sniffer.runs verify {memory}` reads all of it"),
+        (["resume"], 1, f"{told}: add --mirror {memory} if you trust it"),
+        (["resume", "--mirror", "none"], 1, f"{told}: add --mirror {memory} if you trust it"),
+        (["export"], 1, f"{folder} keeps its vectors elsewhere ({told}): open that URL in its place"),
+        (["mirror", f"{memory}-other"], 1, f"{memory}-other cannot have all of {folder}: {told}; copy that there"),
+    ):
+        verb, *more = words
+        assert main([verb, str(folder), *more]) == code
+        assert said in " ".join("".join(capsys.readouterr()).split())
+    whole = Manifest.load(runs.start("whole"))
+    assert resume(folder, Trust(mirror=memory))
+    manifest = Manifest.load(folder, parts_must_exist=False)
+    assert (manifest.status, manifest.digest) == ("complete", whole.digest) and not list(folder.glob("captures/*/*/*"))
+    assert verify(folder_at(memory))[1] == verify(folder)[1] == []
+    assert extend(folder, Trust(mirror=memory)) is None and not resume(folder, Trust(mirror=memory))
+    # What the copy has lost is nowhere: it is captured again, and what is there of the same commit is not.
+    lost = manifest.parts[0]
+    fsspec.filesystem("memory").rm(f"{memory}/{lost.path}")
+    (folder / RunFolder.MIRROR).unlink()
+    assert (
+        main(["mirror", str(folder), memory]) == 1 and f"has lost {lost.path}, which is now" in capsys.readouterr().err
+    )
+    before = {path for path in files_at(memory) if "captures" in path}
+    assert resume(folder, Trust(mirror=memory))
+    there, problems = verify(folder_at(memory))
+    assert problems == [] and there.digest == whole.digest and before <= {part.path for part in there.parts}
+    assert lost.path not in {part.path for part in there.parts}
+
+
+def test_a_copy_that_lags_or_is_not_what_was_sent_keeps_parts_here(memory: str, tmp_path: Path):
+    folder = make_run(tmp_path / "run").folder
+    replace(Manifest.load(folder), parts_at=memory).save(folder)
+    manifest, content = Manifest.load(folder), (folder / RunFolder.MANIFEST).read_bytes()
+    honest, system = Mirror._let_go, fsspec.filesystem("memory")
+
+    def spoilt(self: Mirror, *arguments: object) -> None:
+        system.pipe(f"{memory}/{manifest.parts[1].path}", b"x" * manifest.parts[1].bytes)
+        honest(self, *arguments)
+
+    with patch.object(Mirror, "_let_go", spoilt), pytest.raises(OSError, match="is not there any more as it was sent"):
+        Mirror(folder, memory, keep=False).bring(manifest, content)
+    assert [part.path for part in away(folder, manifest)] == [manifest.parts[0].path]
+    # The copy is told apart from one that was sent by another run meanwhile.
+    other = replace(manifest, created="2020-01-01T00:00:00+00:00").content()
+    system.pipe(f"{memory}/{RunFolder.MANIFEST}", other)
+    with pytest.raises(RunError, match="holds another run, which was begun at 2020"):
+        mirror(folder, memory)
+    assert len(away(folder, manifest)) == 1
 
 
 @pytest.mark.long

@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("versions", "device", "backbone", "config", "generation"):
         values[name] = {POISON: POISON}
     values["backbone"] |= {"code": {POISON: COPY + POISON}, "packages": {POISON: POISON}}
-    values |= {"reason": POISON, "commit": POISON, "timings": {POISON: 1.0}, "counts": {POISON: 1}}
+    values |= {"parts_at": POISON, "reason": POISON, "commit": POISON, "timings": {POISON: 1.0}, "counts": {POISON: 1}}
     values["model"] = poisoned({"checkpoint": "x"}) | dict.fromkeys(("checkpoint", "architecture", "revision"), POISON)
     values["dataset"] |= dict.fromkeys(("path", "name", "split", "package"), POISON)
     values["resumes"] = [{"at": POISON, "stopped_by": POISON, "differences": [POISON]}]
@@ -111,6 +111,14 @@ def test_every_verb_says_poison_harmlessly(folder: Path, tmp_path: Path, shown, 
     verbs.main([verb, str(folder.parent if verb == "list" else folder), *more])
     must_be_harmless(text := shown())
     assert "[bold]" in text or "[/red]" in text
+
+
+def test_a_run_whose_parts_are_at_such_a_place(folder: Path, shown):
+    (folder / Manifest.load(folder).parts[0].path).unlink()
+    for verb in ("list", "inspect", "verify", "resume", "export"):
+        verbs.main([verb, str(folder)])
+        must_be_harmless(text := shown())
+        assert "[bold]" in text or "[/red]" in text
 
 
 def test_an_analysis_does_too(folder: Path, shown):
@@ -225,5 +233,6 @@ def test_fields_of_the_manifest_that_are_poisoned_are_all_that_are_free():
         "config",
         "generation",
         "rope",
+        "parts_at",
     }
     assert {field.name for field in fields(Manifest)} == checked | free | {"resumes"}
