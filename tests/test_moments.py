@@ -82,8 +82,8 @@ def test_a_stretch_is_summed_as_numpy_does(n: int, documents: int, away: float, 
     states = (torch.randn(documents, 2, n, 6, generator=torch.Generator().manual_seed(n)) + away).to(dtype)
     for sizes in ((n,), (n // 3 + 1, n - n // 3 - 1)[: 1 if n < 2 else 2]):
         span = Span(0, sizes)
-        stack = Stack(states[:, :, : span.end], span, "full", HALVES)
-        stack.put(slice(0, 2), piece_of(states[:, :, : span.end], span, "full", HALVES))
+        stack = Stack(states, [span], "full", HALVES)
+        stack.put(slice(0, 2), [piece_of(states[:, :, : span.end], span, "full", HALVES)])
         starts = np.cumsum((0, *sizes))
         for place, (start, end) in enumerate(pairwise(starts.tolist())):
             for head in range(2):

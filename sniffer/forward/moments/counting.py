@@ -33,8 +33,8 @@ Key = tuple[int, str]
 Keyed = tuple[Span, tuple[Key, ...]]
 """Stretches, and the key of each."""
 
-Group = tuple[int, int, Span, tuple[Key, ...]]
-"""Documents with the same stretches: first and last row, then as in `Keyed`."""
+Group = tuple[slice, tuple[Span, ...], tuple[Key, ...]]
+"""Rows of documents with the same stretches, which they are, and the key of each."""
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,12 @@ class Counting:
             states = states.index_select(1, heads)
         groups = self._grouped(KIND[kind].draw, TOGETHER.get(states.device.type, TOGETHER_ELSEWHERE))
         second, pairs = self.plan.layout.second, self.plan.pairs(layer, kind)
-        places = [(slice(first, last + 1), span) for first, last, span, _ in groups]
-        stacks = [Stack(states[rows, :, span.start : span.end], span, second, pairs) for rows, span in places]
+        stacks = [Stack(states[rows], spans, second, pairs) for rows, spans, _ in groups]
 
         def put(part: slice, some: Tensor) -> None:
-            for (rows, span), stack in zip(places, stacks, strict=True):
-                stack.put(part, piece_of(some[rows, :, span.start : span.end], span, second, pairs))
+            for (rows, spans, _), stack in zip(groups, stacks, strict=True):
+                shown = ((some[rows, :, span.start : span.end], span) for span in spans)
+                stack.put(part, [piece_of(states, span, second, pairs) for states, span in shown])
 
         found: dict[Key, Sums] = {}
 
@@ -213,18 +213,34 @@ def _add(to: dict[Key, Sums], key: Key, sums: Sums) -> None:
 
 
 def _grouped(spans: list[tuple[int, Keyed]], together: int) -> Iterator[Group]:
-    """Rows that follow one another and have the same stretches, as many together as is said."""
+    """Rows that follow one another and have the same stretches, as many together as is said; short groups are one."""
     begun: dict[Keyed, tuple[int, int]] = {}
+    found: dict[tuple[int, int], list[Keyed]] = {}
     for row, one in spans:
         here = begun.get(one)
         if here is not None and here[1] == row - 1 and row - here[0] < together:
             begun[one] = here[0], row
             continue
         if here is not None:
-            yield (*here, *one)
+            found.setdefault(here, []).append(one)
         begun[one] = row, row
     for one, here in begun.items():
-        yield (*here, *one)
+        found.setdefault(here, []).append(one)
+    for (first, last), keyed in found.items():
+        rows = slice(first, last + 1)
+        for some in _in_stacks(keyed):
+            yield rows, tuple(span for span, _ in some), tuple(key for _, keys in some for key in keys)
+
+
+def _in_stacks(keyed: Sequence[Keyed]) -> Iterator[list[Keyed]]:
+    """Of about as many stretches as a span may have."""
+    some: list[Keyed] = []
+    for one in keyed:
+        if some and sum(len(keys) for _, keys in [*some, one]) > MANY:
+            yield some
+            some = []
+        some.append(one)
+    yield some
 
 
 def _as_rows(layer: int, kind: str, heads: tuple[int, ...], key: Key, sums: Sums) -> MomentRows:

@@ -216,40 +216,48 @@ class Sums:
 
 
 class Stack:
-    """Sums of each stretch of a span, over several documents; heads are put in beside each other.
+    """Sums of each stretch of some spans, over several documents; heads are put in beside each other.
 
     Args:
-        states: the documents at the positions of the span, all heads.
+        states: the documents, all heads.
     """
 
     def __init__(
-        self, states: Shaped[Tensor, "documents heads n dim"], span: Span, second: str, pairs: Pairs = None
+        self,
+        states: Shaped[Tensor, "documents heads n dim"],
+        spans: Sequence[Span],
+        second: str,
+        pairs: Pairs = None,
     ) -> None:
         documents, heads, _, dim = states.shape
-        shape = len(span.sizes), heads
+        sizes = [size for span in spans for size in span.sizes]
+        shape = len(sizes), heads
 
         def empty(*more: int, dtype: torch.dtype = torch.float64) -> Tensor:
             return torch.empty(*shape, *more, dtype=dtype, device=states.device)
 
-        self._span, self._n = span, [documents * size for size in span.sizes]
+        self._n, self._sizes = [documents * size for size in sizes], _cat([span.tables(states).n for span in spans], 0)
         self._mean, self._lengths = empty(dim), empty(1 if pairs is None else 1 + _count(pairs[0], dim))
         self._minimum, self._maximum = empty(dim, dtype=torch.float32), empty(dim, dtype=torch.float32)
         self._second = None if second == "none" else empty(dim) if second == "diagonal" else empty(dim, dim)
 
-    def put(self, heads: slice, piece: Piece) -> None:
-        """Takes some of the heads."""
-        n, drift = self._span.tables(piece.shift).n, piece.drift.double()
-        means = (piece.shift + drift / n[:, 0]).movedim(2, 0)
+    def put(self, heads: slice, pieces: Sequence[Piece]) -> None:
+        """Takes some of the heads: a piece of each span."""
+        n, drift = self._sizes, _stretches([piece.drift for piece in pieces]).double()
+        means = _stretches([piece.shift for piece in pieces]) + drift / n.unsqueeze(3)
         self._mean[:, heads] = mean = _over_documents(means, Tensor.mean)
-        self._minimum[:, heads] = _over_documents(piece.minimum.movedim(2, 0), Tensor.amin)
-        self._maximum[:, heads] = _over_documents(piece.maximum.movedim(2, 0), Tensor.amax)
-        self._lengths[:, heads] = _over_documents(piece.lengths.movedim(2, 0), Tensor.sum)
-        if self._second is None or piece.products is None:
+        minima, maxima, lengths = zip(*((piece.minimum, piece.maximum, piece.lengths) for piece in pieces), strict=True)
+        self._minimum[:, heads] = _over_documents(_stretches(minima), Tensor.amin)
+        self._maximum[:, heads] = _over_documents(_stretches(maxima), Tensor.amax)
+        self._lengths[:, heads] = _over_documents(_stretches(lengths), Tensor.sum)
+        if self._second is None:
             return
-        second = self._second[:, heads]
-        second.copy_(_over_documents(piece.products, lambda one, dim: one.sum(dim, dtype=torch.float64)))
+        second, place = self._second[:, heads], 0
+        for products in (piece.products for piece in pieces if piece.products is not None):
+            some = second[place : place + len(products)]
+            some.copy_(_over_documents(products, lambda one, dim: one.sum(dim, dtype=torch.float64)))
+            place += len(products)
         # About each document's mean instead of its shift, then about the mean of all.
-        drift = drift.movedim(2, 0)
         for document in range(drift.shape[1]):
             _add_products(second, drift[:, document], -1 / n)
         if drift.shape[1] > 1:
@@ -262,12 +270,22 @@ class Stack:
         return Sums(self._n[place], self._mean[place], second, *others)
 
 
+def _cat(values: Sequence[Tensor], dim: int) -> Tensor:
+    """A single one is not copied, for even that costs time."""
+    return values[0] if len(values) == 1 else torch.cat(list(values), dim)
+
+
+def _stretches(values: Sequence[Shaped[Tensor, "documents heads stretches n"]]) -> Tensor:
+    """(stretches, documents, heads, n), of all spans."""
+    return _cat(values, 2).movedim(2, 0)
+
+
 def _count(places: slice, dim: int) -> int:
     return len(range(*places.indices(dim)))
 
 
 def _over_documents(values: Shaped[Tensor, "stretches documents ..."], taken: Callable[..., Tensor]) -> Tensor:
-    """Of a single document nothing is taken, for even that costs time."""
+    """Of a single document nothing is taken, as in `_cat`."""
     return values[:, 0] if values.shape[1] == 1 else taken(values, 1)
 
 
