@@ -46,10 +46,7 @@ class Plan:
         """As the manifest has it: what is summed, and the heads by layer and kind."""
         if self.moments is None:
             return None
-        heads: dict[str, dict[str, list[int]]] = {}
-        for (layer, kind), those in self.selection.moments.items():
-            heads.setdefault(str(layer), {})[kind] = list(those)
-        return {**self.moments.as_json(), "heads": heads}
+        return {**self.moments.as_json(), "heads": self.selection.counted_by_layer()}
 
 
 def describe_device(model: ModelFacts) -> dict[str, str]:

@@ -157,6 +157,13 @@ class Selection:
         """The captured heads by layer, then kind."""
         return {layer: {kind: self.heads[layer, kind] for kind in self.kinds_of(layer)} for layer in self.layers}
 
+    def counted_by_layer(self) -> dict[str, dict[str, list[int]]]:
+        """The heads of which sums are kept, as the manifest has them."""
+        found: dict[str, dict[str, list[int]]] = {}
+        for (layer, kind), heads in self.moments.items():
+            found.setdefault(str(layer), {})[kind] = list(heads)
+        return found
+
     def kinds_of(self, layer: int) -> tuple[str, ...]:
         return tuple(kind for other, kind in self.heads if other == layer)
 

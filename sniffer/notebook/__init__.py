@@ -9,6 +9,7 @@ history, caches        what it goes on with, and what became of that meanwhile
 batch, example_ids     documents of a call, and their identities
 ahead                  which of their positions are kept
 attending              what queries do with their keys
+summed                 sums over all positions
 captured, texts        what has been captured; frames: as tables; saving: as a run
 missed                 what was not, and is told
 """

@@ -180,12 +180,12 @@ def _require_no_later_keys(layer: int, text: AttentionCall, queries: Queries) ->
 
 @contextmanager
 def beside(device: torch.device, *, training: bool = False) -> Iterator[None]:
-    """What is computed beside a model's own computation: without gradients and casts.
+    """What is computed beside a model's own computation: without gradients and casts, as in a run.
 
     In `training` a function of upstream's may draw random numbers, which then go on where they were.
     """
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.inference_mode())
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
         if training:

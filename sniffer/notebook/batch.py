@@ -11,6 +11,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from sniffer.errors import CaptureError
+from sniffer.forward.moments.counting import Counting, Lies
 from sniffer.forward.transfer import Vectors
 from sniffer.notebook.call import Call
 from sniffer.notebook.history import Branch
@@ -64,6 +65,14 @@ class CallBatch(TokenBatch):
         """Where picks lie in the call: row * seq + column. A piece begins at some cell, which is no position."""
         begins = [piece.row * self.seq_len + piece.first_column - piece.first_position for piece in self.pieces]
         return np.array(begins, dtype=np.int32)[picks.rows] + picks.positions
+
+    @property
+    def lies(self) -> list[Lies]:
+        """Where documents are in what layers show."""
+        return [
+            Lies(one.row, one.first_position, one.first_position + one.n_tokens, one.first_column, number)
+            for number, one in enumerate(self.pieces)
+        ]
 
     def tokens(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
         return self.grid.reshape(-1)[self.cells(picks)]
@@ -120,6 +129,8 @@ class CallRows:
     batch: CallBatch
     picks: Mapping[tuple[int, str], Picks]
     vectors: Vectors
+    counting: Counting | None = None
+    """Sums over all positions that the call adds, where some are wanted."""
 
 
 class Keeper(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,16 +13,18 @@ import torch
 from sniffer.errors import RunError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.columns import Columns
+from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.notebook.batch import CallRows
 from sniffer.notebook.frames import rows_frame, statistics_frame
 from sniffer.notebook.history import Branch
 from sniffer.notebook.missed import Missed
 from sniffer.notebook.saving import Told, save_run
+from sniffer.notebook.summed import Summed
 from sniffer.notebook.texts import Texts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.sampler import Picker
-from sniffer.types import ATTENTION, KIND, Column, Document, Rows, by_number, columns_of
+from sniffer.types import ATTENTION, KIND, Column, Document, Moments, Rows, by_number, columns_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,10 +41,18 @@ class Captured:
             have had; None where none has.
     """
 
-    def __init__(self, model: Told, selection: Selection, picker: Picker, names: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        model: Told,
+        selection: Selection,
+        picker: Picker,
+        names: Mapping[int, str],
+        moments: MomentsPlan | None = None,
+    ) -> None:
         """
         Args:
             names: texts that ids stand for.
+            moments: what is summed over all positions, if anything.
         """
         self.geometry = by_number(model.geometry)
         self.selection = selection
@@ -54,6 +65,7 @@ class Captured:
         self._names = names
         self._texts = Texts()
         self._accumulator = Accumulator(selection)
+        self._summed = None if moments is None else Summed(moments)
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{count:,} {kind}" for kind, count in self.rows.items())
@@ -140,6 +152,20 @@ class Captured:
         probability = np.minimum(*both) if self._together else both[0] * both[1]
         return Pairs(queries.vectors[mine], keys.vectors[theirs], q_head, k_head, queries.rows[mine], probability)
 
+    def moments(
+        self, *, layer: int, head: int, kind: str, bucket: int | None = None, section: str | None = None
+    ) -> Moments:
+        """What all positions of all documents sum up to, of one head, as `run.moments` of a run gives it.
+
+        Raises:
+            RunError: they were not asked for, no position has that bucket or section, or a cache has lost tokens after
+                they were summed up.
+        """
+        self.settle()
+        if self._summed is None:
+            raise RunError(f"no moments were asked for: sniff with moments=[{kind!r}]")
+        return self._summed.of(layer, head, kind, bucket, section)
+
     def scan(
         self, layers: Sequence[int] | None = None, kinds: Sequence[str] | None = None, kind: str | None = None
     ) -> pl.LazyFrame:
@@ -188,13 +214,16 @@ class Captured:
             )
         if not documents:
             raise RunError("nothing was captured: call the model within the `with` before saving")
-        return save_run(Path(folder), self._model, self.selection, self._picker, self._accumulator, documents)
+        what = self._accumulator, documents, self._summed
+        return save_run(Path(folder), self._model, self.selection, self._picker, *what)
 
     def clear(self) -> None:
         """Lets go of all that was captured; texts that are gone on with keep their ids and positions."""
         self.settle()
         self._accumulator = Accumulator(self.selection)
         self._texts.clear()
+        if self._summed is not None:
+            self._summed.clear()
         self.branches.clear()
         self.partial = None
 
@@ -202,20 +231,28 @@ class Captured:
         """Takes the rows of a call."""
         if call.vectors:
             self._accumulator.add(call.batch, call.picks, call.vectors)
+        if call.counting is not None and self._summed is not None:
+            self._summed.take(call.counting)
         self.branches |= branches
         for document in call.batch.documents:
             self._texts.add(document, self._named(document.example_id))
 
     def keep_partial(self, call: CallRows) -> None:
         """Takes what was shown of a call that raised an error, in the place of the one before."""
-        shown = Selection({pair: self.selection.heads[pair] for pair in call.vectors})
-        self.partial = Captured(self._model, shown, self._picker, self._names)
+        sums, plan = {} if call.counting is None else call.counting.sums, None
+        counted = {pair: heads for pair, heads in self.selection.moments.items() if pair in sums}
+        shown = Selection({pair: self.selection.heads[pair] for pair in call.vectors}, counted)
+        if self._summed is not None and counted:
+            plan = replace(self._summed.plan, heads=counted)
+        self.partial = Captured(self._model, shown, self._picker, self._names, plan)
         self.partial.keep(call, {})
 
     def cut(self, ends: Mapping[int, int]) -> None:
         """Lets go of what documents have from a position on."""
         self._accumulator.cut(ends)
-        self._texts.cut(ends)
+        lost = self._texts.cut(ends)
+        if self._summed is not None:
+            self._summed.lost += lost
 
     @property
     def _together(self) -> bool:

@@ -24,12 +24,13 @@ from torch import nn
 
 from sniffer.errors import CaptureError
 from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.observer import Observer, Wanted, close_tap, open_tap
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Vectors, transfer_for
 from sniffer.notebook.ahead import Ahead
 from sniffer.notebook.attached import Attached
-from sniffer.notebook.attending import CallAttention, require_room
+from sniffer.notebook.attending import CallAttention, beside, require_room
 from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
 from sniffer.notebook.caches import cache_in
 from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
@@ -80,7 +81,7 @@ class Listener:
     Args:
         keeper: is given the rows of each call that went well.
         missed: counts the rest.
-        attention: what is kept of what queries do with their keys, if anything.
+        attention: what is kept of what queries do with their keys, if anything; `moments` what is summed.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Listener:
         keeper: Keeper,
         missed: Missed,
         attention: AttentionPlan | None = None,
+        moments: MomentsPlan | None = None,
     ) -> None:
         self.missed = missed
         self.history = CallHistory(keeper.cut)
@@ -100,11 +102,12 @@ class Listener:
         self._ahead = Ahead(picker, selection)
         self._ids = ids
         self._keeper = keeper
-        self._attention = attention
+        self._attention, self._moments = attention, moments
         layers = backbone.geometry if attention is None else map(attention.layout.of_layer, backbone.geometry)
         self._geometry = by_number(layers)
         self._transfer = transfer_for(backbone.device)
-        self._plan = Wanted(selection, self._geometry, backbone.layer_of, self._transfer, backbone.device)
+        where = backbone.layer_of, self._transfer, backbone.device
+        self._plan = Wanted(selection, self._geometry, *where, moments=moments)
         self._pre = selection.wants_pre
         self._thread = get_ident()
         self._frames: list[_Frame] = []
@@ -191,8 +194,8 @@ class Listener:
             require_room(self._attention, frame.batch)
         frame.picks = self._ahead.draw(frame.batch)
         # A step at which nothing is kept costs nothing.
-        if not frame.heard.held or any(map(len, frame.picks.values())):
-            frame.observer = Observer(frame.batch, frame.picks, self._plan)
+        if not frame.heard.held or self._moments is not None or any(map(len, frame.picks.values())):
+            frame.observer = Observer(frame.batch, frame.picks, self._plan, lies=frame.batch.lies)
             frame.observer.stops = False
             observe, attended = self._observe(frame.observer, call, frame.heard.held), None
             if self._attention is not None:
@@ -218,9 +221,10 @@ class Listener:
                     f"layer {layer} attends twice in one call: only models that attend once are captured"
                 )
             shown.add(seen.module)
-            wanted = self._plan.kinds.get(layer, ())
+            counted = () if self._moments is None else self._moments.kinds_of(layer)
+            wanted = dict.fromkeys((*self._plan.kinds.get(layer, ()), *counted))
             fitted: dict[str, Any] = {kind: of_call(getattr(seen, kind), kind, layer, call, held) for kind in wanted}
-            with torch.no_grad():
+            with beside(seen.q.device):
                 observer(seen._replace(**fitted))
 
         return observe
@@ -262,14 +266,16 @@ class Listener:
             self._transfer.end_batch()
             vectors = self._transfer.settle(observer.vectors)
         cache = frame.call.cache if frame.call.cache is not None else cache_in(output, CACHES)
-        return _Whole(frame.call, frame.heard, CallRows(frame.batch, frame.picks, vectors), cache)
+        counting = None if observer is None else observer.counting
+        return _Whole(frame.call, frame.heard, CallRows(frame.batch, frame.picks, vectors, counting), cache)
 
     def _drop(self, frame: _Frame) -> None:
         """Keeps nothing of a call that failed; its ids go to the documents that come next."""
         whole = [one.rows for one in frame.pending]
         if frame.observer is not None and frame.observer.vectors and frame.batch is not None:
             self._transfer.end_batch()
-            whole.append(CallRows(frame.batch, frame.picks, self._transfer.settle(frame.observer.vectors)))
+            vectors = self._transfer.settle(frame.observer.vectors)
+            whole.append(CallRows(frame.batch, frame.picks, vectors, frame.observer.counting))
         for rows in whole:
             self._keeper.keep_partial(rows)
         of_pending = [number for one in frame.pending for number in one.heard.taken]

@@ -9,6 +9,7 @@ from typing import Any
 
 from sniffer.forward.accumulator import Accumulator
 from sniffer.forward.selection import Selection
+from sniffer.notebook.summed import Summed
 from sniffer.sampler import Picker, describe
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.whole import save_whole
@@ -43,6 +44,7 @@ def save_run(
     picker: Picker,
     accumulator: Accumulator,
     documents: Sequence[Document],
+    summed: Summed | None = None,
 ) -> Path:
     """Writes the run, and returns its folder; as `Captured.save`."""
     dataset: dict[str, Any] = {"notebook": "calls of a model"}
@@ -58,8 +60,10 @@ def save_run(
         selection=selection.by_layer(),
         device={"device": told.device},
         backbone=told.backbone,
+        moments=None if summed is None else {**summed.plan.layout.as_json(), "heads": selection.counted_by_layer()},
         attention=None if told.attention is None else told.attention.as_json(),
         rope=by_rope(told.rope),
     )
-    save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config)
+    moments = None if summed is None else summed.rows()
+    save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config, moments)
     return folder

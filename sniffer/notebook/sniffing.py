@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from sniffer.errors import ConfigError
+from sniffer.forward.moments.counting import MomentsPlan
+from sniffer.forward.moments.request import MomentsConfig
 from sniffer.forward.selection import CaptureConfig, HeadSampling, listed, select
 from sniffer.notebook.attending import layout_for, plan_for
 from sniffer.notebook.captured import Captured, nothing
@@ -45,6 +47,9 @@ def sniff(
     attention: Sequence[str] | str | None = None,
     attention_top: int = 8,
     max_tokens: int | None = None,
+    moments: Sequence[str] | str | None = None,
+    moments_second: str = "full",
+    moments_sections: Sequence[str] | str | None = None,
     seed: int = 0,
     example_ids: Iterable[int | str] | None = None,
     attach: str = ATTACH,
@@ -60,6 +65,8 @@ def sniff(
         kinds, layers, heads, head_sampling, full_attention_only: as the keys `capture.*` of a run.
         attention, attention_top: statistics of attention, as these keys of a run: names of some, or all.
         max_tokens: of the longest text, for which their rows have columns; what the model takes by default.
+        moments, moments_second, moments_sections: sums over all positions, as the keys `capture.moments.*` of a run:
+            of which kinds, `kinds` or not.
         seed: of the draws.
         example_ids: the identities of the documents, in the order in which their rows come, whole numbers, or texts
             as a dataset has them; 0, 1, 2, ... by default. A call that fails uses none.
@@ -75,7 +82,8 @@ def sniff(
     if sampler.keep_sections:
         raise ConfigError(f"keep_sections={list(sampler.keep_sections)}: documents of calls have no sections")
     heads_of = layers, heads, head_sampling or HeadSampling(), full_attention_only
-    request = CaptureConfig(listed(kinds), *heads_of, attention, attention_top)
+    summed = MomentsConfig(moments, moments_second, moments_sections)
+    request = CaptureConfig(listed(kinds), *heads_of, attention, attention_top, moments=summed)
     ids, picker = ExampleIds(example_ids), picker_of(sampler, seed)
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:
@@ -83,8 +91,11 @@ def sniff(
         layout, plan = layout_for(backbone, request, picker, max_tokens), None
         if layout is not None:
             plan = plan_for(backbone, layout, selection, picker, max_tokens)
-        captured = Captured(Told.of(model, backbone, layout), selection, picker, ids.names)
-        listener = Listener(backbone, selection, picker, ids, captured, captured.missed, plan)
+        of_all = None
+        if summed.layout is not None:
+            of_all = MomentsPlan(summed.layout, selection.moments, picker, backbone.rope)
+        captured = Captured(Told.of(model, backbone, layout), selection, picker, ids.names, of_all)
+        listener = Listener(backbone, selection, picker, ids, captured, captured.missed, plan, of_all)
         captured.settle = listener.settle
         try:
             with listener.listening():

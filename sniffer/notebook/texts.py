@@ -47,15 +47,15 @@ class Texts(dict[int, Text]):
         text.tokens.append(document.token_ids.copy())
         text.sections.append(document.sections)
 
-    def cut(self, ends: Mapping[int, int]) -> None:
-        """Takes back what documents have from a position on."""
-        for number, end in ends.items():
-            if number in self:
-                _cut(self[number], end)
+    def cut(self, ends: Mapping[int, int]) -> int:
+        """Takes back what documents have from a position on, and returns how many tokens that were."""
+        return sum(_cut(self[number], end) for number, end in ends.items() if number in self)
 
 
-def _cut(text: Text, end: int) -> None:
+def _cut(text: Text, end: int) -> int:
     n = max(0, end - text.first_position)
-    tokens, sections = text.token_ids[:n], text.names
+    before, sections = text.token_ids, text.names
+    tokens = before[:n]
     text.tokens = [tokens]
     text.sections = [None if sections is None else sections.cut(0, n)]
+    return len(before) - len(tokens)

@@ -19,7 +19,15 @@ def moments_of(
     Raises:
         RunError: no run has them, or a file cannot be read.
     """
-    found = [one for run in runs for one in _pieces(run, layer, head, kind)]
+    return merged([one for run in runs for one in _pieces(run, layer, head, kind)], bucket, section)
+
+
+def merged(found: Sequence[tuple[int, str, Moments]], bucket: int | None, section: str | None) -> Moments:
+    """Of one head, from those of each bucket and section.
+
+    Raises:
+        RunError: there are none of that bucket or section.
+    """
     wanted = [(b, s, moments) for b, s, moments in found if (bucket is None or b == bucket)]
     if bucket is not None and not wanted:
         known = ", ".join(map(str, sorted({b for b, _, _ in found})))

@@ -162,14 +162,4 @@ def _moments(table: pa.Table, row: int, layout: MomentsLayout, dim: int) -> Mome
     known = all(len(values[name]) == count for name, count in wanted.items())
     if n < 1 or not known or not 1 <= len(lengths) <= 1 + dim // 2:
         raise ValueError("has moments of other lengths than the run's vectors")
-    squares = products = None
-    if layout.second == "diagonal":
-        squares = values["second"]
-    elif layout.second == "full":
-        products = np.empty((dim, dim))
-        upper = np.triu_indices(dim)
-        products[upper] = products.T[upper] = values["second"]
-        squares = products.diagonal().copy()
-    pairs = lengths[1:] / n if len(lengths) > 1 else None
-    extremes = values["minimum"], values["maximum"]
-    return Moments(n, values["mean"], *extremes, float(lengths[0]) / n, pairs, squares, products)
+    return Moments.of_sums(layout, n, values)

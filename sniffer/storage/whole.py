@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ from sniffer.errors import CaptureError, RunError
 from sniffer.forward.accumulator import Accumulator
 from sniffer.sampler import Picker
 from sniffer.storage.durable import temporary_for
+from sniffer.storage.layout import RunFolder
 from sniffer.storage.made_folder import made
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.model_config import with_model_config
+from sniffer.storage.moments import Moved, write_moments
 from sniffer.storage.schema import Example
 from sniffer.storage.store import Store
-from sniffer.types import Document
+from sniffer.types import Document, MomentRows
 
 
 def save_whole(
@@ -26,8 +28,12 @@ def save_whole(
     accumulator: Accumulator,
     documents: Sequence[Document],
     model_config: Mapping[str, Any],
+    moments: Iterable[Sequence[MomentRows]] | None = None,
 ) -> Manifest:
     """Writes a run, with the token ids of its documents; it appears when it is complete. Rows stay in memory.
+
+    Args:
+        moments: of all positions of the documents, where the run has some.
 
     Raises:
         RunError: there is something of that name already.
@@ -43,7 +49,11 @@ def save_whole(
             store.tokens.add(documents)
             number = store.next_number()
             parts = [store.writer.write(accumulator, pair, number) for pair in accumulator.by_size()]
-            store.adopt(parts, [Example.of(one) for one in documents], whole=True)
+            moved = None
+            if moments is not None:
+                ids = [one.example_id for one in documents]
+                moved = Moved(write_moments(place, RunFolder.moments(number), moments, ids), None)
+            store.adopt(parts, [Example.of(one) for one in documents], whole=True, moments=moved)
             store.complete(last=True)
             store.close({}, {})
             place.rename(folder)

@@ -89,6 +89,23 @@ class Moments:
         return None if self.products is None else self.products / self.n + np.outer(self.mean, self.mean)
 
     @classmethod
+    def of_sums(cls, layout: MomentsLayout, n: int, values: Mapping[str, np.ndarray]) -> Moments:
+        """From sums over `n` vectors of one head, by name as `MomentRows` has them."""
+        squares = products = None
+        if layout.second == "diagonal":
+            squares = values["second"]
+        elif layout.second == "full":
+            dim = len(values["mean"])
+            products = np.empty((dim, dim))
+            upper = np.triu_indices(dim)
+            products[upper] = products.T[upper] = values["second"]
+            squares = products.diagonal().copy()
+        lengths = values["lengths"]
+        pairs = lengths[1:] / n if len(lengths) > 1 else None
+        extremes = values["minimum"], values["maximum"]
+        return cls(n, values["mean"], *extremes, float(lengths[0]) / n, pairs, squares, products)
+
+    @classmethod
     def merged(cls, pieces: Iterable[Moments]) -> Moments:
         """Of disjoint sets of vectors, one at least, all of them together."""
         first, *others = pieces
@@ -139,3 +156,9 @@ class MomentRows:
     minimum: Float32[np.ndarray, "heads dim"]
     maximum: Float32[np.ndarray, "heads dim"]
     lengths: Float64[np.ndarray, "heads one_and_pairs"]
+
+    def of(self, head: int, layout: MomentsLayout) -> Moments:
+        """Those of one head."""
+        names, place = ("mean", "second", "minimum", "maximum", "lengths"), self.heads.index(head)
+        values = {name: np.asarray(getattr(self, name)[place], dtype=np.float64) for name in names}
+        return Moments.of_sums(layout, self.n, values)

@@ -39,12 +39,20 @@ Group = tuple[slice, tuple[Span, ...], tuple[Key, ...]]
 
 @dataclass(frozen=True)
 class Lies:
-    """Where positions of a batch's document are in what layers show: those of [first, end), from `column` on."""
+    """Where positions of a batch's document are in what layers show: those of [first, end), from `column` on.
+
+    `document` is its number in the batch; None where that is the row's.
+    """
 
     row: int
     first: int
     end: int
     column: int = 0
+    document: int | None = None
+
+    @property
+    def number(self) -> int:
+        return self.row if self.document is None else self.document
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,7 @@ class MomentsPlan:
         end = document.n_tokens if end is None else end
         buckets = self.picker.side(draw).buckets_until(end)[first:]
         names, codes = self._sections(document)
-        codes = codes[first:end]
+        codes = codes[first - document.first_position : end - document.first_position]
         changes = np.flatnonzero((np.diff(buckets) != 0) | (np.diff(codes) != 0)) + 1
         for start, stop in pairwise([0, *changes.tolist(), end - first]):
             yield first + start, first + stop, (int(buckets[start]), names[codes[start]])
@@ -148,7 +156,7 @@ class Counting:
         sides = {KIND[kind].draw for _, kind in plan.heads}
         if lies is None:
             lies = [Lies(row, 0, document.n_tokens) for row, document in enumerate(batch.documents)]
-        counted = [(one, batch.documents[one.row]) for one in lies if one.row in rows and one.end > one.first]
+        counted = [(one, batch.documents[one.number]) for one in lies if one.number in rows and one.end > one.first]
         self._spans = {
             side: [(one.row, found) for one, document in counted for found in plan.spans(document, side, one)]
             for side in sides
