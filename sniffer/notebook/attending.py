@@ -31,11 +31,15 @@ from sniffer.forward.selection import CaptureConfig, Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.notebook.attached import Attached
 from sniffer.notebook.batch import CallBatch, first_of_call
+from sniffer.notebook.masks import SHUT
 from sniffer.sampler import Picker
 from sniffer.types import ATTENTION, AttentionLayout, Picks, draw_of
 
 if TYPE_CHECKING:
     from sniffer.tap import Attended
+
+AT_ONCE = 256
+"""Rows of a mask that are looked at together."""
 
 ADVICE = "leave it out of layers=[...], or sniff without attention"
 
@@ -145,7 +149,7 @@ class CallAttention:
             text = text_of(call, piece.row, piece.first_position, piece.n_tokens, last, begin + last)
             texts = Queries(0, picks.positions[some], index[some], piece.first_position)
             scores = FromCall(text, self.plan.ways[layer].ungrouped)
-            if self.batch.documents[number].sections is not None:
+            if queries > 1:
                 _require_no_later_keys(layer, text, texts)
             if queries > 1 or not found:
                 require_proven(layer, scores, texts.some(PROVEN_QUERIES), ADVICE)
@@ -169,13 +173,17 @@ def _require_no_later_keys(layer: int, text: AttentionCall, queries: Queries) ->
     Raises:
         CaptureError: there are some.
     """
+    if text.mask is None:
+        return
     keys = text.k.shape[2]
-    mask = mask_rows(text, 0, queries.places, keys, queries.first)
-    later = torch.arange(keys, device=mask.device) > queries.index[:, None]
-    if bool(((mask > -1e4) & later).any()):
-        raise CaptureError(
-            f"tokens of an image see those after them in layer {layer}, for which rows have no columns: {ADVICE}"
-        )
+    for places, positions in zip(queries.places.split(AT_ONCE), queries.index.split(AT_ONCE), strict=True):
+        mask = mask_rows(text, 0, places, keys, queries.first)
+        later = torch.arange(keys, device=mask.device) > positions[:, None]
+        if bool(((mask > SHUT) & later).any()):
+            raise CaptureError(
+                f"tokens of this call see those after them in layer {layer}, as those of an image do, for which rows "
+                f"have no columns: {ADVICE}"
+            )
 
 
 @contextmanager

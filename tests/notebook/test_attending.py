@@ -177,6 +177,16 @@ def test_what_cannot_be_had_is_refused(model: Any, monkeypatch: pytest.MonkeyPat
         layer.self_attn.attention_dropout = 0.1
     with sniffer.sniff(dropping, attention="all"), pytest.raises(CaptureError, match="attends with dropout"):
         dropping(IDS)
+    config = tiny_config("gemma3")
+    config.image_token_id, config.mm_tokens_per_image = 7, 4
+    config.vision_config.image_size = 4 * config.vision_config.patch_size
+    pictured, image = tiny_model(config), torch.randn(1, 3, *[config.vision_config.image_size] * 2)
+    ids = torch.cat([IDS[:1, :2], torch.full((1, 4), 7), IDS[:1, 2:]], 1)
+    told = {"pixel_values": image, "token_type_ids": (ids == 7).long()}
+    with sniffer.sniff(pictured, sampler="all", attention="lse", max_tokens=40, layers=[0]) as captured:
+        with pytest.raises(CaptureError, match="see those after them in layer 0"):
+            pictured(ids, **told)
+        pictured(IDS)
     real = calls.by_steps
 
     def forgetful(call: Any, q: Any, k: Any, mask: Any, **how: Any) -> Any:
