@@ -80,7 +80,7 @@ browser-test: $(INSTALLED)
 	$(RUN) -m pytest tests/experiments/browser.py
 
 remote-test: $(INSTALLED)
-	$(RUN) -m pytest tests/remote/servers.py
+	$(RUN) -m pytest tests/remote/servers.py tests/remote/sftp.py
 
 install-test: $(INSTALLED)
 	$(RUN) -m pytest -n 2 tests/installed.py

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sniffer.errors import RunError
 from sniffer.storage.remote import AHEAD, listing
 from sniffer.storage.urls import file_system, told
+from sniffer.types.places import scheme_of
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -72,6 +73,10 @@ class Sums:
         )
 
 
+WITH_FOLDERS = ("sftp",)
+"""Schemes whose files lie in folders, which are there before their files."""
+
+
 class Target:
     """Files below a URL, by their paths there.
 
@@ -103,11 +108,14 @@ class Target:
     def put(self, content: bytes | Path, path: str) -> None:
         """Writes a file as a whole, in the place of the one of its name."""
         with told(self._at(path)):
+            place = str(self.system._strip_protocol(self._at(path)))
+            if scheme_of(self.url) in WITH_FOLDERS:
+                self.system.makedirs(place.rpartition("/")[0], exist_ok=True)
             if isinstance(content, bytes):
-                self.system.pipe_file(self._at(path), content)
+                self.system.pipe_file(place, content)
             else:
                 pieces = {"chunksize": PIECE} if self.url.startswith("s3://") else {}
-                self.system.put_file(str(content), self._at(path), **pieces)
+                self.system.put_file(str(content), place, **pieces)
 
     def holds(self, path: str, sums: Sums) -> bool:
         """Whether a file there has these bytes."""

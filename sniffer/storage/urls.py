@@ -44,7 +44,7 @@ def file_system(url: str, *, patient: bool = True) -> Any:
             logger.setLevel(logging.WARNING)
     options = {} if patient else HASTY.get(scheme_of(url), {})
     with told(url):
-        system = fsspec.filesystem(scheme_of(url), **options)
+        system, _ = fsspec.core.url_to_fs(url, **options)  # whose host is in the URL for some
     if options:
         system.retries = 1
     return system
