@@ -161,8 +161,14 @@ def chosen_layers(run: Run, layers: Any, *kinds: str) -> list[int]:
 
     Raises:
         ConfigError: `layers` cannot be read.
-        RunError: a layer or a kind was not captured, or holds numbers that are not finite.
+        RunError: a layer or a kind was not captured, or holds numbers that are not finite; or documents have no rows of
+            their beginning.
     """
+    if run.branches:
+        raise RunError(
+            f"{run.folder} has {run.branches} documents with rows from where they part from another alone, as beams "
+            "do, and analyses take whole texts: capture without beams, or read it with open_run"
+        )
     wanted = numbers("layers", layers)
     chosen = list(run.layers if wanted is None else wanted)
     lacking = [kind for kind in kinds if kind not in run.kinds]

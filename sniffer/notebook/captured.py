@@ -199,22 +199,27 @@ class Captured:
     def save(self, folder: str | Path) -> Path:
         """Writes what was captured as a run, which `open_run` reads and `runs verify` checks; it stays here as well.
 
+        A branch is a document there that has the tokens before it too, and rows from where it parts.
+
         Raises:
-            RunError: there is such a folder; or a document does not begin at position 0, as branches do not, so that
-                the law could not be checked over it; or nothing was captured.
+            RunError: there is such a folder; or what is before a document's first position is not known, so that the
+                run would not have its text; or nothing was captured.
             CaptureError: it cannot be written.
         """
         self.settle()
-        documents = [document for document in map(self._document, self._texts) if document.n_tokens]
-        if inside := next((one for one in documents if one.first_position or one.example_id in self.branches), None):
-            start = inside.first_position
-            raise RunError(
-                f"document {inside.source_id} begins at position {start}, and a run holds whole documents: capture "
-                "from position 0, without beams, or read it here"
-            )
+        texts = {number: text for number, text in self._texts.items() if len(text.token_ids)}
+        documents = []
+        for number, text in texts.items():
+            if (whole := text.whole) is None:
+                raise RunError(
+                    f"document {text.source_id} begins at position {text.first_position}, and what is before is not "
+                    "known, where a run has whole texts: capture from position 0, or read it here"
+                )
+            documents.append(Document(number, text.source_id, whole.token_ids, truncated=False, sections=whole.names))
         if not documents:
             raise RunError("nothing was captured: call the model within the `with` before saving")
-        what = self._accumulator, documents, self._summed
+        begins = {number: text.first_position for number, text in texts.items() if text.first_position}
+        what = self._accumulator, documents, begins, self._summed
         return save_run(Path(folder), self._model, self.selection, self._picker, *what)
 
     def clear(self) -> None:
@@ -234,6 +239,8 @@ class Captured:
         if call.counting is not None and self._summed is not None:
             self._summed.take(call.counting)
         self.branches |= branches
+        for number, branch in branches.items():
+            self._texts.part(number, self._named(number), branch.parent, branch.position)
         for document in call.batch.documents:
             self._texts.add(document, self._named(document.example_id))
 
@@ -258,11 +265,6 @@ class Captured:
     def _together(self) -> bool:
         """Whether queries and keys share their draws."""
         return "kind" not in self._picker.sampler.seed_by
-
-    def _document(self, number: int) -> Document:
-        text = self._texts[number]
-        known = number, text.source_id, text.token_ids
-        return Document(*known, truncated=False, first_position=text.first_position, sections=text.names)
 
     def _named(self, number: int) -> str:
         branch = self.branches.get(number)

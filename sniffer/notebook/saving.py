@@ -44,12 +44,19 @@ def save_run(
     picker: Picker,
     accumulator: Accumulator,
     documents: Sequence[Document],
+    begins: Mapping[int, int],
     summed: Summed | None = None,
 ) -> Path:
-    """Writes the run, and returns its folder; as `Captured.save`."""
+    """Writes the run, and returns its folder; as `Captured.save`.
+
+    Args:
+        begins: by example id, from which position on rows are of a document, where that is not 0.
+    """
     dataset: dict[str, Any] = {"notebook": "calls of a model"}
     if any(document.sections is not None for document in documents):
         dataset["sections"] = True
+    if begins:
+        dataset["branches"] = len(begins)
     manifest = Manifest(
         status="running",
         seed=picker.seed,
@@ -65,5 +72,5 @@ def save_run(
         rope=by_rope(told.rope),
     )
     moments = None if summed is None else summed.rows()
-    save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config, moments)
+    save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config, moments, begins)
     return folder

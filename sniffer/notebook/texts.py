@@ -13,9 +13,13 @@ from sniffer.types import Document, Names, Sections
 
 @dataclass
 class Text:
-    """Tokens of a document, as they came. `first_position` is that of the first one, once there is one."""
+    """Tokens of a document, as they came. `first_position` is that of the first one, once there is one.
+
+    `before` is the beginning of one that parts from another, as far as that is known: what the other had by then.
+    """
 
     source_id: str
+    before: Text | None = None
     first_position: int = 0
     tokens: list[Int32[np.ndarray, " n"]] = field(default_factory=list)
     sections: list[Sections | None] = field(default_factory=list)
@@ -33,6 +37,25 @@ class Text:
         named = [Names.none(len(some)) if one is None else one.names for one, some in pieces]
         return Sections.of(Names.joined(named))
 
+    @property
+    def whole(self) -> Text | None:
+        """With its beginning; None where that is not known to the last token."""
+        if self.before is None:
+            return self if not self.first_position else None
+        n = len(self.before.token_ids)
+        if self.before.first_position or n != self.first_position:
+            return None
+        sections = [self.before.names, *self.sections]
+        return Text(self.source_id, None, 0, [self.before.token_ids, *self.tokens], sections)
+
+    def until(self, position: int) -> Text | None:
+        """Its tokens before a position; None where its beginning is not known."""
+        if (whole := self.whole) is None:
+            return None
+        names = whole.names
+        cut = None if names is None else names.cut(0, position)
+        return Text(self.source_id, None, 0, [whole.token_ids[:position]], [cut])
+
 
 class Texts(dict[int, Text]):
     """By example id, in the order in which they began."""
@@ -46,6 +69,11 @@ class Texts(dict[int, Text]):
             text.first_position = document.first_position
         text.tokens.append(document.token_ids.copy())
         text.sections.append(document.sections)
+
+    def part(self, number: int, source_id: str, parent: int, position: int) -> None:
+        """A document parts from another one, whose tokens before a position are its own beginning."""
+        before = self[parent].until(position) if parent in self else None
+        self[number] = Text(source_id, before)
 
     def cut(self, ends: Mapping[int, int]) -> int:
         """Takes back what documents have from a position on, and returns how many tokens that were."""

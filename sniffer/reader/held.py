@@ -89,6 +89,12 @@ class Held:
         return () if layout is None else layout.statistics
 
     @property
+    def branches(self) -> int:
+        """Documents with rows from where they part from another one alone, as beams do (`first_position`)."""
+        told = self.manifest.dataset.get("branches", 0)
+        return told if isinstance(told, int) else 0
+
+    @property
     def _all_kinds(self) -> tuple[str, ...]:
         captured = {kind for kinds in self.manifest.selection.values() for kind in kinds}
         return tuple(kind for kind in ALL_KINDS if kind in captured)

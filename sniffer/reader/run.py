@@ -65,6 +65,7 @@ class Run(Held, InBatches):
     def examples(self) -> pl.DataFrame:
         """The captured documents: example_id, source_id, n_tokens, truncated; of windows also source and offset.
 
+        Where some part from another one (`branches`), also first_position: rows are of that one and those behind it.
         In a run with sections also those: of each document a list of {start, end, label} in tokens.
         """
         return cast(pl.DataFrame, pl.from_arrow(documents_of(self.folder, self.manifest)))

@@ -51,6 +51,7 @@ def _far_from(picker: Picker, examples: Mapping[int, Example], found: int) -> fl
     if sum(lengths) < MANY:
         return None
     about = picker.expected(lengths, [example.sections for example in examples.values()])
+    about -= picker.expected([example.first_position for example in examples.values()])
     return about if abs(found - about) > 10 * (1 + about**0.5) else None
 
 
@@ -58,11 +59,12 @@ def _expected(picker: Picker, examples: Mapping[int, Example], layer: int, kind:
     """(example_id, position) of all that the draw keeps, sorted."""
     ids, positions = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     for example in examples.values():
-        # Only its length and its id matter to a draw.
+        # Only its length and its id matter to a draw, which is the same wherever its rows begin.
         tokens = np.broadcast_to(np.int32(0), example.n_tokens)
         known = example.example_id, example.source_id, tokens, example.truncated
         document = Document(*known, sections=example.sections)
-        positions.append(picker.positions(document, layer, KIND[kind].draw))
+        kept = picker.positions(document, layer, KIND[kind].draw)
+        positions.append(kept[kept >= example.first_position])
         ids.append(np.full(len(positions[-1]), example.example_id, dtype=np.int64))
     return _sorted(np.concatenate(ids), np.concatenate(positions))
 

@@ -74,11 +74,12 @@ def _positions(picker: Picker, examples: list[Example], sections: tuple[str, ...
     """How many positions the documents have, by bucket and section."""
     found: Counter[tuple[int, str]] = Counter()
     for example in examples:
-        buckets = picker.buckets_until(example.n_tokens)
+        buckets = picker.buckets_until(example.n_tokens)[example.first_position :]
         names = np.full(example.n_tokens, NONE, dtype=object)
         if sections and example.sections is not None:
             named = example.sections.names
             names = np.where(named.among(sections), named.array, NONE)
+        names = names[example.first_position :]
         for name in set(names.tolist()):
             numbers, times = np.unique(buckets[names == name], return_counts=True)
             found.update({(int(b), str(name)): int(n) for b, n in zip(numbers, times, strict=True)})

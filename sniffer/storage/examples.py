@@ -17,7 +17,7 @@ from sniffer.limits import TOKENS
 from sniffer.storage.example_generated import generated_of, without_generated
 from sniffer.storage.example_sections import LABEL, require_honest, sections_of
 from sniffer.storage.parquet import parquet
-from sniffer.storage.schema import END, EXAMPLES_SCHEMA, GENERATED, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
+from sniffer.storage.schema import END, EXAMPLES_SCHEMA, FIRST, GENERATED, SECTIONS, WINDOWS_SCHEMA, Example, FileRecord
 
 GROWTH = 256
 """Bytes that one byte of the file may stand for; in ours it is some ten, for ids that hardly differ thirty."""
@@ -41,7 +41,7 @@ def _with_words(field: pa.Field, words: pa.DataType) -> pa.Field:
     return field.with_type(pa.list_(element.with_type(pa.struct(inner))))
 
 
-PLAIN = (EXAMPLES_SCHEMA, WINDOWS_SCHEMA)
+PLAIN = (EXAMPLES_SCHEMA, WINDOWS_SCHEMA, EXAMPLES_SCHEMA.append(FIRST))
 WITH_GENERATED = EXAMPLES_SCHEMA.append(SECTIONS).append(GENERATED).append(END)
 KNOWN = (*PLAIN, *(schema.append(SECTIONS) for schema in PLAIN), WITH_GENERATED)
 AS_READ = {as_read(schema): schema for schema in KNOWN}
@@ -84,6 +84,10 @@ def examples_table(path: Path, record: FileRecord | None = None) -> pa.Table:
     longest = pc.min_max(table["n_tokens"]).as_py()
     if len(table) and not 0 <= longest["min"] <= longest["max"] <= TOKENS:
         raise ValueError(f"has documents of {longest['min']:,} to {longest['max']:,} tokens, not 0 to {TOKENS:,}")
+    if FIRST.name in table.schema.names:
+        first, n_tokens = table[FIRST.name].to_numpy(), table["n_tokens"].to_numpy()
+        if (first < 0).any() or (first > n_tokens).any():
+            raise ValueError("has documents of which rows begin before their first token, or behind the last")
     return table
 
 

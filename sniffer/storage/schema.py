@@ -39,6 +39,9 @@ WINDOWS_SCHEMA = pa.schema(
 )
 """Where documents are windows of longer texts: which text, and from which of its tokens on."""
 
+FIRST = pa.field("first_position", pa.int32(), nullable=False)
+"""Where rows of some documents are of their last tokens alone, those of this position and behind it."""
+
 SPAN = {"start": pa.int32(), "end": pa.int32(), "label": pa.string()}
 """A stretch of a document: from which token to before which other, and the name of its section."""
 
@@ -96,7 +99,8 @@ class Footer:
 class Example:
     """A row of examples.parquet: the text that an example_id stands for; of a window, the text that it is of.
 
-    What a model has written of it is `generated`, its last tokens.
+    What a model has written of it is `generated`, its last tokens. Rows and moments are of the positions from
+    `first_position` on: what is before was computed for another document, from which this one parts.
     """
 
     example_id: int
@@ -107,6 +111,7 @@ class Example:
     offset: int | None = None
     sections: Sections | None = None
     generated: Generated | None = None
+    first_position: int = 0
 
     @classmethod
     def of(cls, document: Document) -> Example:

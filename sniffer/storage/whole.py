@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from sniffer.storage.schema import Example
 from sniffer.storage.store import Store
 from sniffer.types import Document, MomentRows
 
+WHOLE: Mapping[int, int] = {}
+
 
 def save_whole(
     folder: Path,
@@ -29,11 +32,13 @@ def save_whole(
     documents: Sequence[Document],
     model_config: Mapping[str, Any],
     moments: Iterable[Sequence[MomentRows]] | None = None,
+    begins: Mapping[int, int] = WHOLE,
 ) -> Manifest:
     """Writes a run, with the token ids of its documents; it appears when it is complete. Rows stay in memory.
 
     Args:
         moments: of all positions of the documents, where the run has some.
+        begins: by example id, from which position on rows and moments are of a document, where that is not 0.
 
     Raises:
         RunError: there is something of that name already.
@@ -53,7 +58,8 @@ def save_whole(
             if moments is not None:
                 ids = [one.example_id for one in documents]
                 moved = Moved(write_moments(place, RunFolder.moments(number), moments, ids), None)
-            store.adopt(parts, [Example.of(one) for one in documents], whole=True, moments=moved)
+            known = [replace(Example.of(one), first_position=begins.get(one.example_id, 0)) for one in documents]
+            store.adopt(parts, known, whole=True, moments=moved)
             store.complete(last=True)
             store.close({}, {})
             place.rename(folder)

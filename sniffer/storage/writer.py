@@ -34,6 +34,7 @@ from sniffer.storage.finite import NotFinite, count_not_finite
 from sniffer.storage.layout import RunFolder
 from sniffer.storage.schema import (
     EXAMPLES_SCHEMA,
+    FIRST,
     METADATA_COLUMNS,
     MOST_SECTIONS,
     WINDOWS_SCHEMA,
@@ -165,6 +166,8 @@ class Listing:
         """Which text each example_id stands for, ordered by example_id."""
         ordered = sorted(examples, key=lambda example: example.example_id)
         schema = WINDOWS_SCHEMA if any(example.source is not None for example in ordered) else EXAMPLES_SCHEMA
+        if any(example.first_position for example in ordered):
+            schema = schema.append(FIRST)
         columns = {name: [getattr(example, name) for example in ordered] for name in schema.names}
         table, options = pa.Table.from_pydict(columns, schema=schema), dict[str, Any](compression="zstd")
         if any(example.sections is not None for example in ordered):

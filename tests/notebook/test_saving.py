@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from sniffer.experiments.common.rows import chosen_layers
 from sniffer.models import finder
 
 import sniffer
@@ -18,9 +21,13 @@ from sniffer import open_run
 from sniffer.config.trust import Trust
 from sniffer.errors import RunError
 from sniffer.reader.run import Run
+from sniffer.runs.law import check_law
 from sniffer.runs.reproduce import reproduce
 from sniffer.runs.verify import verify
-from sniffer.sampler import LogUniform
+from sniffer.sampler import LogUniform, picker_of
+from sniffer.storage.examples import read_examples
+from sniffer.storage.layout import RunFolder
+from tests.notebook.test_going_on import text_of
 from tests.notebook.test_listener import IDS, LEFT, generate
 
 finder.install()
@@ -74,13 +81,50 @@ def test_what_is_no_run_is_not_saved(checkpoint: Path, tmp_path: Path):
         with pytest.raises(RunError, match="nothing was captured"):
             captured.save(tmp_path / "run")
         model(IDS, position_ids=torch.arange(3, 15)[None])
-        with pytest.raises(RunError, match="document 0 begins at position 3, and a run holds whole documents"):
+        with pytest.raises(RunError, match="document 0 begins at position 3, and what is before is not known"):
             captured.save(tmp_path / "run")
         captured.clear()
-        generate(model, num_beams=2)
-    with pytest.raises(RunError, match="without beams"):
-        captured.save(tmp_path / "run")
+        cache = model(IDS[:1], use_cache=True).past_key_values
+        captured.clear()
+        model(IDS[:1, :2], past_key_values=copy.deepcopy(cache))
+        model(IDS[:1, 2:4], past_key_values=cache)
+        with pytest.raises(RunError, match="begins at position 12, and what is before is not known"):
+            captured.save(tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_branches_are_documents_from_where_they_part(checkpoint: Path, tmp_path: Path):
+    """Beams and samples of a prompt: texts are whole, rows and moments those behind, as verify knows."""
+    torch.manual_seed(0)
+    model, several = loaded(checkpoint), {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 6}
+    told = {"pad_token_id": 0, "eos_token_id": None, "attention_mask": LEFT}
+    with sniffer.sniff(model, sampler=SAMPLER, moments="k", seed=2) as captured:
+        generate(model, num_beams=3, attention_mask=LEFT)
+        model.generate(IDS, **several, **told)
+    assert len(captured.branches) > 4
+    folder = captured.save(tmp_path / "run")
+    assert verify(folder)[1] == []
+    run = open_run(folder)
+    assert isinstance(run, Run) and run.branches == len(captured.branches)
+    first = dict(run.examples().select("example_id", "first_position").iter_rows())
+    for number, start in first.items():
+        branch = captured.branches.get(number)
+        assert start == (0 if branch is None else branch.position)
+        assert run.tokens(number).tolist() == text_of(captured, number)
+        assert len(run.tokens(number)) - start == len(captured.tokens(number))
+    for kind in ("q", "k"):
+        mine, theirs = (one.vectors(layer=1, head=1, kind=kind) for one in (captured, run))
+        assert len(mine) and mine.rows.same(theirs.rows) and np.array_equal(mine.vectors, theirs.vectors)
+    mine, theirs = (one.moments(layer=1, head=1, kind="k") for one in (captured, run))
+    assert mine.n == theirs.n == sum(len(captured.tokens(number)) for number in first)
+    with pytest.raises(RunError, match="analyses take whole texts"):
+        chosen_layers(run, None, "q")
+
+    table = read_examples(folder / RunFolder.EXAMPLES)
+    number = next(number for number, start in first.items() if start)
+    table[number] = replace(table[number], first_position=0)
+    problems = list(check_law(picker_of(SAMPLER, 2), table, 1, "k", run.vectors(layer=1, head=1, kind="k").rows))
+    assert len(problems) == 1 and "positions that the law keeps are missing" in problems[0]
 
 
 def test_the_example_of_the_docs_runs(capsys: pytest.CaptureFixture[str]):
