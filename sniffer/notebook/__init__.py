@@ -10,7 +10,7 @@ batch, example_ids     documents of a call, and their identities
 ahead                  which of their positions are kept
 attending              what queries do with their keys
 summed                 sums over all positions
-captured, texts        what has been captured; frames: as tables; saving: as a run
+captured, texts        what has been captured; tables: as frames of polars; saving: as a run
 missed                 what was not, and is told
 """
 

@@ -33,7 +33,7 @@ from sniffer.notebook.attached import Attached
 from sniffer.notebook.batch import CallBatch, first_of_call
 from sniffer.notebook.masks import SHUT
 from sniffer.sampler import Picker
-from sniffer.types import ATTENTION, AttentionLayout, Picks, draw_of
+from sniffer.types import ATTENTION, Picks, draw_of
 
 if TYPE_CHECKING:
     from sniffer.tap import Attended
@@ -44,13 +44,14 @@ AT_ONCE = 256
 ADVICE = "leave it out of layers=[...], or sniff without attention"
 
 
-def layout_for(
-    backbone: Attached, request: CaptureConfig, picker: Picker, max_tokens: int | None
-) -> AttentionLayout | None:
-    """The columns of a row, as many as a text of `max_tokens` needs, or one as long as the model takes; None without.
+def plan_for(
+    backbone: Attached, request: CaptureConfig, selection: Selection, picker: Picker, max_tokens: int | None
+) -> AttentionPlan | None:
+    """What is kept of attention, for texts of at most `max_tokens`, or as many as the model takes; None for nothing.
 
     Raises:
         ConfigError: nothing says how long texts may be.
+        UnsupportedModelError: the logits of a layer cannot be had from its call of attention, as a short probe shows.
     """
     if not request.attention:
         return None
@@ -58,18 +59,8 @@ def layout_for(
     if longest is None or not 1 <= longest < 1 << 31:
         told = "this model's config does not say it" if max_tokens is None else f"not {max_tokens}"
         raise ConfigError(f"attention needs to know how long texts may be, and {told}: give max_tokens=")
-    return layout_of(request, picker, longest)
-
-
-def plan_for(
-    backbone: Attached, layout: AttentionLayout, selection: Selection, picker: Picker, max_tokens: int | None
-) -> AttentionPlan:
-    """How logits are had, shown on a short probe.
-
-    Raises:
-        UnsupportedModelError: those of a layer cannot be had from its call of attention.
-    """
-    longest = backbone.max_positions if max_tokens is None else max_tokens
+    layout = layout_of(request, picker, longest)
+    assert layout is not None
     with backbone.undisturbed(), beside(backbone.device):
         ways = prove(backbone, selection.layers)
     if inline := sorted(layer for layer, way in ways.items() if way.inline):
@@ -77,7 +68,6 @@ def plan_for(
             f"attention of layer {inline[0]} is no call of a function, but the softmax in its own code, which sniff "
             "does not look at: leave the layer out of layers=[...], sniff without attention, or capture a run"
         )
-    assert longest is not None
     return AttentionPlan(layout, ways, picker.side("k").buckets_until(longest))
 
 

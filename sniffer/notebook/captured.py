@@ -16,11 +16,11 @@ from sniffer.forward.columns import Columns
 from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.notebook.batch import CallRows
-from sniffer.notebook.frames import rows_frame, statistics_frame
 from sniffer.notebook.history import Branch
 from sniffer.notebook.missed import Missed
 from sniffer.notebook.saving import Told, save_run
 from sniffer.notebook.summed import Summed
+from sniffer.notebook.tables import rows_frame, statistics_frame
 from sniffer.notebook.texts import Texts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.sampler import Picker
@@ -37,8 +37,6 @@ class Captured:
         geometry: the model's attention layers; `selection` is what is kept of them.
         branches: documents that part from another one, as beams do from their prompt.
         missed: counts what was not captured; `notes` says so.
-        partial: what layers had shown of the last call that raised an error, under the ids that its documents would
-            have had; None where none has.
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class Captured:
         self.selection = selection
         self.branches: dict[int, Branch] = {}
         self.missed = Missed()
-        self.partial: Captured | None = None
+        self._partial: Captured | None = None
         self.settle: Callable[[], None] = nothing
         self._model = model
         self._picker = picker
@@ -75,6 +73,13 @@ class Captured:
     def documents(self) -> int:
         """How many there are, branches not counted."""
         return len(self._texts.keys() - self.branches.keys())
+
+    @property
+    def partial(self) -> Captured | None:
+        """What layers had shown of the last call that raised an error, or was interrupted, under the ids that its
+        documents would have had; None where none has."""
+        self.settle()
+        return self._partial
 
     @property
     def rows(self) -> dict[str, int]:
@@ -230,7 +235,7 @@ class Captured:
         if self._summed is not None:
             self._summed.clear()
         self.branches.clear()
-        self.partial = None
+        self._partial = None
 
     def keep(self, call: CallRows, branches: Mapping[int, Branch]) -> None:
         """Takes the rows of a call."""
@@ -251,8 +256,8 @@ class Captured:
         shown = Selection({pair: self.selection.heads[pair] for pair in call.vectors}, counted)
         if self._summed is not None and counted:
             plan = replace(self._summed.plan, heads=counted)
-        self.partial = Captured(self._model, shown, self._picker, self._names, plan)
-        self.partial.keep(call, {})
+        self._partial = Captured(self._model, shown, self._picker, self._names, plan)
+        self._partial.keep(call, {})
 
     def cut(self, ends: Mapping[int, int]) -> None:
         """Lets go of what documents have from a position on."""

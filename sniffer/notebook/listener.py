@@ -37,7 +37,7 @@ from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.hearing import Heard, hear
 from sniffer.notebook.history import CallHistory, as_array
-from sniffer.notebook.hooks import Hook
+from sniffer.notebook.hooks import Hook, is_running
 from sniffer.notebook.missed import Missed
 from sniffer.sampler import Picker
 from sniffer.types import Picks, by_number
@@ -135,9 +135,15 @@ class Listener:
             self.history.forget()
 
     def settle(self) -> None:
-        """Takes back what caches have lost since."""
+        """Takes back what caches have lost since; calls that were interrupted have ended, too."""
+        if not self._within():
+            self._abandon(0)
         self.history.settle()
         self.missed.taken_back_tokens = self.history.taken_back
+
+    def _within(self) -> bool:
+        """Whether calls that have begun are under way."""
+        return not self._frames or is_running(self._frames[0].module, self._thread)
 
     def _hooks(self, module: nn.Module) -> tuple[Callable[..., None], Callable[..., None]]:
         def begin(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -166,8 +172,8 @@ class Listener:
         return self._open and called is module and get_ident() == self._thread
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if any(frame.module is module for frame in self._frames):  # one that was interrupted, and never ended
-            self._abandon(0)
+        if any(frame.module is module for frame in self._frames) or not self._within():
+            self._abandon(0)  # one that was interrupted, and never ended
         frame = _Frame(module, arguments(module.forward, args, kwargs), sys.exception())
         self._frames.append(frame)
         if module is self._backbone.module:

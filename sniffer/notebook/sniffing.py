@@ -24,7 +24,7 @@ from sniffer.errors import ConfigError
 from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.moments.request import MomentsConfig
 from sniffer.forward.selection import CaptureConfig, HeadSampling, listed, select
-from sniffer.notebook.attending import layout_for, plan_for
+from sniffer.notebook.attending import plan_for
 from sniffer.notebook.captured import Captured, nothing
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import Listener
@@ -88,9 +88,8 @@ def sniff(
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:
         selection = select(backbone.geometry, request, backbone.pre_missing)
-        layout, plan = layout_for(backbone, request, picker, max_tokens), None
-        if layout is not None:
-            plan = plan_for(backbone, layout, selection, picker, max_tokens)
+        plan = plan_for(backbone, request, selection, picker, max_tokens)
+        layout = None if plan is None else plan.layout
         of_all = None
         if summed.layout is not None:
             of_all = MomentsPlan(summed.layout, selection.moments, picker, backbone.rope)

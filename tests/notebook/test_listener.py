@@ -478,3 +478,27 @@ def test_ids_that_are_none_are_refused_before_the_model_is_touched(model: Any):
     model.register_forward_pre_hook(lambda *_: pytest.fail("it has been called"))
     with pytest.raises(ConfigError, match="example_ids has 1 twice"), sniffer.sniff(model, example_ids=[1, 1]):
         pass
+
+
+@torch.no_grad()
+def test_an_interrupt_ends_a_call_for_whoever_reads_or_calls_next(model: Any):
+    """Its hooks are not told; a part that was interrupted alone does not take a later call of the whole along."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.model.layers[1].register_forward_pre_hook(interrupt)
+    with sniffer.sniff(model, sampler=All()) as captured:
+        with pytest.raises(KeyboardInterrupt):
+            model.model(IDS)
+        assert captured.partial is not None and captured.partial.rows["q"] and TAP.observer is None
+        with pytest.raises(KeyboardInterrupt):
+            model.model(IDS)
+        handle.remove()
+        failing = model.lm_head.register_forward_pre_hook(lambda *_: {}["none"])
+        with pytest.raises(KeyError):
+            model(IDS)
+        failing.remove()
+        assert captured.documents == 0 and captured.missed.failed == 3
+        model(IDS)
+    assert captured.documents == 2 and ids_of(captured) == [0, 1]
