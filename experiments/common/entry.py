@@ -165,7 +165,8 @@ def usage(name: str) -> str:
     settings = "\n".join(f"  {line}" for line in text.splitlines() if not line.startswith("_target_"))
     several = "runs=SWEEP, or runs=[A,B,...]"
     either = f"run=RUN, or {several}"
-    runs = {"compare": several, "published": either, "stability": either}.get(name, "run=RUN")
+    told = {"compare": several, "published": either, "stability": either, "report": "run=RUN [results=FOLDER]"}
+    runs = told.get(name, "run=RUN")
     return f"python -m sniffer.experiments {name} {runs} [out=FOLDER] [key=value ...]\n\nSettings:\n\n{settings}"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
 from sniffer.reader.run import Run
-from sniffer.storage.remote import folder_at
+from sniffer.storage.remote import RemotePath, folder_at
 from sniffer.terminal.printing import say
 
 from ..common import results
@@ -48,23 +48,33 @@ class Report:
         if self.table_limit < 0:
             raise ConfigError(f"report.table_limit={self.table_limit} must be 0 bytes or more")
 
-    def page(self, path: str) -> str:
+    def page(self, path: str, left: Path | None = None) -> str:
         """The page of a run folder, or of a sweep folder, as HTML.
+
+        Args:
+            left: where the results of a run's analyses are, a folder for each; None for where they lie usually.
 
         Raises:
             RunError: not a run, or no analysis has been run yet.
         """
         runs = opened(path)
+        if left is not None and len(runs) > 1:
+            raise ConfigError(f"results={left} would be those of {len(runs)} jobs: give one job as run")
         folder = folder_at(path)
         found = open_run(path)
         labels = {} if isinstance(found, Run) else found.overrides
-        jobs = [collect(run, dict(labels.get(run.folder.name, {})), self.table_limit, self.groups) for run in runs]
+        how = self.table_limit, self.groups, left
+        jobs = [collect(run, dict(labels.get(run.folder.name, {})), *how) for run in runs]
         compared = comparison(folder, runs, lambda analysis, name: ABOUT.get(f"{analysis}.{name}", ""))
         if compared is None and not any(job["findings"] for job in jobs):
-            raise RunError(
-                f"{folder} has no results to report: run an analysis first, such as "
-                f"`python -m sniffer.experiments position_geometry run={path}`"
-            )
+            analysis = f"python -m sniffer.experiments position_geometry run={path}"
+            if isinstance(folder, RemotePath) or left is not None:
+                analysis += f" out={left or 'FOLDER'}/position_geometry"
+                raise RunError(
+                    f"{left or folder} has no results to report: run an analysis first, such as `{analysis}`, and give "
+                    f"results={left or 'FOLDER'}"
+                )
+            raise RunError(f"{folder} has no results to report: run an analysis first, such as `{analysis}`")
         return assemble({"title": self.title or folder.name, "jobs": jobs, "comparison": compared})
 
 
@@ -81,12 +91,15 @@ def assemble(data: dict[str, Any]) -> str:
 def write(name: str, words: Sequence[str]) -> None:
     """The command line: one page for all jobs of a sweep, in the folder that was given."""
     settings = overrides(words)
-    run, out = settings.pop("run", None), settings.pop("out", None)
+    run, out, left = (settings.pop(key, None) for key in ("run", "out", "results"))
     if not isinstance(run, str):
         raise ConfigError(f"no run is given: python -m experiments.{name} run=outputs/RUN")
     report = make(name, settings)
     assert isinstance(report, Report)
-    page = report.page(run)
+    left = None if left is None else Path(str(left)).expanduser().absolute()
+    # Beside the results, as in a run's folder.
+    out = str(left / name) if out is None and left is not None else out
+    page = report.page(run, left)
     folder = destination(out, folder_at(run), name)
     results.put(folder, PAGE, page.encode())
     say(f"One page of {len(page) / 1e6:.1f} MB; open it in any browser, it needs no network.")

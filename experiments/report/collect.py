@@ -30,13 +30,20 @@ CSV = "data:text/csv;charset=utf-8;base64,"
 PARQUET = "data:application/vnd.apache.parquet;base64,"
 
 
-def collect(run: Run, overrides: dict[str, str], table_limit: int, groups: int = 0) -> dict[str, Any]:
-    """Everything of one run; `groups` of documents that intervals rest on, where an analysis left none.
+def collect(
+    run: Run, overrides: dict[str, str], table_limit: int, groups: int = 0, left: Path | None = None
+) -> dict[str, Any]:
+    """Everything of one run.
+
+    Args:
+        groups: of documents that intervals rest on, where an analysis left none.
+        left: the folder with what analyses have left, one for each; None for the one in the run's own.
 
     Raises:
         RunError: a result cannot be read.
     """
-    folders = _folders(run.folder / "experiments")
+    left = run.folder / "experiments" if left is None else left
+    folders = _folders(left)
     drawn = {folder.name: maps(folder, run, groups) for folder in folders}
     return {
         "name": run.folder.name,
@@ -46,9 +53,9 @@ def collect(run: Run, overrides: dict[str, str], table_limit: int, groups: int =
         "sections": sections(run),
         "findings": [_findings(folder, run, *drawn[folder.name]) for folder in folders],
         "maps": [one for found, _ in drawn.values() for one in found] + captured(run),
-        "plane": plane(run.folder / "experiments" / "position_geometry"),
-        "profile": profile(run.folder / "experiments" / "attention_plasticity"),
-        "sampling": sampling(run.folder / "experiments" / "sampling_error"),
+        "plane": plane(left / "position_geometry"),
+        "profile": profile(left / "attention_plasticity"),
+        "sampling": sampling(left / "sampling_error"),
         "tables": [one for folder in folders for one in _tables(folder, table_limit)],
     }
 

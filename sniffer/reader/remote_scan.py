@@ -19,6 +19,7 @@ from jaxtyping import Bool
 from polars.io.plugins import register_io_source
 
 from sniffer.errors import RunError, first_line
+from sniffer.reader.cut import cut
 from sniffer.reader.scan import Contents, Span, contents_at, part_file, row_schema
 from sniffer.storage.schema import Part
 from sniffer.types import SECTION, Column
@@ -70,7 +71,8 @@ def _frames(
             contents = contents_at(folder / part.path)
             groups = _groups(contents, part, conditions, schema)
             with part_file(folder / part.path, SECTION in schema, contents.metadata) as file:
-                for some in _bunches(contents, groups):
+                sizes = {group: contents.metadata.row_group(group).total_byte_size for group in groups}
+                for some in cut(groups, TOGETHER, sizes.__getitem__):
                     table = file.read_row_groups(some, columns=in_file)
                     frame = pl.DataFrame(pl.from_arrow(table)).select(pl.col(n).cast(schema[n]) for n in in_file)
                     yield frame.with_columns(constants)
@@ -99,20 +101,6 @@ def _groups(contents: Contents, part: Part, conditions: Sequence[Condition], sch
 
 def _of(spans: Sequence[Mapping[str, Span]], name: str) -> list[Span]:
     return [one[name] for one in spans]
-
-
-def _bunches(contents: Contents, groups: Sequence[int]) -> Iterator[list[int]]:
-    some: list[int] = []
-    n_bytes = 0
-    for group in groups:
-        here = contents.metadata.row_group(group).total_byte_size
-        if some and n_bytes + here > TOGETHER:
-            yield some
-            some, n_bytes = [], 0
-        some.append(group)
-        n_bytes += here
-    if some:
-        yield some
 
 
 def conjuncts(predicate: pl.Expr) -> Iterator[pl.Expr]:

@@ -35,6 +35,11 @@ def wait_after(failed: int) -> float:
     return min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failed - 1))
 
 
+def _failed(before: int, mirror: Mirror, sent: int) -> int:
+    """Failures one after the other: `before` this one, in which more files than `sent` may have come over."""
+    return 1 if mirror.files > sent else before + 1
+
+
 def bring(mirror: Mirror, manifest: Manifest, content: bytes, pause: Callable[[float], object] = time.sleep) -> None:
     """Brings a copy to what a manifest says, in as many tries as it takes, as long as any of them sends something.
 
@@ -52,8 +57,8 @@ def bring(mirror: Mirror, manifest: Manifest, content: bytes, pause: Callable[[f
                 "mends it"
             ) from None
         except OSError as error:
-            failed = 1 if mirror.files > sent else failed + 1
-            for_good = isinstance(error, FileNotFoundError | PermissionError) and not mirror.files
+            failed = _failed(failed, mirror, sent)
+            for_good = isinstance(error, FileNotFoundError | PermissionError | TimeoutError) and not mirror.files
             if for_good or failed == TRIES:
                 raise RunError(
                     f"{mirror.url} cannot be written to ({reason(error)}): what is there stays whole, and the same "
@@ -116,6 +121,7 @@ class Following:
         self._why: str | None = None
         self._warned = False
         self._failed = 0
+        self._silent = False
         self._tries: int | None = None
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
@@ -159,7 +165,8 @@ class Following:
                 self._warn(str(error))
                 self._done_with, self._failed = manifest, 0
             except Exception as error:  # whatever becomes of the copy, the run goes on
-                self._failed = 1 if self._mirror.files > sent else self._failed + 1
+                self._failed = _failed(self._failed, self._mirror, sent)
+                self._silent = isinstance(error, TimeoutError)
                 self._warn(reason(error) if isinstance(error, OSError) else first_line(error))
             else:
                 if self._warned:
@@ -172,7 +179,8 @@ class Following:
         with self._wake:
             while self._newest is self._done_with and self._tries is None:
                 self._wake.wait()
-            if self._failed and self._tries is not None and self._failed >= self._tries:
+            # Who has not answered for so long is not asked again while somebody waits.
+            if self._failed and self._tries is not None and (self._silent or self._failed >= self._tries):
                 return None
             if self._failed:  # a newer manifest, or the run's end, is another reason to try
                 self._wake.wait(wait_after(self._failed))

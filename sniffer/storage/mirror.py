@@ -209,7 +209,8 @@ UNKNOWN = ""
 
 
 def _manifest_of(url: str) -> Manifest:
-    return Manifest.load(RemotePath(url).listed(), parts_must_exist=False)
+    """Where half of it has arrived, the one before it, its twin."""
+    return Manifest.recover(RemotePath(url).listed())[0]
 
 
 def _lost(url: str, folder: Path, manifest: Manifest, lost: list[Part]) -> str:

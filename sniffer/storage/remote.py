@@ -106,8 +106,8 @@ class RemotePath(PosixPath):
             raise RunError(f"{self} cannot be listed: {error.strerror}; check the address and your access") from error
         if not files:
             raise RunError(f"{self} has no file: check the address and your access")
-        for older in [url for url in _LISTED if url.startswith(f"{self}/")]:
-            del _LISTED[older]
+        for older in [url for url in list(_LISTED) if url.startswith(f"{self}/")]:  # a mirror's thread may add some
+            _LISTED.pop(older, None)
         _LISTED[str(self)] = files
         return self
 

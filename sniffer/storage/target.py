@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from sniffer.errors import RunError
 from sniffer.storage.remote import AHEAD, listing
@@ -162,11 +163,11 @@ class HubTarget(Target):
         self._api = HfApi(endpoint=self.system.endpoint, token=self.system.token)
         _, owner, name, *below = url.partition("://")[2].split("/")
         name, _, revision = name.partition("@")
-        self._repo, self._revision = f"{owner}/{name}", revision or None
+        self._repo, self._revision = f"{owner}/{name}", unquote(revision) or None
         self._below = "".join(f"{part}/" for part in below)
         self._waiting: dict[str, CommitOperationAdd] = {}
         self._known: dict[str, str] = {}
-        self._gone: list[str] = []
+        self._gone: set[str] = set()
         self._made = False
 
     def make(self) -> None:
@@ -191,6 +192,7 @@ class HubTarget(Target):
                 self._repo, [made], repo_type="dataset", revision=self._revision, free_memory=False
             )
         self._waiting[path], self._known[path] = made, made.upload_info.sha256.hex()
+        self._gone.discard(path)
 
     def holds(self, path: str, sums: Sums) -> bool:
         if path in self._known:
@@ -198,14 +200,20 @@ class HubTarget(Target):
         return super().holds(path, sums)
 
     def remove(self, paths: Iterable[str]) -> None:
-        self._gone += paths
+        self._gone.update(paths)
+        for path in self._gone & self._waiting.keys():
+            del self._waiting[path], self._known[path]
+
+    def _there(self, paths: set[str]) -> list[str]:
+        """Of some, those that there are: a commit that removes another is refused."""
+        return sorted(paths & self.sizes().keys()) if paths else []
 
     def settle(self) -> None:
         from huggingface_hub import CommitOperationDelete
 
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             *self._waiting.values(),
-            *(CommitOperationDelete(self._below + path, is_folder=False) for path in self._gone),
+            *(CommitOperationDelete(self._below + path, is_folder=False) for path in self._there(self._gone)),
         ]
         if not operations:
             return

@@ -10,12 +10,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import polars as pl
 import pytest
 from sniffer.experiments.attention_plasticity import AttentionPlasticity
 from sniffer.experiments.common import entry
 from sniffer.experiments.common.documents import Portion, Source, deal
+from sniffer.experiments.common.results import PAGE
 from sniffer.experiments.compare import compare
 from sniffer.experiments.report import Report, assemble, write
 from sniffer.experiments.report.collect import NOT_STATISTICS, collect, coverage
@@ -24,10 +26,12 @@ from sniffer.experiments.report.glossary import ABOUT, ORDER
 from sniffer.experiments.report.sure import _analysis
 
 from sniffer import open_run
+from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.sampler import All
 from sniffer.types import Rope, Sections
 from tests.experiments.planted import HEADS, SPEEDS, planted_run, roped
+from tests.helpers_remote import copy_to
 from tests.helpers_runs import Runs
 from tests.tiny_run import save_texts
 
@@ -307,3 +311,17 @@ def test_a_refusal_is_one_line(
     assert entry.main("report", asked, act=write) == 1
     said = capsys.readouterr().err.strip()
     assert told in said and "\n" not in said
+
+
+def test_of_a_run_at_a_url_results_are_where_they_are_said_to_be(run: Path, tmp_path: Path):
+    left, url = tmp_path / "left", "memory://report/run"
+    shutil.copytree(run / "experiments" / "position_geometry", left / "position_geometry")
+    copy_to(run, url)
+    said = f"has no results to report: .* run={url} out=FOLDER/position_geometry`, and give results=FOLDER$"
+    fsspec.filesystem("memory").rm(f"{url}/experiments", recursive=True)
+    with pytest.raises(RunError, match=said):
+        Report().page(url)
+    write("report", [f"run={url}", f"results={left}"])
+    there, here = (data_of(page) for page in ((left / "report" / PAGE).read_text(), Report().page(str(run))))
+    (one,) = there["jobs"][0]["findings"]
+    assert one in here["jobs"][0]["findings"] and there["jobs"][0]["facts"] == here["jobs"][0]["facts"]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,14 +18,18 @@ from sniffer.config.trust import Trust
 from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.runs.__main__ import main
+from sniffer.runs.mirror import mirror
 from sniffer.runs.resume import resume
 from sniffer.runs.verify import verify
-from sniffer.storage import target
-from sniffer.storage.following import mirror_of
+from sniffer.storage import target, urls
+from sniffer.storage.away import away
+from sniffer.storage.following import TRIES, Following, mirror_of
 from sniffer.storage.layout import RunFolder
+from sniffer.storage.manifest import Manifest
+from sniffer.storage.mirror import Mirror
 from sniffer.storage.remote import folder_at
-from sniffer.storage.target import Sums, Target
-from tests.helpers_hub import hub_here
+from sniffer.storage.target import Sums, Target, target_at
+from tests.helpers_hub import asked_at, hub_here
 from tests.helpers_remote import REFUSED, Server, files_at, s3
 from tests.helpers_runs import Runs, save_place
 from tests.helpers_storage import make_run
@@ -140,3 +147,94 @@ def test_a_run_on_the_hub(tmp_path: Path):
         assert vectors.vectors.nbytes < sum(hub.ranges) < 1.3 * vectors.vectors.nbytes + 2 * (64 << 10)
         assert main(["mirror", str(folder), f"{url}/below"]) == 0
         assert verify(folder_at(f"{url}/below"))[1] == []
+
+
+def test_a_run_on_a_branch(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = make_run(tmp_path / "run", parts=2).folder
+    with hub_here() as hub:
+        for url in ("hf://datasets/some/one@tiny", "hf://datasets/some/one@tiny/below/it"):
+            assert main(["mirror", str(folder), url]) == 0
+            assert main(["mirror", str(folder), url]) == 0 and "nothing had to be sent" in capsys.readouterr().out
+            assert verify(folder_at(url))[1] == []
+            assert_frame_equal(open_run(folder).scan().collect(), open_run(url).scan().collect())
+        assert hub.branches["main"] == {} and len(hub.commits) == 2
+        assert {name.removeprefix("below/it/") for name in hub.branches["tiny"]} == files_at(f"{url}").keys()
+        assert main(["list", "hf://datasets/some/one@tiny"]) == 0 and "complete" in capsys.readouterr().out
+        for place in ("hf://datasets/some/one", "hf://datasets/some/one@none"):
+            with pytest.raises(RunError, match=f"^{place} has no file: check the address and your access$"):
+                open_run(place)
+        # Parts leave for a branch, too.
+        alone = make_run(tmp_path / "alone").folder
+        replace(Manifest.load(alone), parts_at="hf://datasets/some/one@alone").save(alone)
+        assert main(["mirror", str(alone), "hf://datasets/some/one@alone"]) == 0
+        manifest = Manifest.load(alone, parts_must_exist=False)
+        assert "parts removed here" in capsys.readouterr().out and len(away(alone, manifest)) == len(manifest.parts)
+        assert verify(folder_at("hf://datasets/some/one@alone"))[1] == []
+
+
+def test_what_is_put_and_taken_back_before_a_commit(tmp_path: Path):
+    with hub_here() as hub:
+        there = target_at("hf://datasets/some/one")
+        there.make()
+        for path in ("a", "b", "c"):
+            there.put(path.encode(), path)
+        there.remove(["b", "none"])
+        there.settle()
+        assert hub.files == {"a": b"a", "c": b"c"}
+        there.remove(["a", "c"])
+        there.put(b"new", "a")
+        del hub.files["c"]
+        there.settle()
+        assert hub.files == {"a": b"new"} and not there.holds("b", Sums.of(b"b")) and there.holds("a", Sums.of(b"new"))
+
+
+@contextmanager
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that takes connections, and never answers."""
+    for name in ("SILENCE", "HUB_SILENCE"):
+        monkeypatch.setattr(urls, name, 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for name, value in Server(address=address).environment.items():
+            monkeypatch.setenv(name, value)
+        S3FileSystem.clear_instance_cache()
+        with asked_at(address):
+            yield
+    S3FileSystem.clear_instance_cache()
+
+
+def test_a_server_that_never_answers_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, url = make_run(tmp_path / "run").folder, "s3://bucket/run"
+    with silent(monkeypatch):
+        with pytest.raises(RunError, match=f"^output.mirror={url} cannot be written to .it did not answer in time.: "):
+            mirror_of(folder, url, None)
+        with pytest.raises(RunError, match=f"^{url} cannot be written to .it did not answer in time.: what is there"):
+            mirror(folder, url)
+        with pytest.raises(RunError, match=f"^{url} cannot be listed: it did not answer in time; check the address"):
+            folder_at(url)
+        # Of the hub what asks without any limit of its own.
+        there = target_at("hf://datasets/some/one")
+        with pytest.raises(TimeoutError, match="it did not answer in time"):
+            there.make()
+
+
+def test_a_server_that_falls_silent_does_not_hold_a_run(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(urls, "SILENCE", 0.2)
+    S3FileSystem.clear_instance_cache()
+    folder, asked = make_run(tmp_path / "run").folder, []
+    follow = Following(Mirror(folder, "s3://bucket/silent"))
+    monkeypatch.setattr(server, "trouble", lambda method, path: asked.append(path) or 1.0)
+    follow.saved(Manifest.load(folder))
+    follow.finish(TRIES)
+    said = "s3://bucket/silent lags behind the run (it did not answer in time): `python -m sniffer.runs mirror"
+    assert caplog.records[-1].getMessage().startswith(said) and len(asked) <= 4
+    S3FileSystem.clear_instance_cache()
+
+
+def test_what_libraries_say_is_told_without_what_it_lets_anyone_do():
+    said = "403 for url 'https://me:secret@host:9/b/key?X-Amz-Signature=abc&x=1', twice (http://h/k?sig=1)"
+    with pytest.raises(OSError, match="403") as told_of, urls.told("s3://bucket/run"):
+        raise ValueError(said)
+    assert told_of.value.strerror == "403 for url 'https://host:9/b/key', twice (http://h/k)"

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from html import unescape
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -35,97 +30,15 @@ from sniffer.sampler import Uniform
 from sniffer.storage.manifest import Manifest
 from sniffer.types import Sections
 from tests.experiments.planted import planted_run
+from tests.helpers_hub import Hub, serving
 from tests.helpers_storage import make_run
 from tests.helpers_store import repeat
 
 
-@dataclass
-class Hub:
-    """A hub that accepts one token, and keeps what is committed to it, by branch."""
-
-    address: str
-    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
-    created: list[dict] = field(default_factory=list)
-    head: str = "b" * 40
-    commits: int = 0
-    busy: bool = False
-
-    @property
-    def files(self) -> dict[str, bytes]:
-        return self.branches["main"]
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            path, _, branch = self.path.split("?")[0].partition("/revision/")
-            there = hub.branches.get(unquote(branch) or "main")
-            if path == "/api/datasets/some/one" and hub.created and there is not None:
-                siblings = [{"rfilename": name} for name in there]
-                self.answer({"id": "some/one", "sha": hub.head, "siblings": siblings})
-                hub.head = "c" * 40 if hub.busy else hub.head
-            else:
-                self.answer({"error": "nothing here"}, 404)
-
-        def do_POST(self) -> None:
-            body, branch = self.body(), unquote(self.path.rpartition("/")[2])
-            if self.headers.get("Authorization") != "Bearer hf_good":
-                self.answer({"error": "who are you?"}, 401)
-            elif self.path == "/api/repos/create":
-                hub.created.append(json.loads(body))
-                self.answer({"url": f"{hub.address}/datasets/some/one"})
-            elif self.path == "/api/validate-yaml":
-                self.answer({"errors": [], "warnings": []})
-            elif self.path.startswith("/api/datasets/some/one/branch/"):
-                known = branch in hub.branches
-                hub.branches.setdefault(branch, dict(hub.files))
-                self.answer({"error": "is there"} if known else {}, 409 if known else 200)
-            elif self.path.startswith("/api/datasets/some/one/preupload/"):
-                files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]]
-                self.answer({"files": [{k: f[k] for k in ("path", "uploadMode", "shouldIgnore")} for f in files]})
-            elif self.path.startswith("/api/datasets/some/one/commit/"):
-                hub.commits += 1
-                there = hub.branches[branch]
-                for line in map(json.loads, body.splitlines()):
-                    if line["key"] == "file":
-                        there[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                    elif line["key"] == "deletedFile":
-                        del there[line["value"]["path"]]
-                    elif line["key"] == "header" and line["value"].get("parentCommit") not in (None, hub.head):
-                        return self.answer({"error": "somebody was faster"}, 412)
-                url = f"{hub.address}/datasets/some/one/commit/{'a' * 40}"
-                self.answer({"success": True, "commitOid": "a" * 40, "commitUrl": url})
-            else:
-                self.answer({"error": f"no {self.path}"}, 404)
-
-        def body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            pieces = []
-            while size := int(self.rfile.readline(), 16):
-                pieces.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(pieces)
-
-        def answer(self, value: object, status: int = 200) -> None:
-            text = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        hub = Hub(f"http://127.0.0.1:{server.server_port}")
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as hub:
         yield hub
-        server.shutdown()
 
 
 @pytest.fixture
@@ -139,6 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 def publish(address: str, token: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_TOKEN": token, "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "sniffer.runs", "publish", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -308,7 +222,7 @@ def test_a_run_that_is_published_again_replaces_the_earlier_one(folder: Path, tm
     assert publish(hub.address, "hf_good", str(folder), "some/one").returncode == 0
     smaller = make_run(tmp_path / "smaller", layers=(2,), kinds=("k", "v")).folder
     done = publish(hub.address, "hf_good", str(smaller), "some/one")
-    assert done.returncode == 0 and hub.commits == 2, done.stderr
+    assert done.returncode == 0 and len(hub.commits) == 2, done.stderr
     for name, content in hub.files.items():
         (tmp_path / "snapshot" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "snapshot" / name).write_bytes(content)
@@ -324,7 +238,7 @@ def test_a_branch_is_made_replaced_and_pointed_at(
     folder: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """As one branch per model and text has it; what lies on others stays."""
-    for name, value in (("ENDPOINT", hub.address), ("HF_HUB_OFFLINE", False)):
+    for name, value in (("ENDPOINT", hub.address), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
     monkeypatch.setenv("HF_TOKEN", "hf_good")
     command, heads_of = ["publish", str(folder), "some/one", "--branch", "tiny/texts-2"], ["--layout", "heads"]
@@ -347,7 +261,7 @@ def test_a_branch_is_made_replaced_and_pointed_at(
     assert 'load_dataset("some/one", "l00q", split="train", revision="tiny/texts-2")' in there["README.md"].decode()
     assert main(command + heads_of) == 0
     assert there.keys() == {"README.md", "examples.parquet", "l00h00q/mine.txt", *(f"{h}/data.parquet" for h in heads)}
-    assert hub.files == {"README.md": b"which branches there are"} and hub.commits == 3
+    assert hub.files == {"README.md": b"which branches there are"} and len(hub.commits) == 3
 
 
 def test_published_heads_become_the_run_again(folder: Path, tmp_path: Path):

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int16
 
 from sniffer.errors import RunError
+from sniffer.reader.cut import cut
 from sniffer.reader.held import Held
 from sniffer.reader.laws import ranges
-from sniffer.reader.training.blocks import READERS, Block, Filling, Room, cut
+from sniffer.reader.training.blocks import READERS, Block, Filling, Room
 from sniffer.reader.training.shares import Slice, Wanted, digest_of, unknown_law, wanted_of
 from sniffer.reader.vectors import FromRows
 from sniffer.types import KIND, Rows
@@ -191,7 +192,7 @@ class Batches:
 
     def _cut(self, epoch: int) -> Iterator[list[Slice]]:
         its = self._arguments
-        return cut(self._wanted.share(its.shuffle, epoch, its.rank, its.world), self._room.block)
+        return cut(self._wanted.share(its.shuffle, epoch, its.rank, its.world), self._room.block, len)
 
     def _seeds(self, epoch: int, block: int) -> tuple[int, ...] | None:
         its = self._arguments

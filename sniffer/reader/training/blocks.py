@@ -6,7 +6,7 @@ them to their place; pyarrow and NumPy let go of the interpreter meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +16,7 @@ import pyarrow as pa
 from jaxtyping import Float32, Float64, Int16, Int64
 
 from sniffer.errors import RunError
+from sniffer.reader.cut import cut
 from sniffer.reader.training.shares import File, Slice, Wanted, drawn
 from sniffer.reader.vectors import probabilities
 from sniffer.types import ROW_DTYPES, Rows
@@ -69,21 +70,6 @@ class Block:
     vectors: Float32[np.ndarray, "rows dim"]
     origin: Decoded
     order: Int64[np.ndarray, " rows"]
-
-
-def cut(share: Iterable[Slice], most: int, size: Callable[[Slice], int] = len) -> Iterator[list[Slice]]:
-    """Slices in their order, as many at a time as are `most` rows together, and one at least."""
-    together: list[Slice] = []
-    rows = 0
-    for one in share:
-        here = size(one)
-        if together and rows + here > most:
-            yield together
-            together, rows = [], 0
-        together.append(one)
-        rows += here
-    if together:
-        yield together
 
 
 class Filling:
