@@ -27,9 +27,12 @@ from sniffer.errors import RunError
 from sniffer.forward.observer import Observer
 from sniffer.reader.sweep import Sweep
 from sniffer.runs.__main__ import main as runs_main
-from sniffer.runs.verify import missing_shards, verify_all
+from sniffer.runs.verify import missing_shards, verify, verify_all
+from sniffer.storage import following
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
+from sniffer.storage.remote import folder_at
+from sniffer.storage.target import Target
 from sniffer.tap import Seen
 from tests.helpers_runs import ORDER, TEXTS, counting_forwards, stopping_after
 from tests.tiny_run import overrides, save_texts
@@ -270,6 +273,38 @@ def test_again_skips_what_is_complete_and_repeats_what_failed(
         assert invoke("sampler.base_rate=5,10") == 0
     assert seen == [] and snapshot(place) == before
     assert capsys.readouterr().out.count("skipped") == 2
+
+
+@pytest.mark.long
+def test_again_catches_up_the_mirrors_of_what_is_complete(
+    invoke: Invoke, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    words = "sampler.base_rate=5,10", "output.mirror=memory://sweep/${hydra:job.num}", "output.keep_local=false"
+    honest = Target.put
+
+    def put(self: Target, content: bytes | Path, path: str) -> None:
+        if "captures" in path:
+            raise OSError(5, "the server is gone", path)
+        honest(self, content, path)
+
+    monkeypatch.setattr(following, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(Target, "put", put)
+    for _ in range(2):  # captured, and then skipped
+        assert invoke(*words) == 0 and index(place)["status"].to_list() == ["complete"] * 2
+        told = "".join(capsys.readouterr())
+        assert told.count("the server is gone") >= 2 and told.count("catches up") == 2, told
+        assert len(opened(place).runs) == 2
+    monkeypatch.setattr(Target, "put", honest)
+    seen, noting = counting_forwards()
+    for caught_up in (2, 0):
+        with noting:
+            assert invoke(*words) == 0
+        told = "".join(capsys.readouterr())
+        assert not seen and told.count("skipped") == 2 and told.count(" parts removed here") == caught_up, told
+    for job in range(2):
+        assert verify(folder_at(f"memory://sweep/{job}"))[1] == [] and not list(place.glob(f"{job}/captures/*/*/*"))
+    with pytest.raises(RunError, match="keeps its vectors elsewhere .* are at memory://sweep/0 alone"):
+        open_run(place)
 
 
 def test_again_resumes_what_was_interrupted(invoke: Invoke, place: Path):
