@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from sniffer.errors import CaptureError
 from sniffer.forward.attention.attending import Attending, AttentionPlan
 from sniffer.forward.gather import gather
-from sniffer.forward.moments.counting import Counting, Lies, MomentsPlan
+from sniffer.forward.moments.counting import Counting, MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import Transfer
 from sniffer.sampler import Picker
@@ -39,12 +39,12 @@ class Observer:
         picks: Mapping[tuple[int, str], Picks],
         plan: Wanted,
         counted: Collection[int] = (),
-        lies: Sequence[Lies] | None = None,
+        counting: Counting | None = None,
     ) -> None:
         """
         Args:
             counted: example ids of documents whose moments there are already.
-            lies: where documents are, as `Counting` has it.
+            counting: what counts, where it is another than that of whole documents.
         """
         self.batch = batch
         self.picks = picks
@@ -54,7 +54,9 @@ class Observer:
         self._plan = plan
         self._flat = [batch.cells(drawn) for drawn in picks.values()]
         self._indices = {plan.device: self._upload(plan.device)}
-        self.counting = None if plan.moments is None else Counting(plan.moments, batch, counted, lies)
+        if counting is None and plan.moments is not None:
+            counting = Counting(plan.moments, batch, counted)
+        self.counting = counting
         self.attending = None if plan.attention is None else Attending(plan.attention, batch, self)
 
     @contextmanager

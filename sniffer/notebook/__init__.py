@@ -3,6 +3,7 @@
 sniffing               the `with sniff(model)` that a user writes
 attached               what it needs of a model
 listener               the hooks: a call begins, layers attend, rows are kept
+under_way              calls that have begun, and not ended
 call, masks, pieces    what a call says: its tokens, which are no padding, at which positions
 hearing                what it adds, and to which documents
 history, caches        what it goes on with, and what became of that meanwhile

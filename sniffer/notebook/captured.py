@@ -264,7 +264,7 @@ class Captured:
         self._accumulator.cut(ends)
         lost = self._texts.cut(ends)
         if self._summed is not None:
-            self._summed.lost += lost
+            self._summed.cut(ends, lost)
 
     @property
     def _together(self) -> bool:

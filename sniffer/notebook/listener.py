@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -33,46 +32,19 @@ from sniffer.notebook.attached import Attached
 from sniffer.notebook.attending import CallAttention, beside, require_room
 from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image_tokens, of_call
 from sniffer.notebook.caches import cache_in
-from sniffer.notebook.call import CACHES, Arguments, Call, arguments, read
+from sniffer.notebook.call import CACHES, Call, arguments, read
 from sniffer.notebook.example_ids import ExampleIds
-from sniffer.notebook.hearing import Heard, hear
+from sniffer.notebook.hearing import hear
 from sniffer.notebook.history import CallHistory, as_array
 from sniffer.notebook.hooks import Hook, is_running
 from sniffer.notebook.missed import Missed
+from sniffer.notebook.summed import counting_of
+from sniffer.notebook.under_way import Frame, Whole
 from sniffer.sampler import Picker
-from sniffer.types import Picks, by_number
+from sniffer.types import by_number
 
 if TYPE_CHECKING:
-    from sniffer.tap import Seen, Tap
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A call that has ended well, within one that has not ended yet."""
-
-    call: Call
-    heard: Heard
-    rows: CallRows
-    cache: Any
-
-
-@dataclass
-class _Frame:
-    """A call under way."""
-
-    module: nn.Module
-    said: Arguments
-    error: BaseException | None
-    """What was being handled when it began; another one at its end is its own."""
-    pending: list[_Whole] = field(default_factory=list)
-    call: Call | None = None
-    heard: Heard | None = None
-    batch: CallBatch | None = None
-    picks: Mapping[tuple[int, str], Picks] = field(default_factory=dict)
-    observer: Observer | None = None
-    before: Tap | None = None
-    blamed: bool = False
-    """Whether a call within it has failed, and is counted."""
+    from sniffer.tap import Seen
 
 
 class Listener:
@@ -110,7 +82,7 @@ class Listener:
         self._plan = Wanted(selection, self._geometry, *where, moments=moments)
         self._pre = selection.wants_pre
         self._thread = get_ident()
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
         self._open = False
 
     @contextmanager
@@ -174,12 +146,12 @@ class Listener:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(frame.module is module for frame in self._frames) or not self._within():
             self._abandon(0)  # one that was interrupted, and never ended
-        frame = _Frame(module, arguments(module.forward, args, kwargs), sys.exception())
+        frame = Frame(module, arguments(module.forward, args, kwargs), sys.exception())
         self._frames.append(frame)
         if module is self._backbone.module:
             self._open_tap(frame)
 
-    def _open_tap(self, frame: _Frame) -> None:
+    def _open_tap(self, frame: Frame) -> None:
         outermost = self._frames[0]
         # An encoder-decoder's own input_ids are those of its encoder.
         of_encoder = getattr(getattr(outermost.module, "config", None), "is_encoder_decoder", False)
@@ -201,7 +173,9 @@ class Listener:
         frame.picks = self._ahead.draw(frame.batch)
         # A step at which nothing is kept costs nothing.
         if not frame.heard.held or self._moments is not None or any(map(len, frame.picks.values())):
-            frame.observer = Observer(frame.batch, frame.picks, self._plan, lies=frame.batch.lies)
+            frame.observer = Observer(
+                frame.batch, frame.picks, self._plan, counting=counting_of(self._moments, frame.batch)
+            )
             frame.observer.stops = False
             observe, attended = self._observe(frame.observer, call, frame.heard.held), None
             if self._attention is not None:
@@ -254,13 +228,13 @@ class Listener:
         for whole in frame.pending:
             self._keep(whole)
 
-    def _keep(self, whole: _Whole) -> None:
+    def _keep(self, whole: Whole) -> None:
         if whole.heard.taken and whole.call.cache is None:
             self.missed.repeated_rows += whole.rows.batch.repeated
         self._keeper.keep(whole.rows, whole.heard.branches)
         self.history.note(whole.call, whole.cache, whole.heard.rows, whole.heard.branches)
 
-    def _whole(self, frame: _Frame, output: Any) -> _Whole:
+    def _whole(self, frame: Frame, output: Any) -> Whole:
         assert frame.call is not None and frame.heard is not None and frame.batch is not None
         observer, vectors = frame.observer, Vectors()
         if observer is not None:
@@ -273,9 +247,9 @@ class Listener:
             vectors = self._transfer.settle(observer.vectors)
         cache = frame.call.cache if frame.call.cache is not None else cache_in(output, CACHES)
         counting = None if observer is None else observer.counting
-        return _Whole(frame.call, frame.heard, CallRows(frame.batch, frame.picks, vectors, counting), cache)
+        return Whole(frame.call, frame.heard, CallRows(frame.batch, frame.picks, vectors, counting), cache)
 
-    def _drop(self, frame: _Frame) -> None:
+    def _drop(self, frame: Frame) -> None:
         """Keeps nothing of a call that failed; its ids go to the documents that come next."""
         whole = [one.rows for one in frame.pending]
         if frame.observer is not None and frame.observer.vectors and frame.batch is not None:

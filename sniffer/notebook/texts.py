@@ -75,9 +75,9 @@ class Texts(dict[int, Text]):
         before = self[parent].until(position) if parent in self else None
         self[number] = Text(source_id, before)
 
-    def cut(self, ends: Mapping[int, int]) -> int:
-        """Takes back what documents have from a position on, and returns how many tokens that were."""
-        return sum(_cut(self[number], end) for number, end in ends.items() if number in self)
+    def cut(self, ends: Mapping[int, int]) -> dict[int, int]:
+        """Takes back what documents have from a position on, and returns how many tokens of each that were."""
+        return {number: _cut(self[number], end) for number, end in ends.items() if number in self}
 
 
 def _cut(text: Text, end: int) -> int:

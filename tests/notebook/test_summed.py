@@ -16,9 +16,10 @@ from sniffer.models import finder
 import sniffer
 from sniffer import open_run
 from sniffer.errors import ConfigError, RunError
+from sniffer.notebook import summed
 from sniffer.notebook.captured import Captured
 from sniffer.runs.verify import verify
-from sniffer.sampler import Uniform
+from sniffer.sampler import All, Uniform
 from sniffer.types import Moments
 from tests.notebook.test_going_on import HOW
 from tests.notebook.test_listener import COUNTED, IDS, LEFT, PACKED, RIGHT, generate, received
@@ -49,8 +50,10 @@ def vectors(model: Any, texts: list[torch.Tensor], layer: int, head: int, kind: 
     return found
 
 
-def check(captured: Any, model: Any, texts: list[torch.Tensor], apart: float = 1e-5) -> None:
+def check(captured: Any, model: Any, texts: list[torch.Tensor], apart: float = 1e-5, kinds: str = "qk") -> None:
     for layer, head, kind in ((0, 0, "k"), (1, 3, "q"), (1, 1, "k")):
+        if kind not in kinds:
+            continue
         alone = vectors(model, texts, layer, head, kind)
         together = np.concatenate(alone)
         found = captured.moments(layer=layer, head=head, kind=kind)
@@ -131,18 +134,22 @@ def test_while_a_model_writes_and_as_a_run(model: Any, tmp_path: Path):
         assert captured.moments(layer=1, head=2, kind="q").n == 24
 
 
-def test_what_cannot_be_told_is_refused(model: Any, tmp_path: Path):
+def test_guesses_that_are_rejected_are_left_out_and_what_cannot_be_told_is_refused(model: Any, tmp_path: Path):
     prompt = torch.cat([IDS[:1, :6], IDS[:1, :6], IDS[:1, :3]], 1)
     told: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    with sniffer.sniff(model, sampler="all", moments="k") as captured:
+    with sniffer.sniff(model, sampler=Uniform(bucket_size=4), moments="k") as captured:
         with pytest.raises(RunError, match="no document has been counted"):
             captured.moments(layer=0, head=0, kind="k")
-        model.generate(prompt, prompt_lookup_num_tokens=4, **told)
-        assert captured.notes
-        lost = captured.missed.taken_back_tokens
-        assert lost
+        out = model.generate(prompt, prompt_lookup_num_tokens=4, **told)
+        assert captured.notes and captured.missed.taken_back_tokens
+        text = out[0, : len(captured.tokens(0))]
+    check(captured, model, [text], kinds="k")
+    with sniffer.sniff(model, sampler=Uniform(bucket_size=4), moments="k") as captured:
+        cache = model(IDS[:1], use_cache=True).past_key_values
+        assert captured.moments(layer=0, head=0, kind="k").n == 12
+        cache.crop(-3)
         for ask in (lambda: captured.moments(layer=0, head=0, kind="k"), lambda: captured.save(tmp_path / "run")):
-            with pytest.raises(RunError, match=rf"moments are of {lost} tokens that a cache has lost since"):
+            with pytest.raises(RunError, match="moments are of 3 tokens that a cache has lost after they were summed"):
                 ask()
         captured.clear()
         handle = model.lm_head.register_forward_pre_hook(lambda *_: {}["none"])
@@ -158,3 +165,26 @@ def test_what_cannot_be_told_is_refused(model: Any, tmp_path: Path):
         pass
     with sniffer.sniff(model) as captured, pytest.raises(RunError, match="no moments were asked for"):
         captured.moments(layer=0, head=0, kind="q")
+
+
+def test_held_steps_are_summed_whole(model: Any, monkeypatch: pytest.MonkeyPatch):
+    """Of beams that change rows, of guesses, of chunks beside long calls: moments are those of all rows, by bucket."""
+    monkeypatch.setattr(summed, "HELD", 5)
+    monkeypatch.setattr(summed, "FEW", 6)
+    torch.manual_seed(0)
+    told: dict[str, Any] = {"max_new_tokens": 17, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with sniffer.sniff(model, sampler=All(bucket_size=4), moments=["q", "k"]) as captured:
+        model.generate(IDS, num_beams=3, attention_mask=LEFT, **told)
+        model.generate(IDS[:1].repeat(1, 2), prompt_lookup_num_tokens=4, **told)
+        model.generate(IDS, prefill_chunk_size=5, **told)
+        model.generate(IDS, num_return_sequences=2, **{**told, "do_sample": True})
+    assert captured.branches and captured.notes
+    for head, kind in ((3, "q"), (0, "k")):
+        rows = captured.vectors(layer=1, head=head, kind=kind)
+        for bucket in (None, 0, 3, 6):
+            some = rows.vectors[rows.buckets == bucket if bucket is not None else slice(None)].astype(np.float64)
+            found = captured.moments(layer=1, head=head, kind=kind, bucket=bucket)
+            assert found.n == len(some) and np.allclose(found.mean, some.mean(0), atol=1e-6)
+            assert found.covariance is not None
+            assert np.allclose(found.covariance, np.cov(some.T, bias=True), atol=1e-6)
+            assert np.array_equal(found.minimum, some.min(0)) and np.array_equal(found.maximum, some.max(0))
