@@ -58,9 +58,7 @@ class Captured:
         self.missed = Missed()
         self._partial: Captured | None = None
         self.settle: Callable[[], None] = nothing
-        self._model = model
-        self._picker = picker
-        self._names = names
+        self._model, self._picker, self._names = model, picker, names
         self._texts = Texts()
         self._accumulator = Accumulator(selection)
         self._summed = None if moments is None else Summed(moments)
@@ -131,6 +129,8 @@ class Captured:
         Raises:
             RunError: the layer, the head or statistics of attention were not captured.
         """
+        if self._model.attention is None:
+            raise RunError("no statistics of attention were asked for: sniff with attention='all', or some of them")
         columns, values = self._head(layer, q_head, ATTENTION)
         order = columns.rows.order
         return statistics_frame(columns.rows[order], self._columns(layer, ATTENTION), values[order])
@@ -228,13 +228,12 @@ class Captured:
         return save_run(Path(folder), self._model, self.selection, self._picker, *what)
 
     def clear(self) -> None:
-        """Lets go of all that was captured; texts that are gone on with keep their ids and positions."""
+        """Lets go of all that was captured; texts that are gone on with keep their ids, positions and branches."""
         self.settle()
         self._accumulator = Accumulator(self.selection)
         self._texts.clear()
         if self._summed is not None:
             self._summed.clear()
-        self.branches.clear()
         self._partial = None
 
     def keep(self, call: CallRows, branches: Mapping[int, Branch]) -> None:

@@ -153,6 +153,9 @@ def test_beams_are_branches_of_one_prompt(model: Any):
         assert any(text[: len(row)] == row or row[: len(text)] == text for text in texts)
     prompt = captured.vectors(layer=1, head=0)
     assert int((prompt.positions < 12).sum()) == 24
+    branches = dict(captured.branches)
+    captured.clear()
+    assert captured.documents == 0 and captured.branches == branches
     with sniffer.sniff(model, example_ids=[1, 2]), pytest.raises(CaptureError, match="which has which id"):
         model.generate(IDS, **told)
 

@@ -133,6 +133,8 @@ def test_what_is_not_there_is_refused(checkpoint: Path, model: Any):
         model(**encoded(checkpoint, TEXTS["third"]))
     with pytest.raises(RunError, match="head 0 was not captured"):
         captured.vectors(layer=0, head=0)
+    with pytest.raises(RunError, match="no statistics of attention were asked for"):
+        captured.attention(layer=0, q_head=1)
 
 
 @pytest.mark.parametrize("part", [lambda model: model, lambda model: model.model], ids=["whole", "backbone"])
