@@ -107,9 +107,9 @@ class Mirror:
             del self._there[path]
         self._target.settle()
         self._theirs, self._content = manifest, content
-        note(self.folder, self.url, content)
         if not self._keep:
             self._let_go(manifest, content)
+        note(self.folder, self.url, content)  # Last, so that who was killed before it goes on with what is left.
 
     def _claim(self, manifest: Manifest) -> None:
         """Puts a manifest without rows there first: of runs that were given the same place, one goes on."""

@@ -33,7 +33,7 @@ def require_url(url: str, key: str) -> str:
 
 
 SILENCE = 15.0
-"""Seconds without a byte from a server of s3:// or gs://, after which a request has failed."""
+"""Seconds without a byte from a server of s3://, after which a request has failed."""
 
 HUB_SILENCE = 60.0
 """Of the hub, where its client would wait for ever: a commit of many files takes its time."""
@@ -60,15 +60,10 @@ def file_system(url: str, *, patient: bool = True) -> Any:
 
 def _limits(scheme: str, attempts: int) -> dict[str, Any]:
     """How long a file system waits, and how often it tries, as its class takes it."""
-    if scheme == "s3":
-        seconds = {"connect_timeout": SILENCE, "read_timeout": SILENCE}
-        return {"config_kwargs": {**seconds, "retries": {"total_max_attempts": attempts, "mode": "standard"}}}
-    if scheme == "gs":
-        from aiohttp import ClientTimeout
-
-        timeout = ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
-        return {"session_kwargs": {"timeout": timeout}}
-    return {}
+    if scheme != "s3":
+        return {}
+    seconds = {"connect_timeout": SILENCE, "read_timeout": SILENCE}
+    return {"config_kwargs": {**seconds, "retries": {"total_max_attempts": attempts, "mode": "standard"}}}
 
 
 def _limit_hub() -> None:
