@@ -32,7 +32,7 @@ class HeldCall(Counting):
 
     Attributes:
         held: those tokens, of one document after the other.
-        vectors: of these, (tokens, heads, dim), of the heads that are counted.
+        vectors: of these, (tokens, heads, dim), of the heads that are counted; `nbytes` of them in all.
     """
 
     def __init__(self, plan: MomentsPlan, batch: CallBatch) -> None:
@@ -46,6 +46,7 @@ class HeldCall(Counting):
         self._sums_some = any(one.end > one.first for one in before)
         self._index: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.vectors: dict[tuple[int, str], Tensor] = {}
+        self.nbytes = 0
 
     def see(self, layer: int, kind: str, states: Tensor, heads: Tensor | None) -> None:
         """Takes what a layer shows of a kind, as `Counting.see`."""
@@ -58,6 +59,7 @@ class HeldCall(Counting):
         rows, columns = self._index[states.device]
         last = states[rows, :, columns]
         self.vectors[layer, kind] = last if heads is None else last.index_select(1, heads)
+        self.nbytes += self.vectors[layer, kind].nbytes
 
 
 def counting_of(plan: MomentsPlan | None, batch: CallBatch) -> HeldCall | None:
@@ -113,8 +115,7 @@ class Summed:
             self._totals.take(counting)
         assert isinstance(counting, HeldCall)
         self._calls.append(counting)
-        held = sum(vectors.nbytes for call in self._calls for vectors in call.vectors.values())
-        if len(self._calls) >= HELD or held > HELD_BYTES:
+        if len(self._calls) >= HELD or sum(call.nbytes for call in self._calls) > HELD_BYTES:
             # The last call may have made guesses.
             self._sum(self._calls[:-1])
             del self._calls[:-1]
