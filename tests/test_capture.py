@@ -19,7 +19,7 @@ from sniffer import open_run
 from sniffer.engine import worker
 from sniffer.errors import CaptureError, CheckpointError, ConfigError, DatasetError
 from sniffer.forward import estimate, passes
-from sniffer.forward.estimate import Estimate, Room, device_warning
+from sniffer.forward.estimate import Estimate, Room, commit_bytes, device_warning, refuse_if_too_large
 from sniffer.reader.run import Run
 from sniffer.storage.manifest import Manifest
 from sniffer.types import WorkingMemory
@@ -305,3 +305,16 @@ def test_a_memory_limit_makes_room(run, texts: Path, monkeypatch: pytest.MonkeyP
         run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1GB")
     limited = run("sampler=all", "batch.max_tokens=1", "output.memory_limit=1kB")
     assert limited.manifest.digest == everything.manifest.digest
+
+
+def test_of_a_run_whose_parts_leave_one_commit_has_to_fit_on_the_disk(tmp_path: Path):
+    expected = Estimate({}, ram_bytes=2e15, batch_bytes=10.0, file_bytes=1e15, exact_lengths=True)
+    room = Room(available=1e12, limit=1e9)
+    assert commit_bytes(expected, 1000, 10, 1e18) == 1e13  # a hundredth of the documents
+    assert commit_bytes(expected, 1000, None, 1e9) == 3e9  # six times the memory limit, which takes half on disk
+    assert commit_bytes(expected, 5, 10, 1e18) == 1e15
+    refuse_if_too_large(expected, tmp_path, room, passing=1e3)
+    with pytest.raises(CaptureError, match=r"a commit needs about .* of disk, .*: lower output.checkpoint_every"):
+        refuse_if_too_large(expected, tmp_path, room, passing=1e15)
+    with pytest.raises(CaptureError, match=r"the captures need about .* of disk"):
+        refuse_if_too_large(expected, tmp_path, room)
