@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -25,8 +26,12 @@ ROWS = ("layer", "head", "example_id", "position", "bucket", "token_id")
 CLOSE = 1e-4
 
 
+EVERY_KIND = "capture.kinds=[q,k,v,q_pre,k_pre]"
+
+
 def command(folder: Path, *words: str, engine: str = "vllm") -> list[str]:
-    common = ("model.dtype=float32", "model.device=cpu", f"engine={engine}", f"hydra.run.dir={folder}")
+    dtype = () if any(word.startswith("model.dtype=") for word in words) else ("model.dtype=float32",)
+    common = (*dtype, "model.device=cpu", f"engine={engine}", f"hydra.run.dir={folder}")
     return [sys.executable, "-m", "sniffer", *common, *words]
 
 
@@ -99,6 +104,21 @@ def test_too_little_room_for_keys_computes_again_and_keeps_each_row_once(tmp_pat
     assert "again for want of room" in (run / "sniffer.log").read_text(encoding="utf-8")
 
 
+def test_texts_are_drawn_as_in_the_local_engine(tmp_path: Path):
+    """By the number of each document and position, also where texts are put back and go on (room as above)."""
+    drawn = ("generate=sample", "generate.max_new_tokens=32", "generate.eos=none", "generate.seed=3")
+    words = (*EMBEDDED, *SMALL, *drawn, "generate.temperature=1.3", "generate.top_k=40", "generate.top_p=0.95")
+    words = (*words, "dataset.max_tokens=370", EVERY_KIND)
+    wanted = captured(tmp_path / "local", *words, engine="local")
+    tight = (f"engine.kv_cache={7 * 128 * 30 * 3 * 2 * 64 * 4}B", "engine.max_num_batched_tokens=256")
+    run = captured(tmp_path / "vllm", *words, *tight, "engine.max_num_seqs=4", "batch.max_tokens=4096")
+    require_equal(wanted, run)
+    assert "again for want of room" in (run / "sniffer.log").read_text(encoding="utf-8")
+    texts = open_run(run).examples()["generated"].to_list()
+    assert [len(text) for text in texts] == [32] * 4
+    assert len({tuple(text) for text in texts}) == 4
+
+
 def test_killed_and_resumed(local: Path, tmp_path: Path):
     run = tmp_path / "vllm"
     words = (*EMBEDDED, *SMALL, "capture.kinds=[q,k,v]", "output.checkpoint_every=1", "batch.max_tokens=300")
@@ -154,7 +174,8 @@ def test_two_ranks(tmp_path: Path):
         tmp_path / "model", num_attention_heads=8, num_key_value_heads=4, head_dim=32, hidden_size=64
     )
     words = ("model=checkpoint", f"model.checkpoint={made}", "dataset.max_examples=3", "dataset.max_tokens=200")
-    words = (*words, "capture.heads=[1,2,6]", "sampler.base_rate=4")
+    words = (*words, "capture.heads=[1,2,6]", "sampler.base_rate=4", EVERY_KIND)
+    words = (*words, "generate=sample", "generate.max_new_tokens=16")
     local = captured(tmp_path / "local", *words, engine="local")
     require_equal(local, captured(tmp_path / "vllm", *words, "engine.tensor_parallel=2"))
 
@@ -168,6 +189,32 @@ def test_experts_and_windows(tmp_path: Path):
     made = save_checkpoint(tmp_path / "model", "gpt_oss", **SMALL_MODEL, intermediate_size=256, sliding_window=32)
     words = (*FEW, f"model.checkpoint={made}")
     require_equal(captured(tmp_path / "local", *words, engine="local"), captured(tmp_path / "vllm", *words))
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 512}
+ROPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "an attention factor": ("llama", {"rope_parameters": YARN}),
+    "half of the dimensions, side by side": ("glm4", {}),
+    "a layer without RoPE": ("smollm3", {"no_rope_layers": [1, 0]}),
+}
+
+
+@pytest.mark.parametrize(("family", "config"), ROPES.values(), ids=list(ROPES))
+def test_vectors_before_rope_are_those_of_the_local_engine(tmp_path: Path, family: str, config: dict[str, Any]):
+    """And in bfloat16 they are, turned forth, q and k up to its rounding (`Run.rotary` looks)."""
+    made = save_checkpoint(tmp_path / "model", family, **SMALL_MODEL, intermediate_size=256, **config)
+    words = (*FEW, f"model.checkpoint={made}", EVERY_KIND)
+    local, vllm = (captured(tmp_path / name, *words, engine=name) for name in ("local", "vllm"))
+    require_equal(local, vllm)
+    turns = [open_run(vllm).rotary(layer).turns for layer in (0, 1)]
+    assert turns == [True, family != "smollm3"]
+    if family == "llama":
+        assert open_run(vllm).rope(0).attention_factor > 1.1
+        rounded = captured(tmp_path / "bfloat16", *words, "model.dtype=bfloat16")
+        assert open_run(rounded).rotary(0).proven == ("q", "k")
+    if family == "smollm3":
+        tables = [open_run(vllm).vectors(layer=1, head=0, kind=kind).vectors for kind in ("q", "q_pre")]
+        assert len(tables[0]) and (tables[0] == tables[1]).all()
 
 
 def test_a_window_that_only_vllm_heeds_is_refused(tmp_path: Path):

@@ -81,11 +81,11 @@ class OutputConfig:
 
 
 ENGINES = ("local", "ray", "vllm")
-KEYS = {
-    "ray": ("address", "workers", "cpus_per_worker", "gpus_per_worker"),
-    "vllm": ("tensor_parallel", "max_num_seqs", "max_num_batched_tokens", "kv_cache"),
+KEYS: dict[str, dict[str, float | None]] = {
+    "ray": {"address": None, "workers": 1, "cpus_per_worker": 1, "gpus_per_worker": 0},
+    "vllm": {"tensor_parallel": 1, "max_num_seqs": 1, "max_num_batched_tokens": 1, "kv_cache": None},
 }
-"""Of each engine that has keys of its own."""
+"""Of each engine that has keys of its own, and the least that each may be, where it is a number."""
 
 
 @dataclass
@@ -114,14 +114,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
             raise ConfigError(f"engine.name={self.name} is not one of {', '.join(ENGINES)}")
-        for key, least in (
-            ("workers", 1),
-            ("cpus_per_worker", 1),
-            ("gpus_per_worker", 0),
-            *((key, 1) for key in KEYS["vllm"][:3]),
-        ):
+        for key, least in (item for keys in KEYS.values() for item in keys.items()):
             value = getattr(self, key)
-            if value is not None and not value >= least:
+            if value is not None and least is not None and not value >= least:
                 raise ConfigError(f"engine.{key}={value} must be {least} or more, or null")
         if self.workers is not None and self.workers > MOST_WORKERS:
             raise ConfigError(f"engine.workers={self.workers} is more than the {MOST_WORKERS} that one run can have")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sniffer.models.backbone import Checkpoint
 
 from sniffer.config.schema import EngineConfig
+from sniffer.engine.vllm.before import before_rope, known_before
 from sniffer.engine.vllm.request import check_vllm
 from sniffer.engine.vllm.seam import first_head
 from sniffer.engine.vllm.steps import Steps
@@ -22,6 +23,7 @@ from sniffer.errors import CaptureError, ConfigError
 from sniffer.forward.generation.live import ROW
 from sniffer.forward.generation.request import GenerateConfig
 from sniffer.forward.selection import CaptureConfig
+from sniffer.types import ROPE_LAYOUTS, LayerGeometry, Rope
 
 MODEL = Checkpoint("embedded:SmolLM2-135M-Instruct")
 
@@ -34,8 +36,6 @@ ASKED = {"capture": CaptureConfig(), "model": MODEL, "generate": None}
     ("named", "changes"),
     [
         ("capture.attention", {"capture": CaptureConfig(attention="lse")}),
-        ("q_pre", {"capture": CaptureConfig(kinds=["q", "q_pre"])}),
-        ("generate=sample", {"generate": GenerateConfig(method="sample")}),
         ("generate.live=both", {"generate": GenerateConfig(live="both")}),
         ("model.weights=random", {"model": replace(MODEL, weights="random", model_type="llama")}),
         ("model.compile=True", {"model": replace(MODEL, compile=True)}),
@@ -109,3 +109,25 @@ def test_tokens_that_are_never_computed_are_an_error():
 )
 def test_heads_of_ranks_are_numbered_as_in_the_whole_model(ranks: int, own: int, total: int, wanted: list[Any]):
     assert [first_head(rank, ranks, own, total) for rank in range(ranks)] == wanted
+
+
+@pytest.mark.parametrize("layout", ROPE_LAYOUTS)
+def test_q_before_rope_is_q_turned_back(layout: str):
+    """Of two heads of 10 dimensions, 6 of them turn and get longer; the witness is RoPE in float64, forth."""
+    rope = Rope((1.0, 0.3, 0.01), layout, first=2, attention_factor=1.25)
+    before = np.random.default_rng(0).normal(size=(2, 5, 10))
+    positions = np.array([0, 3, 17, 900, 2])
+    after = torch.from_numpy(rope.turned(before, positions)).transpose(0, 1).flatten(1)
+    places = np.arange(5) * ROW + positions
+    found = before_rope(after.float(), places, 10, rope)
+    assert torch.allclose(found.view(5, 2, 10).transpose(0, 1).double(), torch.from_numpy(before), atol=1e-4)
+    assert before_rope(after.bfloat16(), places, 10, rope).dtype == torch.bfloat16
+    assert torch.equal(before_rope(after, places, 10, Rope()), after)
+
+
+def test_q_before_rope_is_not_shown_where_rope_is_not_known():
+    sizes = dict.fromkeys(("q", "k", "v", "q_pre", "k_pre"), 4)
+    layers = [LayerGeometry(number, "", sizes, sizes, None, None) for number in (0, 1)]
+    found, why = known_before(layers, {0: Rope((1.0,)), 1: Rope(missing="it turns by colour")}, "")
+    assert [tuple(one.heads) for one in found] == [tuple(sizes), ("q", "k", "v")]
+    assert "it turns by colour" in why

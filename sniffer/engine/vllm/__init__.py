@@ -5,7 +5,10 @@
     model       vLLM in this process: requests in, vectors of picked positions out
     seam        in each of vLLM's own workers: what its attention layers are given
     steps       which tokens of a step are picked, from the requests and positions that it holds
+    before      q_pre and k_pre: what was picked of q and k, turned back
+    draws       generate=sample: our own law, which each request brings along
+    drawing     and vLLM's sampler follows
     prove       the start-up proof: positions, order and heads are those of transformers' own forward
 
-Nothing here imports vLLM before it is needed, and then in functions alone.
+Nothing here imports vLLM before it is needed, and then in functions alone; but `drawing`, which only vLLM imports.
 """

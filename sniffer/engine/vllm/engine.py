@@ -19,6 +19,8 @@ from sniffer.engine.generating import decoder_of, loaded_by
 from sniffer.engine.lengths import longest_document
 from sniffer.engine.local import LocalPool
 from sniffer.engine.reports import Report
+from sniffer.engine.vllm.before import known_before
+from sniffer.engine.vllm.draws import Draws
 from sniffer.engine.vllm.model import VllmModel
 from sniffer.engine.vllm.prove import prove, shown_by
 from sniffer.engine.vllm.request import check_vllm
@@ -64,6 +66,7 @@ class VllmWorker(Worker):
     def __init__(self, config: Config, folder: Path) -> None:
         super().__init__(loaded_by(config), folder, progress=write_progress)
         self._config = config
+        self._draws = config.generate is not None and config.generate.method == "sample"
         self.model: VllmModel | None = None
 
     def open(self) -> Facts:
@@ -80,11 +83,13 @@ class VllmWorker(Worker):
                 "choose engine=local"
             )
         longest = longest_document(self._config, self.checkpoint.limits())
-        shown = shown_by(self.backbone, longest)
-        self.backbone = None
+        geometry, _ = known_before(facts.geometry, facts.rope, facts.pre_missing)
+        pre = any(KIND[kind].pre for kind in self._config.capture.kinds)
+        shown = shown_by(self.backbone, geometry, longest, pre=pre)
+        del self.backbone
         let_go()
         longest = None if longest is None else max(longest, shown.batch.seq_len)
-        self.model = self.backbone = VllmModel(self.checkpoint, self._config.engine, facts, longest)
+        self.model = self.backbone = VllmModel(self.checkpoint, self._config.engine, facts, longest, draws=self._draws)
         apart = prove(self.model, shown)
         log.info("vLLM's q, k and v are those of transformers in a probe, up to %.1e of their lengths", apart)
         log.info("vLLM runs without compiled graphs (enforce_eager), which costs speed where texts are short")
@@ -92,6 +97,7 @@ class VllmWorker(Worker):
             facts,
             device=self.model.device,
             described=describe_device(self.model),
+            geometry=self.model.geometry,
             backbone=self.model.describe(),
             pre_missing=self.model.pre_missing,
             threads=torch.get_num_threads(),
@@ -146,7 +152,8 @@ class VllmWorker(Worker):
         with self.clock.stage("decode"):
             asked = [one.token_ids for one in prompts.documents]
             heads = self._heads if how.live else {}
-            self.model.run(asked, heads, places, how.max_new_tokens, goes_on)
+            draws = [Draws.of(one, how) for one in prompts.documents] if self._draws else []
+            self.model.run(asked, heads, places, how.max_new_tokens, goes_on, draws=draws)
         batch = texts.batch()
         if not how.live:
             return self._captured(batch)

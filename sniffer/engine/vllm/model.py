@@ -24,12 +24,14 @@ from torch import Tensor
 
 from sniffer.config.schema import EngineConfig
 from sniffer.engine.facts import Facts
+from sniffer.engine.vllm.before import after_rope, before_rope, known_before
+from sniffer.engine.vllm.draws import DRAWS, Draws
 from sniffer.engine.vllm.seam import Watched
 from sniffer.engine.vllm.steps import Pair
 from sniffer.errors import CaptureError, UnsupportedModelError, first_line
 from sniffer.forward.generation.live import Places
 from sniffer.process.memory import let_go
-from sniffer.types import Checkpoint, LayerGeometry, LengthClasses, by_number
+from sniffer.types import KIND, Checkpoint, LayerGeometry, LengthClasses, by_number, draw_of
 
 SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the scheduler runs here, step by step
@@ -53,16 +55,24 @@ class VllmModel:
         again: tokens that vLLM has computed more than once, so far.
     """
 
-    pre_missing = "engine=vllm has q and k after RoPE alone"
     lengths = LengthClasses()
     layer_of: Mapping[torch.nn.Module, int] = {}
 
-    def __init__(self, checkpoint: Checkpoint, engine: EngineConfig, facts: Facts, longest: int | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        engine: EngineConfig,
+        facts: Facts,
+        longest: int | None,
+        *,
+        draws: bool = False,
+    ) -> None:
         """Loads it, and watches its layers.
 
         Args:
             facts: of the same model in transformers.
             longest: tokens of the longest text, what is written included; None where that is not known.
+            draws: whether tokens are to be drawn (`run`).
 
         Raises:
             UnsupportedModelError: its layers are others, or cannot be watched.
@@ -75,18 +85,17 @@ class VllmModel:
             warnings.simplefilter("ignore")  # of vLLM's own imports
             from vllm import EngineArgs, LLMEngine
 
-        self.geometry, self.dtype, self.vocabulary, self.rope = (
-            facts.geometry,
-            facts.dtype,
-            facts.vocabulary,
-            facts.rope,
-        )
+        self.dtype, self.vocabulary, self.rope = facts.dtype, facts.vocabulary, facts.rope
+        self.geometry, self.pre_missing = known_before(facts.geometry, facts.rope, facts.pre_missing)
+        self._pairs: tuple[Pair, ...] = ()
         self._config, self._described = facts.model_config, facts.backbone
         self.ranks = engine.tensor_parallel or 1
         self.seconds, self.again, self._numbers = 0.0, 0, 0
         if self.ranks > 1 and facts.device.type == "cpu":
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else each wants a memory node of its own
         wanted = _arguments(checkpoint, engine, facts, longest)
+        if draws:
+            wanted["logits_processors"] = ["sniffer.engine.vllm.drawing:Drawing"]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -123,6 +132,7 @@ class VllmModel:
         new_tokens: int = 0,
         goes_on: Goes = lambda text, token: True,
         only: int | None = None,
+        draws: Sequence[Draws] = (),
     ) -> None:
         """Texts as token ids through the model, together, to be followed by `take`.
 
@@ -132,6 +142,7 @@ class VllmModel:
             new_tokens: that go through the model after each text, at most; the one after that is left.
             goes_on: whether a text does, asked with each token that comes after it, in order.
             only: a token that is taken in place of the likeliest.
+            draws: of each text, how its tokens are drawn; none where the likeliest are taken.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -146,10 +157,14 @@ class VllmModel:
             name = str(self._numbers)
             self._numbers += 1
             names[name] = number
-            known = self._engine.add_request(name, {"prompt_token_ids": text.tolist()}, params.clone())
+            asked = params.clone()
+            if draws:
+                asked.extra_args = {DRAWS: draws[number]}
+            known = self._engine.add_request(name, {"prompt_token_ids": text.tolist()}, asked)
             requests[known or name] = number
         if heads:
-            self._begin(requests, heads, places)
+            self._pairs = tuple(heads)
+            self._begin(requests, after_rope(heads), places)
         try:
             while self._engine.has_unfinished_requests():
                 for output in self._engine.step():
@@ -171,6 +186,8 @@ class VllmModel:
     def take(self, wanted: Mapping[Pair, Places], lengths: Sequence[int]) -> dict[Pair, Tensor]:
         """The rows at these places of each (layer, kind) of the last run, heads side by side.
 
+        Those of q_pre and k_pre are q and k turned back (before.py).
+
         Args:
             lengths: tokens that must have been computed of each text.
 
@@ -187,7 +204,14 @@ class VllmModel:
                     f"vLLM has computed {reached[text]} of {lengths[text]} tokens of a text: please report this"
                 )
         pairs = dict.fromkeys(pair for rows, *_ in answers for pair in rows)
-        return {pair: _beside([rows[pair] for rows, *_ in answers if pair in rows]) for pair in pairs}
+        found = {pair: _beside([rows[pair] for rows, *_ in answers if pair in rows]) for pair in pairs}
+        layers = by_number(self.geometry)
+        for layer, kind in self._pairs:
+            if KIND[kind].pre:
+                side = draw_of((layer, kind))
+                states = found[side], wanted[side], layers[layer].dims[kind], self.rope[layer]
+                found[layer, kind] = before_rope(*states)
+        return {pair: found[pair] for pair in self._pairs}
 
     def close(self) -> None:
         """Lets go of vLLM, its processes and its memory."""
@@ -245,10 +269,9 @@ def _check_layers(geometry: Sequence[LayerGeometry], watched: Sequence[Watched],
         )
     for number, layer in wanted.items():
         one = found[number]
-        theirs = one.heads * ranks, max(one.key_heads * ranks, layer.heads["k"]), one.dim, one.value_dim
+        # With fewer key heads than ranks, each rank has one, which others have too.
         ours = layer.heads["q"], max(layer.heads["k"], ranks), layer.dims["q"], layer.dims["v"]
-        if one.key_heads * ranks == layer.heads["k"]:
-            ours = (*ours[:1], layer.heads["k"], *ours[2:])
+        theirs = one.heads * ranks, one.key_heads * ranks, one.dim, one.value_dim
         if theirs != ours:
             raise UnsupportedModelError(
                 f"layer {number} has query heads, key heads and dimensions {theirs} in vLLM, and {ours} in "

@@ -3,12 +3,13 @@
 Two texts of different lengths, and a few tokens after each, go through the model in transformers, which the usual
 proofs have shown to be tapped right; then it is let go of, so that the model need not fit twice. vLLM gets the texts
 as prompts and writes these tokens. Every head's q, k and v at all positions must be equal up to rounding: a head or a
-position that were another's would be off by about its whole length.
+position that were another's would be off by about its whole length. Where q_pre and k_pre are to be captured, these
+are held against those of transformers likewise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from sniffer.forward.generation.live import places_of
 from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import BlockingTransfer
-from sniffer.types import Backbone, Document, Picks, TokenBatch, by_number
+from sniffer.types import KIND, Backbone, Document, LayerGeometry, Picks, TokenBatch, by_number
 
 LENGTHS, NEW = (19, 7), 4
 """Of the texts, and the tokens that come after each. The first is longer where layers look back over a window."""
@@ -31,7 +32,6 @@ LONGEST = 4096
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2}
 OTHERWISE = 1e-1
 """How far a head may be off, over its length: kernels round otherwise, and layers add it up."""
-KINDS = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,27 @@ class Shown:
 
 
 @torch.inference_mode()
-def shown_by(backbone: Backbone, longest: int | None) -> Shown:
+def shown_by(backbone: Backbone, geometry: Sequence[LayerGeometry], longest: int | None, *, pre: bool) -> Shown:
     """The vectors of all positions of the texts.
 
     Args:
+        geometry: the layers, with the kinds that each can be shown to have.
         longest: tokens of the longest text to come; None where that is not known.
+        pre: whether of the kinds before RoPE too.
     """
     most = min(LONGEST, longest or LONGEST)
     windows = {layer.sliding_window for layer in backbone.geometry}
     long = max(LENGTHS[0], *(window + LENGTHS[0] for window in windows if window is not None and window < most), 0)
     batch = TokenBatch(tuple(_texts(backbone.vocabulary, (long, LENGTHS[1]))), 0)
-    heads = {(layer.layer, kind): tuple(range(layer.heads[kind])) for layer in backbone.geometry for kind in KINDS}
-    dims = {(layer.layer, kind): layer.dims[kind] for layer in backbone.geometry for kind in KINDS}
+    pairs = [(layer, kind) for layer in geometry for kind in layer.heads if pre or not KIND[kind].pre]
+    heads = {(layer.layer, kind): tuple(range(layer.heads[kind])) for layer, kind in pairs}
+    dims = {(layer.layer, kind): layer.dims[kind] for layer, kind in pairs}
     every = _every(batch)
-    picks = {(layer.layer, side): every for layer in backbone.geometry for side in ("q", "k")}
+    picks = {(layer.layer, side): every for layer in geometry for side in ("q", "k")}
     selection, transfer = Selection(heads), BlockingTransfer()
     plan = Wanted(selection, by_number(backbone.geometry), backbone.layer_of, transfer, backbone.device)
     observer = Observer(batch, picks, plan)
-    with observer.open():
+    with observer.open(pre=pre):
         backbone(transfer.upload(batch.input_ids(), backbone.device))
     vectors = {pair: states.cpu() for pair, states in observer.vectors.items()}
     return Shown(batch, picks, heads, vectors, dims, backbone.dtype)

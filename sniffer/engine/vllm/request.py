@@ -6,7 +6,6 @@ from typing import Any
 
 from sniffer.config.schema import Config
 from sniffer.errors import ConfigError
-from sniffer.types import KIND
 
 WEIGHTS: dict[str, Any] = {
     "gguf_file": None,
@@ -31,13 +30,6 @@ def check_vllm(config: Config) -> None:
         _refuse("capture.attention", "whose kernels hand over no weights of attention")
     if capture.moments.layout:
         _refuse("capture.moments", "which shows tokens in pieces, and not whole texts")
-    if pre := [kind for kind in capture.kinds if KIND[kind].pre]:
-        raise ConfigError(
-            f"capture.kinds names {pre}, and engine=vllm has q and k after RoPE alone: leave them out (Run.rotary "
-            "turns q and k back), or choose engine=local"
-        )
-    if generate is not None and generate.method != "greedy":
-        _refuse(f"generate={generate.method}", "which draws by numbers of its own: take generate=greedy")
     if generate is not None and generate.live not in (True, False):
         _refuse(f"generate.live={generate.live}", "which captures once: take true or false")
     if not callable(getattr(model, "place", None)):
