@@ -12,7 +12,7 @@ Where none does, or several do that differ, the layer's RoPE is said to be unkno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -124,12 +124,19 @@ def _of_layer(event: Seen, told: Rope, known: Sequence[Frequencies], lengths: Le
         return replace(told, missing="it may turn positions otherwise in a text of another length")
     shown = [tuple(one.cpu().double().numpy() for one in pair) for pair in pairs]
     rounding = torch.finfo(event.q.dtype).eps * (ROUNDINGS + event.q.shape[2])
-    fits = [one for one in _possible(told, known, event.q.shape[3]) if _gives(one, shown, rounding)]
-    alike = {(one.inv_freq, one.attention_factor, one.layout, one.first): one for one in fits}
+    alike = _alike(one for one in _possible(told, known, event.q.shape[3]) if _gives(one, shown, rounding))
+    if len(alike) > 1:  # of coarse numbers: a model whose angles are float32 is closer than that, to one of them
+        closer = torch.finfo(event.q.dtype).eps * ROUNDINGS + torch.finfo(torch.float32).eps * event.q.shape[2]
+        alike = _alike(one for one in alike.values() if _gives(one, shown, closer)) or alike
     if len(alike) == 1:
         return replace(next(iter(alike.values())), until=until)
     why = "several frequencies that differ give" if alike else "no frequencies that it keeps give"
     return replace(told, missing=f"{why} its q from q_pre and its k from k_pre")
+
+
+def _alike(ropes: Iterable[Rope]) -> dict[tuple[Any, ...], Rope]:
+    """Those that turn differently."""
+    return {(one.inv_freq, one.attention_factor, one.layout, one.first): one for one in ropes}
 
 
 def _possible(told: Rope, known: Sequence[Frequencies], dim: int) -> Iterator[Rope]:

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sniffer.models.layers import find_backbone
+from sniffer.models.loaded import LoadedBackbone
 
 from sniffer.errors import RunError
 from sniffer.reader.run import Run
 from sniffer.tap import Seen, tap
 from sniffer.types import Rope, by_rope
 from tests.forward.test_attention import backbone_of
-from tests.tiny_families import tiny_ids
+from tests.tiny_families import tiny_config, tiny_ids, tiny_model
 
 DIM, THETA = 8, 1e4
 PLAIN = THETA ** (-np.arange(0, DIM, 2) / DIM)
@@ -194,3 +196,11 @@ def test_a_search_that_fails_costs_no_run(monkeypatch: pytest.MonkeyPatch):
     ropes = backbone_of("llama").rope
     assert list(ropes) == [0, 1, 2, 3]
     assert {one.missing for one in ropes.values()} == {"looking for it failed: TypeError: no number"}
+
+
+def test_coarse_numbers_tell_frequencies_apart_by_the_factor():
+    """A yarn model keeps its frequencies twice, with its attention factor and without: in bfloat16 either is near."""
+    told = {"rope_type": "yarn", "rope_theta": THETA, **CASES["yarn"][0]}
+    model = tiny_model(tiny_config("llama", rope_parameters=told))
+    ropes = LoadedBackbone(find_backbone(model.bfloat16())).rope.values()
+    assert all(one.attention_factor == pytest.approx(CASES["yarn"][2]) and not one.missing for one in ropes)
