@@ -29,6 +29,7 @@ from sniffer.errors import UnsupportedModelError
 from sniffer.forward.generation.continuing import Texts
 from sniffer.forward.generation.live import LiveRows, places_of, possible_places
 from sniffer.forward.observer import draw
+from sniffer.forward.selection import select
 from sniffer.process.memory import available_memory, let_go
 from sniffer.terminal.progress import write_progress
 from sniffer.types import KIND, TokenBatch
@@ -83,7 +84,8 @@ class VllmWorker(Worker):
                 "choose engine=local"
             )
         longest = longest_document(self._config, self.checkpoint.limits())
-        geometry, _ = known_before(facts.geometry, facts.rope, facts.pre_missing)
+        geometry, missing = known_before(facts.geometry, facts.rope, facts.pre_missing)
+        select(geometry, self._config.capture, missing)  # what is not there is said before vLLM loads
         pre = any(KIND[kind].pre for kind in self._config.capture.kinds)
         shown = shown_by(self.backbone, geometry, longest, pre=pre)
         del self.backbone
