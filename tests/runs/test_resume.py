@@ -18,6 +18,7 @@ from sniffer.errors import CaptureError, RunError
 from sniffer.runs.verify import verify
 from sniffer.storage import on_disk as kept_module
 from sniffer.storage import part_writer as parts_module
+from sniffer.storage.documents import examples_by_pair
 from sniffer.storage.lock import hold
 from sniffer.storage.manifest import Manifest
 from sniffer.storage.on_disk import look
@@ -193,7 +194,7 @@ def test_looking_never_promises_what_is_not_there(
     broken = {part.commit for part in manifest.parts} - {part.commit for part in found.parts}
     assert all((folder / part.path).stat().st_size == part.bytes for part in (*found.parts, *found.pending))
     assert not broken & {part.commit for part in found.parts}
-    in_committed = kept_module.examples_by_pair(folder, found.parts)
+    in_committed = examples_by_pair(folder, found.parts)
     assert set().union(*in_committed.values()) <= kept.committed.keys()
     assert not kept.committed.keys() & kept.waiting
 
