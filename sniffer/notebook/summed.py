@@ -18,7 +18,7 @@ from sniffer.errors import RunError
 from sniffer.forward.moments.counting import Counting, Lies, MomentsPlan, Totals
 from sniffer.notebook.batch import CallBatch
 from sniffer.reader.moments import merged
-from sniffer.types import Document, MomentRows, Moments, Names, Sections, TokenBatch
+from sniffer.types import Document, MomentRows, Moments, Sections, TokenBatch
 
 FEW = 32
 """Tokens of a text whose vectors are held, of each call; those before them are summed at once."""
@@ -219,11 +219,6 @@ def _follows(one: Document, other: Document) -> bool:
 
 def _joined(one: Document, other: Document) -> Document:
     both = one, other
-    sections = None
-    if any(document.sections is not None for document in both):
-        named = (
-            Names.none(document.n_tokens) if document.sections is None else document.sections.names for document in both
-        )
-        sections = Sections.of(Names.joined(list(named)))
+    sections = Sections.joined_if_any([(document.sections, document.n_tokens) for document in both])
     token_ids = np.concatenate([document.token_ids for document in both])
     return replace(one, token_ids=token_ids, sections=sections)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int32
 
-from sniffer.types import Document, Names, Sections
+from sniffer.types import Document, Sections
 
 
 @dataclass
@@ -31,11 +31,7 @@ class Text:
     @property
     def names(self) -> Sections | None:
         """Its sections; None where it has none."""
-        if all(one is None for one in self.sections):
-            return None
-        pieces = zip(self.sections, self.tokens, strict=True)
-        named = [Names.none(len(some)) if one is None else one.names for one, some in pieces]
-        return Sections.of(Names.joined(named))
+        return Sections.joined_if_any(zip(self.sections, map(len, self.tokens), strict=True))
 
     @property
     def whole(self) -> Text | None:

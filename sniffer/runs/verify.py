@@ -141,12 +141,17 @@ def _counts(manifest: Manifest, examples: Mapping[int, Example]) -> list[str]:
         "tokens": sum(example.n_tokens for example in examples.values()),
         **({} if manifest.generation is None else {"generated": generated_in(examples.values())}),
     }
-    begun, told = sum(example.first_position > 0 for example in examples.values()), manifest.dataset.get("branches", 0)
+    begun = sum(example.first_position > 0 for example in examples.values())
+    branches = manifest.dataset.get("branches", 0)
     return [
         f"{RunFolder.MANIFEST}: counts {manifest.counts[name]:,} {name}, but examples.parquet has {count:,}"
         for name, count in found.items()
         if manifest.counts.get(name, count) != count
-    ] + ([] if begun == told else [f"{RunFolder.MANIFEST}: tells of {told} branches, but examples.parquet has {begun}"])
+    ] + (
+        []
+        if begun == branches
+        else [f"{RunFolder.MANIFEST}: tells of {branches} branches, but examples.parquet has {begun}"]
+    )
 
 
 def _parts(

@@ -58,7 +58,7 @@ class Rows:
                 name: np.concatenate([np.empty(0, dtype), *(getattr(piece, name) for piece in pieces)])
                 for name, dtype in ROW_DTYPES.items()
             },
-            section=_joined(pieces),
+            section=Names.joined_if_any([(piece.section, len(piece)) for piece in pieces]),
         )
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -102,13 +102,6 @@ UNKNOWN_TOKEN = -1
 
 SECTION = "section"
 """The one that only runs with sections have."""
-
-
-def _joined(pieces: Sequence[Rows]) -> Names | None:
-    """Where some have sections and others not, these belong to none."""
-    if all(piece.section is None for piece in pieces):
-        return None
-    return Names.joined([Names.none(len(piece)) if piece.section is None else piece.section for piece in pieces])
 
 
 def _array(column: Any) -> np.ndarray:

@@ -62,6 +62,13 @@ class Names:
         codes = [piece.codes + np.int32(start) for piece, start in zip(pieces, starts, strict=False)]
         return cls.of(known, np.concatenate([np.empty(0, np.int32), *codes]))
 
+    @classmethod
+    def joined_if_any(cls, pieces: Sequence[tuple[Names | None, int]]) -> Names | None:
+        """The same, of pieces that have names or none for so many rows; None where none has."""
+        if all(names is None for names, _ in pieces):
+            return None
+        return cls.joined([cls.none(rows) if names is None else names for names, rows in pieces])
+
     def same(self, other: Names) -> bool:
         return np.array_equal(self.array, other.array)
 
@@ -139,6 +146,12 @@ class Sections:
     def joined(cls, pieces: Sequence[Sections]) -> Sections:
         """Of documents one after the other."""
         return cls.of(Names.joined([piece.names for piece in pieces]))
+
+    @classmethod
+    def joined_if_any(cls, pieces: Iterable[tuple[Sections | None, int]]) -> Sections | None:
+        """As `Names.joined_if_any`."""
+        names = Names.joined_if_any([(None if one is None else one.names, n) for one, n in pieces])
+        return None if names is None else cls.of(names)
 
     def at(self, positions: Int[np.ndarray, " rows"]) -> Names:
         """The names of some tokens."""

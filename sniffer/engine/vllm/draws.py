@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from sniffer.errors import CaptureError
-from sniffer.forward.generation.choosing import drawn, number_of
+from sniffer.forward.generation.choosing import drawn, no_numbers, number_of
 from sniffer.forward.generation.request import GenerateConfig
 from sniffer.types import Document
 
@@ -32,7 +31,5 @@ class Draws:
     def token(self, step: int, logits: Float64[np.ndarray, " vocabulary"]) -> int:
         """The token after so many; raises CaptureError where a logit is no number."""
         if np.isnan(logits).any():
-            raise CaptureError(
-                "the model's logits are no numbers (NaN): take a wider model.dtype, or look at its weights"
-            )
+            raise no_numbers()
         return drawn(logits, self.how, self.numbers[step])

@@ -28,13 +28,17 @@ def next_tokens(
     """
     largest, likeliest = logits.max(-1)
     if bool(largest.isnan().any()):
-        raise CaptureError("the model's logits are no numbers (NaN): take a wider model.dtype, or look at its weights")
+        raise no_numbers()
     if how.method == "greedy":
         found: Int64[np.ndarray, " rows"] = likeliest.cpu().numpy().astype(np.int64)
         return found
     rows = logits.float().cpu().numpy().astype(np.float64)
     numbers = [number_of(how.seed, document, document.n_tokens + step) for document in documents]
     return np.array([drawn(row, how, number) for row, number in zip(rows, numbers, strict=True)], dtype=np.int64)
+
+
+def no_numbers() -> CaptureError:
+    return CaptureError("the model's logits are no numbers (NaN): take a wider model.dtype, or look at its weights")
 
 
 def number_of(seed: int, document: Document, position: int) -> float:

@@ -120,12 +120,8 @@ class Totals:
         """Takes in what a batch gave; of its sums, those that are new here are not copied."""
         self.documents += batch.documents
         for device, pairs in batch.seen_on.items():
-            on_cores([partial(self._take, pair, batch.sums[pair]) for pair in pairs], device)
+            on_cores([partial(_add_all, self.sums[pair], batch.sums[pair]) for pair in pairs], device)
         batch.sums, batch.seen_on = {}, {}
-
-    def _take(self, pair: tuple[int, str], by_key: Mapping[Key, Sums]) -> None:
-        for key, sums in by_key.items():
-            _add(self.sums[pair], key, sums)
 
     def rows(self) -> Iterator[list[MomentRows]]:
         """All there is of each (layer, kind), by bucket and section."""
@@ -199,17 +195,18 @@ class Counting:
             known += [pair for pair in pairs if pair not in self.sums]
             for pair in pairs:
                 self.sums.setdefault(pair, {})
-            on_cores([partial(self._join, pair, other.sums[pair]) for pair in pairs], device)
-
-    def _join(self, pair: tuple[int, str], by_key: Mapping[Key, Sums]) -> None:
-        for key, sums in by_key.items():
-            _add(self.sums[pair], key, sums)
+            on_cores([partial(_add_all, self.sums[pair], other.sums[pair]) for pair in pairs], device)
 
     def _grouped(self, side: str, together: int) -> list[Group]:
         """The same for all layers."""
         if (side, together) not in self._groups:
             self._groups[side, together] = list(_grouped(self._spans[side], together))
         return self._groups[side, together]
+
+
+def _add_all(to: dict[Key, Sums], by_key: Mapping[Key, Sums]) -> None:
+    for key, sums in by_key.items():
+        _add(to, key, sums)
 
 
 def _add(to: dict[Key, Sums], key: Key, sums: Sums) -> None:
