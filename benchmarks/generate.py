@@ -1,8 +1,9 @@
 """What capturing adds while the embedded model generates: eight prompts of real text side by side.
 
-The bare loop is transformers' own greedy generation of the same model over the same prompts, padded alike, for as many
-tokens. Against it stand ours without a tap, and with one: at sampled positions, where nearly all steps gather nothing,
-and at all. One of the loops is the bare one again: what that varies by is the noise.
+The bare loop is transformers' own greedy generation of the same model over the same prompts, padded alike, in as many
+forwards: to show the vectors of the last token too it goes through the model as well, which plain generation leaves
+out, so the bare loop writes a token more. Against it stand ours without a tap, and with one: at sampled positions, and
+at all. One of the loops is the bare one again: what that varies by is the noise.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def measure(repeats: int) -> list[Figure]:
     batch = TokenBatch(tuple(documents), whole.pad_id)
 
     ids, mask = (torch.from_numpy(one).to(backbone.device) for one in left_padded(batch))
-    told = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": batch.pad_id}
+    told = {"max_new_tokens": NEW + 1, "do_sample": False, "eos_token_id": None, "pad_token_id": batch.pad_id}
 
     def plain() -> None:
         generate: Any = model.whole.generate
@@ -56,7 +57,7 @@ def measure(repeats: int) -> list[Figure]:
         chosen = way or LOG
         selection = select(backbone.geometry, CaptureConfig(kinds=list(chosen.kinds)))
         passes = Passes(backbone, selection, Accumulator(selection), Clock())
-        how = GenerateConfig(max_new_tokens=NEW, live=way is not None)
+        how = GenerateConfig(max_new_tokens=NEW + (way is None), live=way is not None)
         plan, picker = Continuing(how, (), Answer()), Picker(chosen.sampler, seed=0)
         generation = Generation(model, plan, passes, picker, selection, backbone.lengths, lambda _: "")
         if way is None:

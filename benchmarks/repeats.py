@@ -10,6 +10,7 @@ from itertools import chain
 
 from benchmarks.measure import Timed, timed
 
+BARE = "the bare loop"
 AGAIN = "the bare loop again"
 """The bare loop among the others: what it takes over itself is the noise."""
 
@@ -51,13 +52,10 @@ def once(call: Callable[[], object]) -> Spent:
 
 
 def repeated(bare: Callable[[], Spent], loops: Mapping[str, Callable[[], Spent]], repeats: int) -> Repeats:
-    """Each repeat: the bare loop and, in an order of its own each time, the others."""
-    names, order = list(loops), random.Random(0)
-    bare_ones: list[Timed] = []
-    spent: dict[str, list[Spent]] = {name: [] for name in loops}
+    """Each repeat: the bare loop and the others, in an order of its own each time, so that none always comes first."""
+    every, order = {BARE: bare, **loops}, random.Random(0)
+    spent: dict[str, list[Spent]] = {name: [] for name in every}
     for _ in range(repeats):
-        bare_ones.append(bare().whole)
-        order.shuffle(names)
-        for name in names:
-            spent[name].append(loops[name]())
-    return Repeats(bare_ones, spent)
+        for name in order.sample(list(every), len(every)):
+            spent[name].append(every[name]())
+    return Repeats([one.whole for one in spent.pop(BARE)], spent)
