@@ -17,6 +17,7 @@ from . import proofs, selfcheck
 from .layers import find_backbone
 from .limits import limits_of
 from .loaded import LoadedBackbone
+from .quantized import unpack
 from .undisturbed import undisturbed
 
 
@@ -28,13 +29,14 @@ class Attachment(LoadedBackbone):
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """Proves the taps, in evaluation mode, and gives everything back.
+        """Proves the taps, in evaluation mode, and gives everything back, but for what a first forward unpacks.
 
         Raises:
             UnsupportedModelError: it cannot be tapped soundly, and why.
         """
         self._model = model
         self._known: dict[tuple[str, nn.Module, Any, bool], str] = {}
+        unpack(model)
         with undisturbed(model), _flags_kept(model):
             super().__init__(find_backbone(model))
         parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]

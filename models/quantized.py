@@ -20,7 +20,7 @@ from sniffer.errors import CheckpointError, ConfigError, first_line
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from .backbone import Checkpoint
 
@@ -157,6 +157,13 @@ def counted(backbone: nn.Module, name: str, title: str) -> dict[str, int]:
     if plain:
         log.warning("%d of %d linear layers are not quantised, such as %s", len(plain), len(layers), plain[0])
     return {"linear": len(layers) - len(plain), "of": len(layers)}
+
+
+def unpack(model: PreTrainedModel) -> None:
+    """Does at once what compressed-tensors puts off until a whole model's first forward; only a part may run."""
+    if hasattr(model, "ct_decompress_hook"):
+        quantizer: Any = model.hf_quantizer
+        quantizer.compressor.decompress_model(model)
 
 
 def weight_bytes(backbone: nn.Module, name: str, itemsize: int) -> int:

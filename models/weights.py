@@ -152,6 +152,7 @@ def _backbone(
     device = device_of(how.device) if how.device_map is None else None
     with quiet_bars(), told("while the model was loaded"):
         model = with_attention(attempt, how.attn_implementation, title)
+        quantized.unpack(model)
     # The checkpoint's own code, and families imported before the hook.
     undo = retrofit(model)
     try:

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sniffer.models.backbone import Checkpoint
 from transformers import AutoModelForCausalLM
 
+import sniffer
 from sniffer.errors import CheckpointError, ConfigError
 from sniffer.tap import tap
+from tests.eight_bits import in_steps, save_in_eight_bits
 from tests.tiny_run import save_checkpoint
 
 # bitsandbytes' kernels for the processor want 32 rows or a multiple.
@@ -151,6 +154,32 @@ def test_an_adapter_is_computed_beside_the_rounded_weights(base: Path, tmp_path:
     got = seen(checkpoint(base, quantization=method, adapter=str(lora)))
     for found, want in zip(got, wanted, strict=True):
         assert (found["q"] - want["q"]).abs().max() < room * want["q"].abs().max()
+
+
+@pytest.mark.parametrize("states", [False, True], ids=["weights", "weights and states"])
+def test_a_checkpoint_of_compressed_tensors_shows_what_it_attends_with(
+    base: Path, tmp_path: Path, states: bool
+) -> None:
+    """At position 0, where RoPE turns nothing, of the first layer: products of whole numbers by hand."""
+    packed = save_in_eight_bits(base, tmp_path / "packed", states=states)
+    weights = load_file(base / "model.safetensors")
+    row = weights["model.embed_tokens.weight"][24].numpy()
+    row = row / np.sqrt((row**2).mean() + 1e-6)
+    steps, scale = in_steps(weights["model.layers.0.self_attn.q_proj.weight"].numpy())
+    exact, room = (steps * scale) @ row, 1e-5
+    if states:
+        # Of 256 steps from -128 to 127 the outermost are the largest state and its opposite.
+        step = np.abs(row).max() / 127.5
+        assert np.abs(exact - (steps * scale) @ (np.rint(row / step) * step)).max() > 1e-3 * np.abs(exact).max()
+        exact, room = (steps * scale) @ (np.clip(np.rint(row / step), -128, 127) * step), 1e-5
+    by_command = seen(checkpoint(packed))[0]["q"][1, :, 0].numpy().ravel()
+    assert np.abs(by_command - exact).max() < room * np.abs(exact).max()
+    # In a notebook, before anything has run the model.
+    model = AutoModelForCausalLM.from_pretrained(packed)
+    with sniffer.sniff(model, sampler="all", layers=[0], kinds=["q"]) as captured, torch.inference_mode():
+        model(torch.tensor([[24, 25, 26]]))
+    rows = captured.scan().filter(pl.col("position") == 0).sort("head").collect()["vector"].to_list()
+    assert np.abs(np.ravel(rows) - exact).max() < room * np.abs(exact).max()
 
 
 def test_tensors_are_held_to_the_same(base: Path, tmp_path: Path) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+from sniffer.models import embedded
 
 from sniffer import open_run
 from sniffer.runs.compare import compare
+from tests.eight_bits import save_in_eight_bits
 from tests.tiny_run import save_checkpoint
 
 EMBEDDED = ("model=checkpoint", "model.checkpoint=embedded:SmolLM2-135M-Instruct")
@@ -71,6 +73,19 @@ def local(folder: Path) -> Path:
 def test_rows_are_those_of_the_local_engine(local: Path, tmp_path: Path, tokens: int | None, texts: int | None):
     how = [f"engine.max_num_batched_tokens={tokens}", f"engine.max_num_seqs={texts}"] if tokens else []
     require_equal(local, captured(tmp_path / "vllm", *EMBEDDED, *SMALL, "capture.kinds=[q,k,v]", *how))
+
+
+def test_a_checkpoint_in_eight_bits(folder: Path, tmp_path: Path):
+    """Weights and states are rounded to eight bits by other kernels: rows are the same, and vectors near."""
+    packed = save_in_eight_bits(embedded.path("SmolLM2-135M-Instruct"), tmp_path / "packed", states=True)
+    words = ("model=checkpoint", f"model.checkpoint={packed}", *SMALL, "model.dtype=bfloat16")
+    one = open_run(captured(tmp_path / "local", *words, engine="local"))
+    other = open_run(captured(tmp_path / "vllm", *words))
+    found = compare(one, other)
+    assert not found.select("other_token", "only_first", "only_second").sum().sum_horizontal().item()
+    assert found["median"].max() < 0.2 and found["cosine"].min() > 0.8
+    plain = compare(open_run(captured(tmp_path / "plain", *EMBEDDED, *SMALL, engine="local")), other)
+    assert (plain["median"] > 3e-3).all()  # it was the rounded one that ran
 
 
 GENERATE = ("generate=greedy", "generate.max_new_tokens=32", "generate.eos=none")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,18 +33,23 @@ LONGEST = 4096
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2}
 OTHERWISE = 1e-1
 """How far a head may be off, over its length: kernels round otherwise, and layers add it up."""
+STATES_ROUNDED = 4e-1
+"""The same where layers round what they multiply to eight bits, and a value between two steps goes to either."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a model in transformers has shown of the texts: all heads side by side, by (layer, kind)."""
+    """What a model in transformers has shown of the texts: all heads side by side, by (layer, kind).
+
+    `allowed` is how far vLLM's may be off.
+    """
 
     batch: TokenBatch
     picks: Mapping[Pair, Picks]
     heads: Mapping[Pair, tuple[int, ...]]
     vectors: Mapping[Pair, Tensor]
     dims: Mapping[Pair, int]
-    dtype: torch.dtype
+    allowed: float
 
 
 @torch.inference_mode()
@@ -70,7 +76,9 @@ def shown_by(backbone: Backbone, geometry: Sequence[LayerGeometry], longest: int
     with observer.open(pre=pre):
         backbone(transfer.upload(batch.input_ids(), backbone.device))
     vectors = {pair: states.cpu() for pair, states in observer.vectors.items()}
-    return Shown(batch, picks, heads, vectors, dims, backbone.dtype)
+    rounded = rounds_states(backbone.model_config())
+    allowed = STATES_ROUNDED if rounded else TOLERANCE.get(backbone.dtype, OTHERWISE)
+    return Shown(batch, picks, heads, vectors, dims, allowed)
 
 
 @torch.inference_mode()
@@ -90,14 +98,21 @@ def prove(model: VllmModel, shown: Shown) -> float:
         ours, theirs = (states.cpu().double().view(len(states), -1, dim) for states in (found[layer, kind], wanted))
         off = (ours - theirs).norm(dim=(0, 2)) / theirs.norm(dim=(0, 2)).clamp(min=1e-30)
         head = int(off.argmax())
-        allowed = TOLERANCE.get(shown.dtype, OTHERWISE)
-        if not float(off[head]) <= allowed:
+        if not float(off[head]) <= shown.allowed:
             raise UnsupportedModelError(
                 f"{kind} of layer {layer}, head {head} in vLLM is off from that in transformers by "
-                f"{float(off[head]):.2%} of its length, where {allowed:.2%} is rounding: choose engine=local"
+                f"{float(off[head]):.2%} of its length, where {shown.allowed:.2%} is rounding: choose engine=local"
             )
         worst = max(worst, float(off[head]))
     return worst
+
+
+def rounds_states(config: Mapping[str, Any]) -> bool:
+    """Whether linear layers of a quantised checkpoint round what they multiply too, as its config tells."""
+    how = config.get("quantization_config") or {}
+    groups = (how.get("config_groups") or {}).values()
+    named = how.get("quant_method") == "fbgemm_fp8" or how.get("load_in_8bit") or how.get("activation_scheme")
+    return bool(named or any(isinstance(one, Mapping) and one.get("input_activations") for one in groups))
 
 
 def _texts(vocabulary: int, lengths: tuple[int, int]) -> list[Document]:
