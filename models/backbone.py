@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sniffer.errors import ConfigError, UnsupportedModelError
-from sniffer.types import ModelLimits, Outline, Tokenize, WorkingMemory
+from sniffer.types import Caching, ModelLimits, Outline, Tokenize, WorkingMemory
 
 from . import adapter, locate, quantized, stand_in
 from .choices import DTYPES, WEIGHTS, check_choice, check_device, check_random, kernels_of
@@ -59,7 +59,7 @@ class Checkpoint:
         adapter: a folder or hub id of an adapter to put on the weights (adapter.py); `merge_adapter`: into them.
         quantization: how linear layers are quantised as they are loaded, of `quantized.METHODS`; None: as they are.
         allow_missing: tensors that the checkpoint lacks are drawn from `seed`, and recorded, instead of refused.
-        headed: the head is loaded too, for a run that goes on with its documents.
+        headed: with which cache it goes on with documents, where the head is loaded too.
     """
 
     checkpoint: str
@@ -82,7 +82,7 @@ class Checkpoint:
     merge_adapter: bool = False
     quantization: str | None = None
     allow_missing: bool = False
-    headed: ClassVar[bool] = False
+    headed: ClassVar[Caching | None] = None
 
     def __post_init__(self) -> None:
         check_choice("model.weights", self.weights, WEIGHTS)
@@ -126,7 +126,7 @@ class Checkpoint:
             config = self._config()
             if self._geometry() == stand_in.DEFAULT:
                 stand_in.warn_of_defaults(self.checkpoint, config)
-            check_writes(config, self.checkpoint, wanted=self.headed)
+            check_writes(config, self.checkpoint, wanted=self.headed is not None)
             return limits_of(config, trust_remote_code=self.trust_remote_code)
 
     def load_tokenizer(self) -> tuple[Tokenize, int]:
@@ -162,10 +162,10 @@ class Checkpoint:
                 compile_layers(backbone)
         return backbone
 
-    def with_head(self) -> Checkpoint:
-        """The same, whose backbone has a language model too."""
+    def with_head(self, caching: Caching = Caching()) -> Checkpoint:  # noqa: B008 - it is frozen
+        """The same, whose backbone has a language model too, which writes with this cache."""
         made = replace(self)
-        object.__setattr__(made, "headed", True)
+        object.__setattr__(made, "headed", caching)
         return made
 
     def outline(self) -> Outline:

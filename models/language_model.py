@@ -4,7 +4,9 @@ transformers' own `generate` runs it, with a logits processor that takes the tok
 masks and positions are those of anybody's generation. What a checkpoint says of penalties and the like is left out.
 At start-up two prompts of different lengths, side by side, are gone on with for a few tokens, and compared with one
 forward over each of the texts that came out: logits and vectors of all kinds must be equal up to rounding, at the same
-positions. Where that holds for one prompt alone only, prompts of different lengths do not share a batch.
+positions. Where that holds for one prompt alone only, prompts of different lengths do not share a batch. The cache is
+the one that is asked for, and prompts come in chunks if they are to; of a cache that quantises, what it does to numbers
+is left out of the proof (caches.py).
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from transformers import (
 
 from sniffer.errors import SnifferError, UnsupportedModelError, first_line, of_a_device
 from sniffer.tap import Seen, tap
-from sniffer.types import KIND, KINDS
+from sniffer.types import KIND, KINDS, Caching
 
-from . import selfcheck
+from . import caches, selfcheck
 from .kernels import allowed
 from .proofs import TOLERANCE, apart
 
@@ -49,16 +51,17 @@ class LoadedLanguageModel:
         eos: the tokens that end its texts, by its generation config.
         pads: whether rows of different lengths may share a batch.
         whole: the model with its head, as transformers has it.
+        caching: the cache that it writes with.
     """
 
-    def __init__(self, model: PreTrainedModel, backbone: LoadedBackbone) -> None:
+    def __init__(self, model: PreTrainedModel, backbone: LoadedBackbone, caching: Caching = Caching()) -> None:  # noqa: B008
         """Proves that it can go on with prompts.
 
         Raises:
             UnsupportedModelError: it cannot, or not soundly; and why.
         """
         check_writes_now(model)
-        self.whole = model
+        self.whole, self.caching = model, caching
         self._backbone = backbone
         self.eos = eos_of(model)
         # Whatever else it says, such as a penalty, would be put upon what is chosen.
@@ -76,9 +79,16 @@ class LoadedLanguageModel:
         """Runs prompts, padded on the left, and then a token of each row at a time (`sniffer.types.LanguageModel`)."""
         device, choosing = self._backbone.device, _Choosing(choose)
         how = GenerationConfig(
-            max_new_tokens=most, do_sample=False, num_beams=1, use_cache=True, pad_token_id=0, eos_token_id=None
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=0,
+            eos_token_id=None,
+            **caches.options_of(self.caching),
         )
         self._backbone.forget()
+        caches.forget(self.whole)
         with allowed(self._backbone.sdpa_kernels, device):
             generate: Any = self.whole.generate
             generate(
@@ -149,11 +159,29 @@ def prove(model: LoadedLanguageModel, backbone: LoadedBackbone) -> bool:
     seq = selfcheck.PROBE_SEQ + NEW + 1
     first, second = selfcheck.probe_ids(backbone.vocabulary, backbone.device, seq).tolist()
     texts = [first, second[SHORTER:]]
-    if not _why_not(model, backbone, texts):
-        return True
-    if why := next(filter(None, (_why_not(model, backbone, [text]) for text in texts)), ""):
-        raise UnsupportedModelError(f"it cannot be captured while it generates (generate): {why}")
-    return False
+    with caches.in_a_proof(model, seq - NEW - 1):
+        if not _why_not(model, backbone, texts):
+            why, pads = "", True
+        else:
+            why, pads = next(filter(None, (_why_not(model, backbone, [text]) for text in texts)), ""), False
+    why = why or _fails_as_it_is(model, backbone, texts if pads else texts[:1])
+    if why:
+        how = ", ".join(["generate", *(f"generate.{key}={value}" for key, value in model.caching.as_json().items())])
+        raise UnsupportedModelError(f"it cannot be captured while it generates ({how}): {why}")
+    return pads
+
+
+def _fails_as_it_is(model: LoadedLanguageModel, backbone: LoadedBackbone, texts: Sequence[list[int]]) -> str:
+    """Why a cache that quantises fails; what it does to numbers is its own affair."""
+    if model.caching.cache != "quantized":
+        return ""
+    try:
+        _by_steps(model, backbone, texts)
+    except SnifferError:
+        raise
+    except Exception as error:  # of upstream code: any
+        return _told(error)
+    return ""
 
 
 def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, texts: Sequence[list[int]]) -> str:
@@ -173,10 +201,14 @@ def _why_not(model: LoadedLanguageModel, backbone: LoadedBackbone, texts: Sequen
     except SnifferError:
         raise
     except Exception as error:  # of upstream code: any
-        if of_a_device(error):
-            raise
-        return f"it fails in a probe ({type(error).__name__}: {first_line(error)})"
+        return _told(error)
     return ""
+
+
+def _told(error: Exception) -> str:
+    if of_a_device(error):
+        raise error
+    return f"it fails in a probe ({type(error).__name__}: {first_line(error)})"
 
 
 Shown = dict[int, dict[str, Tensor]]
@@ -195,37 +227,54 @@ def _by_steps(
     ids = np.array([[0] * (seq - len(prompt)) + prompt for prompt in prompts], dtype=np.int64)
     mask = np.array([[0] * (seq - len(prompt)) + [1] * len(prompt) for prompt in prompts], dtype=np.int64)
     logits: list[Tensor] = []
-    steps: list[Shown] = [{}]
+    notes = _Notes(backbone, model.caching)
 
     def choose(scores: Tensor) -> np.ndarray | None:
         logits.append(scores.clone())
-        steps.append({})
         return None if len(logits) > NEW else np.array([text[len(logits) - NEW - 2] for text in texts])
 
-    with tap(lambda seen: _note(backbone, seen, steps[-1]), pre=not backbone.pre_missing):
+    with tap(notes, pre=not backbone.pre_missing), caches.seen_in(model.whole, model.caching) as why:
         model.generate(ids, mask, choose, NEW + 1)
-    taken = [step for step in steps if step]
-    together = {
-        layer: {kind: torch.cat([step[layer][kind] for step in taken], 2) for kind in kinds}
-        for layer, kinds in taken[0].items()
-    }
-    return logits, together
+    if why:
+        raise UnsupportedModelError(why[0])
+    return logits, notes.joined()
 
 
 @torch.inference_mode()
 def _at_once(model: LoadedLanguageModel, backbone: LoadedBackbone, text: list[int]) -> tuple[Tensor, Shown]:
     """The logits of each token of a text, and what the layers show, in one forward without a cache."""
-    shown: Shown = {}
-    with tap(lambda seen: _note(backbone, seen, shown), pre=not backbone.pre_missing):
+    notes = _Notes(backbone, Caching())
+    with tap(notes, pre=not backbone.pre_missing):
         logits = model.logits(torch.tensor([text], device=backbone.device))[0]
-    return logits, shown
+    return logits, notes.joined()
 
 
-def _note(backbone: LoadedBackbone, seen: Seen, into: Shown) -> None:
-    layer, new = backbone.layer_of.get(seen.module), seen.q.shape[2]
-    if layer is not None:
-        shown = {kind: KIND[kind].shown(seen) for kind in KINDS}
-        into[layer] = {kind: states[:, :, -new:].clone() for kind, states in shown.items() if states is not None}
+class _Notes:
+    """What layers show of new tokens, forward by forward."""
+
+    def __init__(self, backbone: LoadedBackbone, caching: Caching) -> None:
+        self._backbone, self._caching = backbone, caching
+        self._columns: dict[int, int] = {}
+        self._shown: dict[int, dict[str, list[Tensor]]] = {}
+
+    def __call__(self, seen: Seen) -> None:
+        layer, new = self._backbone.layer_of.get(seen.module), seen.q.shape[2]
+        if layer is None:
+            return
+        before = self._columns.get(layer, 0)
+        self._columns[layer] = before + new
+        kinds = self._shown.setdefault(layer, {})
+        for kind in KINDS:
+            if (states := KIND[kind].shown(seen)) is not None:
+                newest = states[:, :, -new:] if KIND[kind].draw == "q" else self._caching.newest(states, before, new)
+                kinds.setdefault(kind, []).append(newest.clone())
+
+    def joined(self) -> Shown:
+        """Of each layer and kind all tokens."""
+        return {
+            layer: {kind: torch.cat(states, 2) for kind, states in kinds.items()}
+            for layer, kinds in self._shown.items()
+        }
 
 
 def _far(one: Tensor, other: Tensor) -> bool:

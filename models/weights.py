@@ -16,6 +16,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from sniffer.errors import CheckpointError, ConfigError, SnifferError, of_a_device
+from sniffer.types import Caching
 
 from . import kernels, quantized
 from .adapted import put_on
@@ -37,7 +38,8 @@ NO_SUCH_ATTENTION = "does not support an attention implementation"
 class How:
     """How a model is brought in: the keys of the config group `model` that say so, and `options` to read with.
 
-    `missing_seed`: draws the tensors that a checkpoint lacks; None refuses it. `headed`: the head is kept, to generate.
+    `missing_seed`: draws the tensors that a checkpoint lacks; None refuses it. `headed`: the head is kept, and
+    this cache is what it generates with.
     """
 
     dtype: str = "auto"
@@ -51,7 +53,7 @@ class How:
     adapter: Path | None = None
     merge_adapter: bool = False
     quantization: str | None = None
-    headed: bool = False
+    headed: Caching | None = None
 
 
 def read(
@@ -158,15 +160,15 @@ def _backbone(
     try:
         backbone, config = find_backbone(model), model.config
         check(model, backbone)
-        whole = model if how.headed else None
+        whole = model if how.headed is not None else None
         del model  # and, where nobody wants it, with it the language-model head
         if device is not None:
             with told(f"while the model was moved to {device}"):
                 torch.nn.Module.to(whole or backbone, device)
         with told("in a short probe of the model"):
             loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
-            if whole is not None:
-                loaded.language_model = LoadedLanguageModel(whole, loaded)
+            if how.headed is not None:
+                loaded.language_model = LoadedLanguageModel(whole, loaded, how.headed)
         loaded.config = config
     except BaseException:
         undo()

@@ -11,6 +11,7 @@ import torch
 from sniffer.config.trust import Trust
 from sniffer.errors import ConfigError
 from sniffer.forward.generation import moments
+from sniffer.forward.generation.columns import Columns
 from sniffer.forward.generation.moments import StepMoments, require_told
 from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.reader.run import Run
@@ -97,8 +98,9 @@ def counted(documents: list[tuple[int, int]], states: dict[int, torch.Tensor], e
                 new[row, :, seq - n :] = states[n][:, :n]
             elif step <= more:
                 new[row, :, 0] = states[n][:, n + step - 1]
-        counting.see(0, "k", new, None)
-        counting.advance([min(step, more) for *_, more in made])
+        at = Columns(0, seq) if step == 0 else Columns(seq + step - 1, 1)
+        counting.see(0, "k", new, None, at)
+        counting.written = [min(step, more) for *_, more in made]
     ended = [Document(one.n_tokens, "", np.zeros(one.n_tokens + more, np.int32), False) for one, _, more in made]
     return counting.end(TokenBatch(tuple(ended), 0)).sums[0, "k"]
 

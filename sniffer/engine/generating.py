@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 
 from sniffer.config.schema import Config
 from sniffer.engine.base import Plan
@@ -14,7 +15,18 @@ from sniffer.forward.generation.moments import require_told
 from sniffer.forward.generation.request import Continuing
 from sniffer.forward.generation.session import Generation
 from sniffer.forward.passes import Passes
-from sniffer.types import Answer, Backbone, Checkpoint, Document, LanguageModel, LengthClasses, Sections, Tokenize
+from sniffer.types import (
+    BACKENDS,
+    Answer,
+    Backbone,
+    Caching,
+    Checkpoint,
+    Document,
+    LanguageModel,
+    LengthClasses,
+    Sections,
+    Tokenize,
+)
 
 EACH_APART = LengthClasses(apart_from=1)
 """Documents share a batch if they are equally long."""
@@ -33,10 +45,29 @@ def check_generation(config: Config) -> None:
             raise ConfigError(f"dataset.{key} makes documents that are no prompts: leave it out, or set generate=none")
     if getattr(config.model, "compile", False):
         raise ConfigError("generate is not possible with model.compile=true: leave one of them out")
+    check_cache(config.generate.caching)
     if not config.output.tokens:
         raise ConfigError(
             "generate keeps in examples.parquet which tokens were written: set output.tokens=true, or generate=none"
         )
+
+
+def check_cache(caching: Caching) -> None:
+    """Raises ConfigError where what quantises the cache is not installed, and names the package."""
+    package = BACKENDS.get(caching.backend or "")
+    if package is not None and not installed(package):
+        raise ConfigError(
+            f"generate.cache=quantized with {caching.backend} needs {package}: pip install {package}, or set "
+            "generate.cache_backend=fp8, for which transformers needs nothing else"
+        )
+
+
+def installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def loaded_by(config: Config) -> Checkpoint:
@@ -50,7 +81,9 @@ def loaded_by(config: Config) -> Checkpoint:
     with_head = getattr(config.model, "with_head", None)
     if with_head is None:
         raise ConfigError("generate needs a model._target_ with a method with_head: take one of ours, or generate=none")
-    headed: Checkpoint = with_head()
+    caching = config.generate.caching
+    # A class of a user's own may know of one cache alone.
+    headed: Checkpoint = with_head() if caching == Caching() else with_head(caching)
     return headed
 
 

@@ -19,7 +19,7 @@ from sniffer.forward.observer import Observer, Wanted
 from sniffer.forward.selection import Selection
 from sniffer.forward.transfer import BlockingTransfer, transfer_for
 from sniffer.process.clock import Clock
-from sniffer.types import KIND, MOMENTS, Backbone, Difference, Document, Picks, TokenBatch, by_number
+from sniffer.types import KIND, MOMENTS, Backbone, Caching, Difference, Document, Picks, TokenBatch, by_number
 
 
 class Passes:
@@ -72,15 +72,17 @@ class Passes:
         possible: Mapping[tuple[int, str], Places],
         longest: Sequence[Document] = (),
         done: Mapping[tuple[int, str], Collection[int]] = NOTHING,
+        caching: Caching = Caching(),  # noqa: B008 - it is frozen
     ) -> Live:
         """What gathers while a model goes on with these prompts, at places that may be kept.
 
         Args:
             longest: the documents as long as they may become.
             done: what need not be kept; here it matters of moments.
+            caching: how prompts come in, and where in a cache new tokens are.
         """
-        counted = done.get(MOMENTS, ())
-        return Live(prompts, possible, self._plan, pre=self._wants_pre, longest=longest, counted=counted)
+        more = longest, done.get(MOMENTS, ()), caching
+        return Live(prompts, possible, self._plan, *more, pre=self._wants_pre)
 
     def take(self, rows: LiveRows, done: Mapping[tuple[int, str], Collection[int]] = NOTHING) -> None:
         """Rows that were gathered live; they are kept by a later `settle`, but those that are `done` already."""

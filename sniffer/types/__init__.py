@@ -20,7 +20,20 @@ from sniffer.types.documents import (
     described,
     has_sections,
 )
-from sniffer.types.generation import ANSWER, ASSISTANT, ENDS, GENERATED, PROMPT, THINKING, Answer, Difference, Generated
+from sniffer.types.generation import (
+    ANSWER,
+    ASSISTANT,
+    BACKENDS,
+    CACHES,
+    ENDS,
+    GENERATED,
+    PROMPT,
+    THINKING,
+    Answer,
+    Caching,
+    Difference,
+    Generated,
+)
 from sniffer.types.kinds import ALL_KINDS, ATTENTION, KIND, KINDS, MAIN_KINDS, Kind, draw_of
 from sniffer.types.models import (
     Backbone,
@@ -51,6 +64,8 @@ __all__ = [
     "ANSWER",
     "ASSISTANT",
     "ATTENTION",
+    "BACKENDS",
+    "CACHES",
     "COMPRESSIONS",
     "ENDS",
     "GENERATED",
@@ -71,6 +86,7 @@ __all__ = [
     "Answer",
     "AttentionLayout",
     "Backbone",
+    "Caching",
     "Chat",
     "Checkpoint",
     "Column",

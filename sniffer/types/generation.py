@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -53,6 +54,42 @@ class Difference:
     def __add__(self, other: Difference) -> Difference:
         worst = max(self.largest, other.largest), max(self.relative, other.relative)
         return Difference(self.vectors + other.vectors, *worst)
+
+
+CACHES = ("dynamic", "static", "quantized")
+"""Where keys and values are kept while a model writes, as transformers calls it (`cache_implementation`)."""
+
+BACKENDS = {"quanto": "optimum-quanto", "hqq": "hqq", "fp8": None}
+"""What quantises a cache, and the package that it takes."""
+
+
+@dataclass(frozen=True)
+class Caching:
+    """The cache that a model writes with, and how prompts come into it.
+
+    Attributes:
+        cache: one of CACHES; None for what transformers takes by itself.
+        backend: one of BACKENDS, of a quantized cache.
+        chunk: tokens of a prompt that go through the model at a time; None for all of them.
+    """
+
+    cache: str | None = None
+    backend: str | None = None
+    chunk: int | None = None
+
+    def newest(self, states: Any, before: int, new: int) -> Any:
+        """Of keys or values (batch, heads, columns, dim) in a step, those of its `new` columns, after `before` others.
+
+        They are the last ones; but a static cache has room for those to come behind them.
+        """
+        if self.cache == "static" and states.shape[2] > before + new:
+            return states[:, :, before : before + new]
+        return states[:, :, -new:]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest: what is not as transformers has it by itself."""
+        told = {"cache": self.cache, "cache_backend": self.backend, "prefill_chunk_size": self.chunk}
+        return {key: value for key, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ def check_vllm(config: Config) -> None:
         _refuse("capture.moments", "which shows tokens in pieces, and not whole texts")
     if generate is not None and generate.live not in (True, False):
         _refuse(f"generate.live={generate.live}", "which captures once: take true or false")
+    for key in ("cache", "prefill_chunk_size") if generate is not None else ():
+        if (value := getattr(generate, key)) is not None:
+            _refuse(f"generate.{key}={value}", "which has a cache of its own, and takes prompts in by its own steps")
     if not callable(getattr(model, "place", None)):
         raise ConfigError("engine=vllm needs a checkpoint of ours, whose place it can ask for: choose engine=local")
     if getattr(model, "weights", "pretrained") != "pretrained":

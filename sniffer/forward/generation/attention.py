@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,9 +18,10 @@ from sniffer.forward.attention.prove import require_proven
 from sniffer.forward.attention.scores import FromCall, Queries
 from sniffer.forward.attention.statistics import NamedSections
 from sniffer.forward.attention.steps import text_of
+from sniffer.forward.generation.columns import Columns
 from sniffer.forward.transfer import Transfer
 from sniffer.tap import Attended
-from sniffer.types import Answer, Document
+from sniffer.types import Answer, Caching, Document
 
 
 def require_steps(plan: AttentionPlan, answer: Answer) -> None:
@@ -48,14 +50,20 @@ class StepAttention:
 
     Args:
         documents: as long as they may become.
-        lengths: tokens of their prompts.
+        padding: columns before the first token of each.
+        caching: how prompts come in, and where in a cache tokens are.
     """
 
     def __init__(
-        self, plan: AttentionPlan, documents: Sequence[Document], lengths: Sequence[int], transfer: Transfer
+        self,
+        plan: AttentionPlan,
+        documents: Sequence[Document],
+        padding: Sequence[int],
+        transfer: Transfer,
+        caching: Caching,
     ) -> None:
-        self._plan, self._lengths, self._transfer = plan, lengths, transfer
-        self._proven: set[tuple[int, bool]] = set()
+        self._plan, self._padding, self._transfer, self._caching = plan, padding, transfer, caching
+        self._proven: set[tuple[int, bool, bool]] = set()
         self._sections = NamedSections(plan.layout.sections, documents)
 
     def wants(self, layer: int) -> bool:
@@ -65,38 +73,40 @@ class StepAttention:
         self,
         layer: int,
         shown: Attended,
-        step: int,
+        at: Columns,
         rows: Int64[np.ndarray, " picks"],
         positions: Int64[np.ndarray, " picks"],
     ) -> Float32[Tensor, "picks heads width"]:
-        """Statistics of picks, ascending by row and position.
-
-        Args:
-            step: 0 for the prompts, then that of each further token.
+        """Statistics of picks in some columns, ascending by row and position.
 
         Raises:
-            CaptureError: attention has other queries than those of this step, or what is computed is not what it gave.
+            CaptureError: attention has other queries than those of these columns, or what is computed is not what it
+                gave.
         """
-        call = Call.of(shown)
-        wanted = len(self._lengths), max(self._lengths) if step == 0 else 1
-        if (call.q.shape[0], call.q.shape[2]) != wanted:
+        call = self._filled(Call.of(shown), at)
+        if (call.q.shape[0], call.q.shape[2]) != (len(self._padding), at.new):
             raise CaptureError(
                 f"layer {layer} attends with {call.q.shape[0]} x {call.q.shape[2]} queries in a step of "
-                f"{wanted[0]} x {wanted[1]} tokens: set generate.live=false"
+                f"{len(self._padding)} x {at.new} tokens: set generate.live=false"
             )
-        bounds = np.searchsorted(rows, np.arange(len(self._lengths) + 1))
+        bounds = np.searchsorted(rows, np.arange(len(self._padding) + 1))
         index = self._transfer.upload(positions.astype(np.int32), call.q.device)
         found = []
         for row, (begin, end) in enumerate(pairwise(bounds.tolist())):
             if begin < end:
-                queries = self._queries(row, step, positions[begin:end].astype(np.int32), index[begin:end])
-                count = self._lengths[row] if step == 0 else 1
-                scores = FromCall(text_of(call, row, queries.first, count), self._plan.ways[layer].ungrouped)
-                if (layer, step == 0) not in self._proven:
+                before = max(0, at.begin - self._padding[row])
+                count = at.end - self._padding[row] - before
+                queries = Queries(0, positions[begin:end].astype(np.int32), index[begin:end], before)
+                scores = FromCall(text_of(call, row, before, count), self._plan.ways[layer].ungrouped)
+                if (proof := (layer, at.begin == 0, count > 1)) not in self._proven:
                     require_proven(layer, scores, queries.some(PROVEN_QUERIES))
-                    self._proven.add((layer, step == 0))
+                    self._proven.add(proof)
                 found.append(of_text(scores, queries, self._plan, self._sections.of(row, call.q.device)))
         return torch.cat(found)
 
-    def _queries(self, row: int, step: int, positions: np.ndarray, index: Tensor) -> Queries:
-        return Queries(0, positions, index, 0 if step == 0 else self._lengths[row] + step - 1)
+    def _filled(self, call: Call, at: Columns) -> Call:
+        """Without the room that a static cache has for tokens to come."""
+        if self._caching.cache != "static" or call.k.shape[2] <= at.end:
+            return call
+        k, v = call.k[:, :, : at.end], call.v[:, :, : at.end]
+        return replace(call, k=k, v=v, mask=call.mask[..., : at.end] if isinstance(call.mask, Tensor) else call.mask)

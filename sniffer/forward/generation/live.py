@@ -3,7 +3,7 @@
 Which positions are kept is drawn once, for documents as long as they may become. A step at which no document has a
 picked position is not tapped at all, and costs nothing, unless moments are wanted, which are of all positions. In a
 step the keys are those of all tokens before, whose last column is the new one's. What was gathered of a text beyond its
-end is left out, once it is known where that is.
+end is left out, once it is known where that is. Prompts may come in chunks, each a forward over some of their columns.
 
     prompts  . . 5 6 7      step 1  4      step 2  5        columns of a batch of two, with positions
              0 1 2 3 4              5              6
@@ -25,18 +25,20 @@ from torch import Tensor
 from sniffer.errors import CaptureError
 from sniffer.forward.gather import gather
 from sniffer.forward.generation.attention import StepAttention
+from sniffer.forward.generation.columns import Columns
 from sniffer.forward.generation.moments import StepMoments
 from sniffer.forward.moments.counting import Counting
 from sniffer.forward.observer import Wanted, draw
 from sniffer.forward.selection import Selection
 from sniffer.sampler import Picker
 from sniffer.tap import TAP, Attended, Seen, Tap
-from sniffer.types import ATTENTION, KIND, Answer, Document, Generated, Picks, TokenBatch, draw_of
+from sniffer.types import ATTENTION, KIND, Answer, Caching, Document, Generated, Picks, TokenBatch, draw_of
 
 Places = Int64[np.ndarray, " picks"]
 """Rows and positions of picks as one number each, row * ROW + position."""
 
 ROW = 1 << 32
+NOWHERE = np.empty(0, np.int64)
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Live:
         pre: whether the pre kinds are wanted.
         longest: the documents as long as they may become, where statistics of attention or moments are wanted.
         counted: example ids of documents whose moments there are already.
+        caching: how prompts come in, and where in a cache new tokens are.
     """
 
     def __init__(
@@ -68,24 +71,27 @@ class Live:
         prompts: TokenBatch,
         possible: Mapping[tuple[int, str], Places],
         plan: Wanted,
-        *,
-        pre: bool,
         longest: Sequence[Document] = (),
         counted: Collection[int] = (),
+        caching: Caching = Caching(),  # noqa: B008 - it is frozen
+        *,
+        pre: bool,
     ) -> None:
         self.prompts = prompts
+        self._caching = caching
         self.seconds = 0.0
         self._plan, self._pre = plan, pre
         self._step = 0
-        self._shown: set[tuple[int, str, str]] = set()
+        self._at: dict[int, Columns] = {}
         self._places = _by_step(prompts, possible)
-        lengths = [one.n_tokens for one in prompts.documents]
-        attention = plan.attention
-        self._attention = None if attention is None else StepAttention(attention, longest, lengths, plan.transfer)
-        moments = plan.moments
+        self._padding = prompts.seq_len - np.array([one.n_tokens for one in prompts.documents], np.int64)
+        attention, moments = plan.attention, plan.moments
+        told = longest, self._padding.tolist(), plan.transfer, caching
+        self._attention = None if attention is None else StepAttention(attention, *told)
         self._moments = None if moments is None else StepMoments(moments, prompts, longest, counted)
         self._pieces: dict[tuple[int, str], list[tuple[Places, Tensor]]] = defaultdict(list)
-        self._flat: dict[tuple[tuple[int, str], torch.device], Tensor] = {}
+        self._picked: dict[tuple[tuple[int, str], Columns], Places] = {}
+        self._flat: dict[tuple[tuple[int, str], Columns, torch.device], Tensor] = {}
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -99,12 +105,10 @@ class Live:
     def advance(self, written: Sequence[int]) -> None:
         """A forward has ended; of each text so many tokens were written until then."""
         if self._moments is not None:
-            started = time.perf_counter()
-            self._moments.advance(written)
-            self.seconds += time.perf_counter() - started
+            self._moments.written = list(written)
         self._step += 1
-        self._shown.clear()
-        self._flat.clear()
+        for remembered in (self._at, self._picked, self._flat):
+            remembered.clear()
         TAP.exchange(self._tap())
 
     @property
@@ -116,25 +120,24 @@ class Live:
         started = time.perf_counter()
         layer = self._plan.layer_of.get(seen.module)
         if layer is not None:
-            here = self._places.get(self._step, {})
+            at = self._at[layer] = self._next(layer)
             for kind in self._plan.kinds.get(layer, ()):
-                places = here.get(draw_of((layer, kind)))
-                if places is not None:
-                    self._once(layer, kind)
-                    self._keep(layer, kind, self._new(layer, kind, KIND[kind].shown(seen)), places)
+                places = self._places_at(draw_of((layer, kind)), at)
+                if len(places):
+                    self._keep(layer, kind, self._new(layer, kind, KIND[kind].shown(seen), at), at)
             if self._moments is not None and self._moments.wanted:
-                self._count(self._moments, layer, seen)
+                self._count(self._moments, layer, seen, at)
         self.seconds += time.perf_counter() - started
 
     def called(self, shown: Attended) -> None:
         """A call of attention is over."""
         started = time.perf_counter()
         layer = self._plan.layer_of.get(shown.module)
-        if layer is not None and self._attention is not None and self._attention.wants(layer):
-            places = self._places[self._step].get(draw_of((layer, ATTENTION)))
-            if places is not None:
-                self._once(layer, ATTENTION)
-                columns = self._attention.of_step(layer, shown, self._step, *np.divmod(places, ROW))
+        if layer in self._at and self._attention is not None and self._attention.wants(layer):
+            at = self._at[layer]
+            places = self._places_at(draw_of((layer, ATTENTION)), at)
+            if len(places):
+                columns = self._attention.of_step(layer, shown, at, *np.divmod(places, ROW))
                 self._pieces[layer, ATTENTION].append((places, self._plan.statistics(layer, columns)))
         self.seconds += time.perf_counter() - started
 
@@ -160,46 +163,53 @@ class Live:
         attended = self._attention is not None and self._step in self._places
         return Tap(self, self._pre, self.called if attended else None) if self.waits else None
 
-    def _count(self, moments: StepMoments, layer: int, seen: Seen) -> None:
+    def _count(self, moments: StepMoments, layer: int, seen: Seen, at: Columns) -> None:
         for kind in moments.plan.kinds_of(layer):
-            self._once(layer, kind, "moments")
-            states = self._new(layer, kind, KIND[kind].shown(seen))
-            moments.see(layer, kind, states, self._plan.heads(layer, kind, states.device, moments.plan.heads))
+            states = self._new(layer, kind, KIND[kind].shown(seen), at)
+            moments.see(layer, kind, states, self._plan.heads(layer, kind, states.device, moments.plan.heads), at)
 
-    def _new(self, layer: int, kind: str, states: Tensor) -> Shaped[Tensor, "batch heads new dim"]:
-        """What is shown of the tokens of this step."""
-        rows, new = len(self.prompts.documents), self.prompts.seq_len if self._step == 0 else 1
-        if states.shape[0] != rows or states.shape[2] < new or (KIND[kind].draw == "q" and states.shape[2] != new):
+    def _next(self, layer: int) -> Columns:
+        """The columns that a layer shows in this forward, after those that it has shown."""
+        seq = self.prompts.seq_len
+        end = seq + self._step
+        begin = self._at[layer].end if layer in self._at else end - (seq if self._step == 0 else 1)
+        if begin == end:
+            raise CaptureError(f"layer {layer} shows its q twice in one step: only one tap may stand in its way")
+        return Columns(begin, min(self._caching.chunk or seq, end - begin))
+
+    def _new(self, layer: int, kind: str, states: Tensor, at: Columns) -> Shaped[Tensor, "batch heads new dim"]:
+        """What is shown of the tokens of this forward."""
+        rows, queries = len(self.prompts.documents), KIND[kind].draw == "q"
+        if states.shape[0] != rows or states.shape[2] < at.new or (queries and states.shape[2] != at.new):
             raise CaptureError(
-                f"layer {layer} shows its {kind} as {tuple(states.shape)} in a step of {rows} x {new} tokens: its "
+                f"layer {layer} shows its {kind} as {tuple(states.shape)} in a step of {rows} x {at.new} tokens: its "
                 "generation cannot be captured live; set generate.live=false"
             )
-        return states[:, :, -new:]
+        new: Tensor = states if queries else self._caching.newest(states, at.begin, at.new)
+        return new
 
-    def _keep(self, layer: int, kind: str, new: Tensor, places: Places) -> None:
-        flat = self._index(draw_of((layer, kind)), places, new.device)
-        heads = self._plan.heads(layer, kind, new.device)
-        self._pieces[layer, kind].append((places, gather(new, flat, heads)))
+    def _keep(self, layer: int, kind: str, new: Tensor, at: Columns) -> None:
+        draw, heads = draw_of((layer, kind)), self._plan.heads(layer, kind, new.device)
+        if (draw, at, new.device) not in self._flat:
+            rows, positions = np.divmod(self._picked[draw, at], ROW)
+            flat = rows * at.new + self._padding[rows] + positions - at.begin
+            self._flat[draw, at, new.device] = self._plan.transfer.upload(flat.astype(np.int32), new.device)
+        self._pieces[layer, kind].append((self._picked[draw, at], gather(new, self._flat[draw, at, new.device], heads)))
 
-    def _once(self, layer: int, kind: str, wanted: str = "rows") -> None:
-        if (layer, kind, wanted) in self._shown:
-            raise CaptureError(f"layer {layer} shows its {kind} twice in one step: only one tap may stand in its way")
-        self._shown.add((layer, kind, wanted))
-
-    def _index(self, draw: tuple[int, str], places: Places, device: torch.device) -> Tensor:
-        """Where places lie in the columns of this step."""
-        if (draw, device) not in self._flat:
-            rows, positions = np.divmod(places, ROW)
-            flat = rows
-            if self._step == 0:
-                padding = self.prompts.seq_len - np.array([one.n_tokens for one in self.prompts.documents])
-                flat = rows * self.prompts.seq_len + padding[rows] + positions
-            self._flat[draw, device] = self._plan.transfer.upload(flat.astype(np.int32), device)
-        return self._flat[draw, device]
+    def _places_at(self, draw: tuple[int, str], at: Columns) -> Places:
+        """The places of a (layer, draw) that are in some columns of this step."""
+        if (draw, at) not in self._picked:
+            places = self._places.get(self._step, {}).get(draw, NOWHERE)
+            if self._step == 0 and self._caching.chunk is not None:
+                rows, positions = np.divmod(places, ROW)
+                columns = self._padding[rows] + positions
+                places = places[(columns >= at.begin) & (columns < at.end)]
+            self._picked[draw, at] = places
+        return self._picked[draw, at]
 
     def _ordered(self, layer: int, kind: str, wanted: Places) -> Tensor:
         pieces = self._pieces[layer, kind]
-        found = np.concatenate([np.empty(0, np.int64), *(places for places, _ in pieces)])
+        found = np.concatenate([NOWHERE, *(places for places, _ in pieces)])
         order = np.argsort(found, kind="stable")
         at = np.searchsorted(found[order], wanted)
         if len(wanted) and (at.max() >= len(found) or (found[order][at] != wanted).any()):
@@ -228,7 +238,7 @@ def possible_places(
     for name in answer.known:
         longest = TokenBatch(longest_of(prompts, new_tokens, name), prompts.pad_id)
         for pair, picks in draw(picker, selection, longest).items():
-            found[pair] = np.union1d(found.get(pair, np.empty(0, np.int64)), places_of(picks))
+            found[pair] = np.union1d(found.get(pair, NOWHERE), places_of(picks))
     return found
 
 

@@ -2,7 +2,8 @@
 
 A step has one position of each document, for which a sum of its own would be dear. So the vectors of HELD steps are
 kept side by side, and then summed as stretches of their documents. Steps are counted from the end of a prompt: what a
-document gives does not depend on what it shares a batch with.
+document gives does not depend on what it shares a batch with. Where prompts come in chunks, what does is where these
+begin and end, but for rounding in float32.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from sniffer.errors import CaptureError, ConfigError
+from sniffer.forward.generation.columns import Columns
 from sniffer.forward.moments.counting import Counting, Lies, MomentsPlan
 from sniffer.types import Answer, Document, MomentsLayout, TokenBatch
 
 HELD = 64
-"""Steps whose vectors are held."""
+"""Columns whose vectors are held."""
 
 
 def require_told(layout: MomentsLayout, answer: Answer) -> None:
@@ -36,17 +38,21 @@ class StepMoments:
     Args:
         longest: the documents as long as they may become.
         counted: example ids of those that are not counted again.
+
+    Attributes:
+        written: the tokens of each text so far, all of which have been shown when the next forward begins.
     """
 
     def __init__(
         self, plan: MomentsPlan, prompts: TokenBatch, longest: Sequence[Document], counted: Collection[int]
     ) -> None:
         self.plan = plan
+        self.written = [0] * len(prompts.documents)
+        self._seq, self._lengths = prompts.seq_len, [document.n_tokens for document in prompts.documents]
         self._longest, self._counted = TokenBatch(tuple(longest), prompts.pad_id), counted
-        self._lengths = [document.n_tokens for document in prompts.documents]
-        self._step = 0
-        self._held: dict[tuple[int, str], Tensor] = {}
-        self._sums = self._counting([Lies(row, 0, n, prompts.seq_len - n) for row, n in enumerate(self._lengths)])
+        self._sums = Counting(plan, self._longest, counted, ())
+        self._held: dict[tuple[int, str], _Held] = {}
+        self._one: tuple[Columns, Counting] | None = None
 
     @property
     def wanted(self) -> bool:
@@ -59,29 +65,24 @@ class StepMoments:
         kind: str,
         new: Shaped[Tensor, "batch heads new dim"],
         heads: Int[Tensor, " active"] | None,
+        at: Columns,
     ) -> None:
-        """Takes what a layer shows of a kind, of the tokens of this step.
+        """Takes what a layer shows of a kind, in columns that follow on those before.
 
         Args:
             heads: those to count, as an index on the device; None for all.
         """
-        if self._step == 0:
-            self._sums.see(layer, kind, new, heads)
-            return
+        pair, held = (layer, kind), self._held.get((layer, kind))
         some = new if heads is None else new.index_select(1, heads)
-        held = self._held.get((layer, kind))
+        # Of prompts nothing stays to be summed with steps.
+        if held is not None and held.n and (held.n + at.new > HELD or at.begin == self._seq):
+            self._sum(pair, held.taken())
+        if at.new >= HELD or at.end == self._seq == at.new:
+            self._sum(pair, (at, some))
+            return
         if held is None:
-            batch, active, _, dim = some.shape
-            held = self._held[layer, kind] = torch.empty(
-                (batch, active, HELD, dim), dtype=some.dtype, device=some.device
-            )
-        held[:, :, (self._step - 1) % HELD] = some[:, :, 0]
-
-    def advance(self, written: Sequence[int]) -> None:
-        """A forward has ended; of each text so many tokens were written until then, and have been shown."""
-        if self._step and self._step % HELD == 0:
-            self._sum(self._step - HELD, self._step, written)
-        self._step += 1
+            held = self._held[pair] = _Held(some, HELD)
+        held.put(some, at)
 
     def end(self, batch: TokenBatch) -> Counting:
         """Those of the documents as they have become.
@@ -89,9 +90,10 @@ class StepMoments:
         Raises:
             CaptureError: not every vector was shown.
         """
-        steps = self._step - 1
-        written = [one.n_tokens - n for one, n in zip(batch.documents, self._lengths, strict=True)]
-        self._sum(steps - steps % HELD, steps, written)
+        self.written = [one.n_tokens - n for one, n in zip(batch.documents, self._lengths, strict=True)]
+        for pair, held in self._held.items():
+            if held.n:
+                self._sum(pair, held.taken())
         self._held.clear()
         wanted = sum(one.n_tokens for one in batch.documents if one.example_id not in self._counted)
         for layer, kind in self.plan.heads if wanted else ():
@@ -99,17 +101,41 @@ class StepMoments:
                 raise CaptureError(f"layer {layer} has not shown its {kind} of every token: set generate.live=false")
         return self._sums
 
-    def _sum(self, before: int, steps: int, written: Sequence[int]) -> None:
-        """Sums up the steps after so many, up to so many; texts may have ended sooner."""
-        lies = [
-            Lies(row, n + before, n + max(before, min(steps, some)))
-            for row, (n, some) in enumerate(zip(self._lengths, written, strict=True))
-        ]
-        if before < steps and self._held:
-            counting = self._counting(lies)
-            for (layer, kind), held in self._held.items():
-                counting.see(layer, kind, held[:, :, : steps - before], None)
-            self._sums.join(counting)
+    def _sum(self, pair: tuple[int, str], shown: tuple[Columns, Tensor]) -> None:
+        """Sums up what was shown in some columns; texts may have ended before the last of them."""
+        at, states = shown
+        if self._one is None or self._one[0] != at:  # of other layers and kinds it is the same
+            self._one = at, Counting(self.plan, self._longest, self._counted, self._lies(at))
+        counting = self._one[1]
+        counting.see(*pair, states, None)
+        self._sums.join(pair, counting)
 
-    def _counting(self, lies: Sequence[Lies]) -> Counting:
-        return Counting(self.plan, self._longest, self._counted, lies)
+    def _lies(self, at: Columns) -> list[Lies]:
+        found = []
+        for row, (n, some) in enumerate(zip(self._lengths, self.written, strict=True)):
+            padding = self._seq - n
+            first, end = max(0, at.begin - padding), min(at.end - padding, n + some)
+            if first < end:
+                found.append(Lies(row, first, end, first + padding - at.begin))
+        return found
+
+
+class _Held:
+    """Vectors of columns side by side, from `at` on, of one layer and kind: `n` of them."""
+
+    def __init__(self, like: Shaped[Tensor, "batch heads new dim"], columns: int) -> None:
+        batch, heads, _, dim = like.shape
+        self._states = torch.empty((batch, heads, columns, dim), dtype=like.dtype, device=like.device)
+        self._begin = self.n = 0
+
+    def put(self, new: Shaped[Tensor, "batch heads new dim"], at: Columns) -> None:
+        if not self.n:
+            self._begin = at.begin
+        self._states[:, :, self.n : self.n + at.new] = new
+        self.n += at.new
+
+    def taken(self) -> tuple[Columns, Tensor]:
+        """All that is held; then nothing is."""
+        at = Columns(self._begin, self.n)
+        self.n = 0
+        return at, self._states[:, :, : at.new]

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sniffer.errors import ConfigError
-from sniffer.types import Answer
+from sniffer.types import BACKENDS, CACHES, Answer, Caching
 
 METHODS = ("greedy", "sample")
 EOS = ("auto", "none")
 BOTH = "both"
+DEFAULT_BACKEND = "quanto"
 LARGEST = (1 << 31) - 1
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ class GenerateConfig:
     likeliest that have `top_p` of the probability together (null: of all), by `seed`, the document and the position.
     `stop`: texts that end it; `eos`: auto for the tokens that the model's generation config and its tokenizer name,
     none, or token ids. `live`: true captures in each step; false generates first, and captures from one forward over
-    the whole document; both does both, keeps what is live, and tells how far they are apart.
+    the whole document; both does both, keeps what is live, and tells how far they are apart. `cache` is one of
+    sniffer.types.CACHES, `cache_backend` of a quantized one one of BACKENDS, null for what transformers takes;
+    `prefill_chunk_size`: tokens of a prompt that go through the model at a time, null for all.
     """
 
     method: str = "greedy"
@@ -41,6 +44,9 @@ class GenerateConfig:
     stop: Texts = ()
     eos: Any = "auto"
     live: Any = True
+    cache: str | None = None
+    cache_backend: str | None = None
+    prefill_chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -68,6 +74,25 @@ class GenerateConfig:
             self.eos = tuple(ids)
         if self.live not in (True, False, BOTH) or type(self.live) is int:
             raise ConfigError(f"generate.live={self.live} is not one of true, false, {BOTH}")
+        self._check_cache()
+
+    def _check_cache(self) -> None:
+        if self.cache not in (None, *CACHES):
+            raise ConfigError(f"generate.cache={self.cache} is not one of {', '.join(CACHES)}, or null")
+        if self.cache_backend not in (None, *BACKENDS):
+            raise ConfigError(
+                f"generate.cache_backend={self.cache_backend} is not one of {', '.join(BACKENDS)}, or null"
+            )
+        if self.cache_backend is not None and self.cache != "quantized":
+            raise ConfigError("generate.cache_backend is for generate.cache=quantized: set both, or leave it out")
+        if self.prefill_chunk_size is not None and not 1 <= self.prefill_chunk_size <= LARGEST:
+            raise ConfigError(f"generate.prefill_chunk_size={self.prefill_chunk_size} must be 1 or more, or null")
+
+    @property
+    def caching(self) -> Caching:
+        """With what quantises a cache if nothing else is said, which is transformers' choice too."""
+        backend = (self.cache_backend or DEFAULT_BACKEND) if self.cache == "quantized" else None
+        return Caching(self.cache, backend, self.prefill_chunk_size)
 
 
 @dataclass(frozen=True)
@@ -95,5 +120,6 @@ class Continuing:
             "stop": list(self.how.stop),
             "eos": list(self.eos),
             "live": self.how.live,
+            **self.how.caching.as_json(),
             "sections": list(self.answer.known),
         }

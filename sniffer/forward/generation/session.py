@@ -48,7 +48,7 @@ class Generation:
                 longest: tuple[Document, ...] = ()
                 if self._passes.attention is not None or self._passes.totals is not None:
                     longest = longest_of(prompts, how.max_new_tokens, self._plan.answer.known[0])
-                live = self._passes.live(prompts, possible_places(*what), longest, done)
+                live = self._passes.live(prompts, possible_places(*what), longest, done, how.caching)
         batch = continued(self._model, prompts, self._plan, self._lengths, self._decode, clock, live)
         with clock.stage("sample"):
             picks = draw(self._picker, self._selection, batch)

@@ -188,14 +188,15 @@ class Counting:
         self.sums[layer, kind] = found
         self.seen_on.setdefault(states.device, []).append((layer, kind))
 
-    def join(self, other: Counting) -> None:
-        """Takes in what other pieces of the same documents gave; of its sums, those that are new are not copied."""
-        for device, pairs in other.seen_on.items():
-            known = self.seen_on.setdefault(device, [])
-            known += [pair for pair in pairs if pair not in self.sums]
-            for pair in pairs:
-                self.sums.setdefault(pair, {})
-            on_cores([partial(_add_all, self.sums[pair], other.sums[pair]) for pair in pairs], device)
+    def join(self, pair: tuple[int, str], other: Counting) -> None:
+        """Takes over what other pieces of the same documents gave of a (layer, kind); what is new is not copied."""
+        by_key = other.sums.pop(pair)
+        device = next(device for device, pairs in other.seen_on.items() if pair in pairs)
+        other.seen_on[device].remove(pair)
+        if pair not in self.sums:
+            self.sums[pair] = {}
+            self.seen_on.setdefault(device, []).append(pair)
+        on_cores([partial(_add_all, self.sums[pair], by_key)], device)
 
     def _grouped(self, side: str, together: int) -> list[Group]:
         """The same for all layers."""
