@@ -86,15 +86,17 @@ def in_a_proof(model: LoadedLanguageModel, tokens: int) -> Iterator[None]:
 
 @contextmanager
 def _nothing_quantised() -> Iterator[None]:
-    layers: Any = (getattr(cache_utils, name, None) for name in dir(cache_utils) if name.endswith("QuantizedLayer"))
+    layers: list[Any] = [
+        getattr(cache_utils, name, None) for name in dir(cache_utils) if name.endswith("QuantizedLayer")
+    ]
     by_groups: Any = getattr(cache_utils, "QuantizedLayer", ())
     before = []
     for layer in layers:
-        if not isinstance(layer, type) or "_quantize" not in vars(layer) or "_dequantize" not in vars(layer):
+        if "_quantize" not in vars(layer) or "_dequantize" not in vars(layer):
             continue
-        before.append((layer, layer._quantize, layer._dequantize))  # type: ignore[attr-defined]
+        before.append((layer, layer._quantize, layer._dequantize))
         quantize, dequantize = (_as_it_is, _as_it_is) if issubclass(layer, by_groups) else (_beside_scale, _first)
-        layer._quantize, layer._dequantize = quantize, dequantize  # type: ignore[attr-defined]
+        layer._quantize, layer._dequantize = quantize, dequantize
     try:
         yield
     finally:

@@ -167,7 +167,7 @@ def _backbone(
                 torch.nn.Module.to(whole or backbone, device)
         with told("in a short probe of the model"):
             loaded = LoadedBackbone(backbone, kernels.DEFAULT if how.sdpa_kernels is None else how.sdpa_kernels)
-            if how.headed is not None:
+            if whole is not None and how.headed is not None:
                 loaded.language_model = LoadedLanguageModel(whole, loaded, how.headed)
         loaded.config = config
     except BaseException:
