@@ -14,7 +14,8 @@ original and under `if __sniffer_tap__.wants_pre`:
 The rule to keep is simple: a name is *shadowed* at a point if its shadow holds its RoPE-free value on
 every path to that point. Where a branch did not touch a name that the other branch rotated (a NoPE
 layer), the shadow is set to the name itself at the branch's end. Cache updates are left out: without a
-cache they do not run, and they must never run twice. A dictionary through which layers share keys gets
+cache they do not run, and they must never run twice; what else they return has the shadow that it was
+before. A dictionary through which layers share keys gets
 a shadow entry beside each true one. What cannot be replayed soundly leaves the pre kinds out by name.
 """
 
@@ -168,10 +169,12 @@ class _Tracer:
         original, statement = statement, without_in_place(statement)
         written = stored(statement)
         bound = state.bound | written
-        # key, value = past_key_values.update(key, value, self.layer_idx): key keeps its shadow, since without a cache
-        # this statement does not run.
+        # key, value = past_key_values.update(key, value, self.layer_idx): key keeps its shadow, which is of the tokens of
+        # this forward. Where a key is made of several parts later on, the others have to be of these tokens too.
         if updates_cache(statement):
-            return _State(state.shadowed, bound)
+            beside = sorted((written & state.bound) - state.shadowed) if written & state.shadowed else []
+            self.before.setdefault(id(original), []).extend(_equal_to_itself(n, statement.lineno) for n in beside)
+            return _State(state.shadowed.union(beside), bound)
         rotary = any(is_rotary(call) for call in calls_in(statement))
         shares = any(reads_container(node, self.containers) for node in ast.walk(statement))
         # query = self.q_proj(hidden): nothing that RoPE touched. If query had a shadow, that was of an older value.
