@@ -1,9 +1,10 @@
 """What attention is given while transformers itself generates: run as a process of its own, which knows nothing of us.
 
-    python -m tests.models.generation_witness OUT.npz FAMILY ...
+    python -m tests.models.generation_witness OUT.npz [CACHE:]FAMILY ...
 
 The functions that attend are wrapped, one prompt at a time is gone on with, without padding, and what each layer was
-given at each step is written down.
+given at each step is written down. CACHE is one of CACHES; where numbers depend on what shares a batch, prompts are
+side by side. The vectors of a token's own key and value are those of the last column that its query sees, by the mask.
 """
 
 from __future__ import annotations
@@ -24,6 +25,19 @@ SLIDING = ("mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "g
 CHANGES: dict[str, dict[str, Any]] = dict.fromkeys(SLIDING, {"sliding_window": WINDOW})
 CHANGES["llama4_text"] = {"attention_chunk_size": 8}
 
+CACHES: dict[str, dict[str, Any]] = {
+    "static": {"cache_implementation": "static"},
+    "ones": {"prefill_chunk_size": 1},
+    "sevens": {"prefill_chunk_size": 7},
+    "all": {"prefill_chunk_size": 99},
+    "static-sevens": {"cache_implementation": "static", "prefill_chunk_size": 7},
+    "fp8": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
+    "fp8-sevens": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, "prefill_chunk_size": 7},
+}
+"""What transformers is asked for."""
+TOGETHER = ("fp8", "fp8-sevens")
+"""A scale is of a whole batch."""
+
 
 def model_of(family: str) -> Any:
     """A tiny random model, the same in every process."""
@@ -31,7 +45,16 @@ def model_of(family: str) -> Any:
     return tiny_model(tiny_config(family, **CHANGES.get(family, {})), attn_implementation=how)
 
 
-def main(out: str, families: list[str]) -> None:
+def own_columns(mask: torch.Tensor | None, new: int, columns: int) -> torch.Tensor:
+    """The column of each new token's own key, (batch or 1, new)."""
+    if mask is None:  # then one query sees all keys, and of several the first sees the first alone: torch's is_causal
+        return torch.arange(new)[None] if new > 1 else torch.tensor([[columns - 1]])
+    seen = mask[:, 0, :, :columns]
+    seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+    return columns - 1 - seen.flip(-1).int().argmax(-1)
+
+
+def main(out: str, wanted: list[str]) -> None:
     from transformers.modeling_utils import AttentionInterface
 
     honest, calls = AttentionInterface.get_interface, []
@@ -40,26 +63,39 @@ def main(out: str, families: list[str]) -> None:
         function = honest(self, *args, **kwargs)
 
         def noting(module: Any, query: Any, key: Any, value: Any, *more: Any, **named: Any) -> Any:
-            new = query.shape[2]
-            calls.append((id(module), *(one[0, :, -new:].numpy().copy() for one in (query, key, value))))
+            mask = more[0] if more else named.get("attention_mask")
+            own = own_columns(mask, query.shape[2], key.shape[2]).expand(len(query), -1)
+            ours = [
+                one.gather(2, own[:, None, :, None].expand(-1, one.shape[1], -1, one.shape[3])) for one in (key, value)
+            ]
+            calls.append((id(module), *(one.numpy().copy() for one in (query, *ours))))
             return function(module, query, key, value, *more, **named)
 
         return noting
 
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
     found: dict[str, np.ndarray] = {}
-    for family in families:
+    for name in wanted:
+        cache, _, family = name.rpartition(":")
         model = model_of(family)
-        for row, prompt in enumerate(PROMPTS):
+        every = range(len(PROMPTS))
+        for rows in [every] if cache in TOGETHER else [[row] for row in every]:
             calls.clear()
+            seq = max(len(PROMPTS[row]) for row in rows)
+            pads = [seq - len(PROMPTS[row]) for row in rows]
             written = model.generate(
-                torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0
+                torch.tensor([[0] * pad + PROMPTS[row] for row, pad in zip(rows, pads, strict=True)]),
+                attention_mask=torch.tensor([[0] * pad + [1] * (seq - pad) for pad in pads]),
+                **{"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0},
+                **CACHES.get(cache, {}),
             )
-            found[f"{family}/{row}/ids"] = written[0].numpy()
             for place, module in enumerate(dict.fromkeys(call[0] for call in calls)):
                 for kind, at in (("q", 1), ("k", 2), ("v", 3)):
-                    steps = [call[at] for call in calls if call[0] == module]
-                    found[f"{family}/{row}/{place}/{kind}"] = np.concatenate(steps, axis=1)
+                    states = np.concatenate([call[at] for call in calls if call[0] == module], axis=2)
+                    for row, one, pad in zip(rows, states, pads, strict=True):
+                        found[f"{name}/{row}/{place}/{kind}"] = one[:, pad:]
+            for row, ids, pad in zip(rows, written, pads, strict=True):
+                found[f"{name}/{row}/ids"] = ids[pad:].numpy()
     np.savez(out, **found)  # type: ignore[arg-type]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +44,7 @@ from sniffer.types import (
     TokenBatch,
 )
 from tests.helpers_attention import TOP, differences, from_weights
-from tests.models.generation_witness import NEW, PROMPTS, WINDOW, model_of
+from tests.models.generation_witness import CACHES, NEW, PROMPTS, TOGETHER, WINDOW, model_of
 from tests.tiny_families import tiny_model
 
 finder.install()
@@ -53,15 +55,26 @@ FAMILIES = (
 )
 """With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces."""
 
+FULL = ("llama", "qwen3", "deepseek_v3", "phi3", "smollm3")
+"""Those whose layers all have full attention, which caches that quantise are for."""
+
 ROOT = Path(__file__).parents[2]
+
+
+def seen_by_witness(place: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    out = place / "seen.npz"
+    command = [sys.executable, "-m", "tests.models.generation_witness", str(out), *wanted]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return dict(np.load(out))
+
+
+QUICK = ("static-sevens:mistral", "static:deepseek_v3", "ones:lfm2", "fp8:llama")
+"""Caches of which every run of the tests sees a little."""
 
 
 @pytest.fixture(scope="module")
 def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    out = tmp_path_factory.mktemp("witness") / "seen.npz"
-    command = [sys.executable, "-m", "tests.models.generation_witness", str(out), *FAMILIES]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return dict(np.load(out))
+    return seen_by_witness(tmp_path_factory.mktemp("witness"), [*FAMILIES, *QUICK])
 
 
 Captured = dict[tuple[int, str], tuple[Rows, np.ndarray]]
@@ -76,21 +89,22 @@ def captured(
     kinds: tuple[str, ...] = KINDS[:3],
     **how,
 ) -> tuple[LoadedBackbone, Captured]:
-    """What is captured of prompts side by side, which are documents 0, 1, ... in this order."""
+    """What is captured of prompts, which are documents 0, 1, ... in this order; side by side, if they may be."""
     model = model_of(family)
     backbone = LoadedBackbone(find_backbone(model))
     selection = select(backbone.geometry, CaptureConfig(list(kinds)), backbone.pre_missing)
     picker, rows = picker_of(sampler, 0), Accumulator(selection)
     passes = Passes(backbone, selection, rows, Clock())
     plan = Continuing(GenerateConfig(**{"max_new_tokens": NEW, **how}), (), Answer())
-    language = LoadedLanguageModel(model, backbone)
+    language = LoadedLanguageModel(model, backbone, plan.how.caching)
     generation = Generation(language, plan, passes, picker, selection, backbone.lengths, lambda ids: "")
     documents = [
         Document(n, f"doc-{n}", np.array(ids, np.int32), False, sections=Sections.one("prompt", len(ids)))
         for n, ids in enumerate(prompts)
     ]
-    generation.run(TokenBatch(tuple(documents), 0), {})
-    assert len(list(passes.settle())) == 1 and TAP.observer is None
+    for some in [documents] if language.pads else [[document] for document in documents]:
+        generation.run(TokenBatch(tuple(some), 0), {})
+        assert len(list(passes.settle())) == 1 and TAP.observer is None
     found: Captured = {}
     for layer in backbone.geometry:
         for kind in kinds:
@@ -102,9 +116,10 @@ def captured(
     return backbone, found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *QUICK])
 def test_live_vectors_are_those_that_transformers_attends_with(family: str, witness: dict[str, np.ndarray]):
-    backbone, found = captured(family, sampler=All())
+    cache, _, name = family.rpartition(":")
+    backbone, found = captured(name, sampler=All(), **asked(cache))
     layers = sorted(layer.layer for layer in backbone.geometry)
     assert f"{family}/0/{len(layers) - 1}/q" in witness and f"{family}/0/{len(layers)}/q" not in witness
     for (layer, kind), (rows, vectors) in found.items():
@@ -119,6 +134,23 @@ def test_live_vectors_are_those_that_transformers_attends_with(family: str, witn
             assert ours.shape == seen.shape == (n - 1, *ours.shape[1:])
             assert np.linalg.norm(ours - seen) <= 1e-4 * np.linalg.norm(seen - seen.mean(0)) + 1e-6
     assert len(PROMPTS[0]) > WINDOW
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cache", CACHES)
+def test_with_each_cache_too(cache: str, tmp_path: Path):
+    """Of families with layers that a cache is not for, the others."""
+    families = FULL if cache in TOGETHER else FAMILIES
+    witness = seen_by_witness(tmp_path, [f"{cache}:{family}" for family in families])
+    for family in families:
+        test_live_vectors_are_those_that_transformers_attends_with(f"{cache}:{family}", witness)
+
+
+def asked(cache: str) -> dict[str, Any]:
+    """The keys of `generate` for one of the witness's CACHES."""
+    said = CACHES.get(cache, {})
+    found = {"cache": said.get("cache_implementation"), "prefill_chunk_size": said.get("prefill_chunk_size")}
+    return {**found, "cache_backend": said.get("cache_config", {}).get("backend")}
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text", "deepseek_v3", "lfm2"])
