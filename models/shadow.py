@@ -169,8 +169,8 @@ class _Tracer:
         original, statement = statement, without_in_place(statement)
         written = stored(statement)
         bound = state.bound | written
-        # key, value = past_key_values.update(key, value, self.layer_idx): key keeps its shadow, which is of the tokens of
-        # this forward. Where a key is made of several parts later on, the others have to be of these tokens too.
+        # key, value = past_key_values.update(key, value, self.layer_idx): key keeps its shadow, which is of the tokens
+        # of this forward. Where a key is made of several parts later on, the others have to be of these tokens too.
         if updates_cache(statement):
             beside = sorted((written & state.bound) - state.shadowed) if written & state.shadowed else []
             self.before.setdefault(id(original), []).extend(_equal_to_itself(n, statement.lineno) for n in beside)

@@ -14,12 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from sniffer.config.trust import Trust
+from sniffer.engine import generating
 from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, SnifferError, UnsupportedModelError
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.prove import Way
 from sniffer.forward.generation.attention import require_steps
+from sniffer.forward.generation.request import CACHING
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.extend import extend
@@ -326,6 +329,13 @@ def test_a_chat_without_a_question_is_refused(
         (("dataset.pack_to=64",), "dataset.pack_to makes documents that are no prompts"),
         (("output.tokens=false",), "set output.tokens=true, or generate=none"),
         (("model.compile=true",), "generate is not possible with model.compile=true"),
+        (("generate.cache=own",), "generate.cache=own is not one of dynamic, static, quantized, or null"),
+        (
+            ("generate.cache=quantized", "generate.cache_backend=own"),
+            "own is not one of quanto, hqq, fp8",
+        ),
+        (("generate.cache_backend=fp8",), "generate.cache_backend is for generate.cache=quantized"),
+        (("generate.prefill_chunk_size=0",), "generate.prefill_chunk_size=0 must be 1 or more"),
         (("generate.max_new_tokens=4000",), "generate.max_new_tokens=4000 leaves no room for a prompt"),
         (
             ("generate.max_new_tokens=2000", "dataset.max_tokens=100"),
@@ -341,6 +351,51 @@ def test_what_cannot_be_is_refused_before_the_model_loads(
     monkeypatch.setattr(Checkpoint, "load", lambda self: pytest.fail("the model was loaded"))
     with pytest.raises(SnifferError, match=re.escape(said)):
         runs.start(f"refused-{abs(hash(words))}", *GREEDY, *words)
+
+
+@pytest.mark.parametrize(("backend", "package"), [("null", "optimum-quanto"), ("hqq", "hqq")])
+def test_what_quantises_a_cache_is_named_where_it_is_missing(
+    runs: Runs, backend: str, package: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(generating, "installed", lambda name: name != package)
+    words = ("generate.cache=quantized", f"generate.cache_backend={backend}")
+    with pytest.raises(
+        ConfigError, match=rf"^generate.cache=quantized with \w+ needs {package}: pip install {package},"
+    ):
+        runs.start(f"missing-{package}", *GREEDY, *words)
+
+
+def test_a_cache_that_is_not_said_leaves_no_trace(whole: Path):
+    """So that runs of early releases and of this one are reproduced, resumed and extended by each other."""
+    saved = yaml.safe_load((whole / "config.yaml").read_text())["generate"]
+    manifest = Manifest.load(whole)
+    for keys in (saved, manifest.config["generate"], manifest.generation or {}):
+        assert "method" in keys and not {*keys} & {*CACHING}
+
+
+def test_with_a_static_cache_and_chunks_the_rows_are_the_same(runs: Runs, whole: Path):
+    folder = runs.start("static", *GREEDY, "generate.cache=static", "generate.prefill_chunk_size=7")
+    assert examples(folder) == examples(whole) and verify(folder)[1] == []
+    manifest = Manifest.load(folder)
+    assert manifest.generation is not None
+    assert (manifest.generation["cache"], manifest.generation["prefill_chunk_size"]) == ("static", 7)
+    ours, theirs = rows(folder), rows(whole)
+    assert ours.drop("vector").equals(theirs.drop("vector"))
+    assert np.allclose(np.stack(ours["vector"].to_list()), np.stack(theirs["vector"].to_list()), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cache", [("static", None), ("quantized", "fp8")])
+def test_a_run_with_a_cache_goes_on_and_is_reproduced(runs: Runs, tmp_path: Path, cache: tuple[str, str | None]):
+    backend = [f"generate.cache_backend={cache[1]}"] if cache[1] else []
+    words = (*GREEDY, f"generate.cache={cache[0]}", *backend, "generate.prefill_chunk_size=5")
+    reference = runs.start(f"{cache[0]}-whole", *words)
+    folder = runs.start(f"{cache[0]}-stopped", *words, stop_after=3)
+    assert take_up(folder)
+    must_be_whole(folder, reference)
+    assert examples(folder) == examples(reference)
+    same, said = reproduce(reference, tmp_path / "again", Trust())
+    assert same and said[0].startswith("identical")
 
 
 def test_prompts_leave_room_for_what_is_written(runs: Runs, tmp_path: Path):

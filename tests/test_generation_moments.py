@@ -75,7 +75,9 @@ def test_they_are_those_of_every_vector_that_is_captured_live(runs: Runs, ended:
     assert_equal_moments(whole, later, rtol=1e-5, atol=2e-4)
 
 
-def counted(documents: list[tuple[int, int]], states: dict[int, torch.Tensor], every: int) -> dict:
+def counted(
+    documents: list[tuple[int, int]], states: dict[int, torch.Tensor], every: int, chunk: int | None = None
+) -> dict:
     """The sums of documents of (prompt, written) tokens side by side, each step of which is shown once."""
     layout = MomentsLayout(("k",), "full", sections=("generated",))
     plan = MomentsPlan(layout, {(0, "k"): (0, 1)}, Picker(Uniform(bucket_size=5), 0))
@@ -98,8 +100,10 @@ def counted(documents: list[tuple[int, int]], states: dict[int, torch.Tensor], e
                 new[row, :, seq - n :] = states[n][:, :n]
             elif step <= more:
                 new[row, :, 0] = states[n][:, n + step - 1]
-        at = Columns(0, seq) if step == 0 else Columns(seq + step - 1, 1)
-        counting.see(0, "k", new, None, at)
+        pieces = range(0, new.shape[2], chunk or seq)
+        for begin in pieces:
+            piece = new[:, :, begin : begin + (chunk or seq)]
+            counting.see(0, "k", piece, None, Columns(begin if step == 0 else seq + step - 1, piece.shape[2]))
         counting.written = [min(step, more) for *_, more in made]
     ended = [Document(one.n_tokens, "", np.zeros(one.n_tokens + more, np.int32), False) for one, _, more in made]
     return counting.end(TokenBatch(tuple(ended), 0)).sums[0, "k"]
@@ -120,6 +124,30 @@ def test_sums_of_a_document_do_not_depend_on_its_batch():
         for mine, theirs in zip(first.tensors(), sums.tensors(), strict=True):
             assert torch.allclose(mine.double(), theirs.double(), rtol=1e-12, atol=1e-12)
     assert sum(sums.n for sums in together.values()) == sum(n + more for n, more in documents)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 12, 20])
+def test_sums_of_prompts_in_chunks_are_those_of_whole_ones(chunk: int):
+    documents = [(7, 13), (3, 2), (12, 8), (4, 0)]
+    states = {n: torch.randn(2, n + more, 3, generator=torch.Generator().manual_seed(n)) for n, more in documents}
+    whole, found = counted(documents, states, 13), counted(documents, states, 13, chunk)
+    assert found.keys() == whole.keys()
+    for key, sums in found.items():
+        assert sums.n == whole[key].n
+        for mine, theirs in zip(sums.tensors(), whole[key].tensors(), strict=True):
+            assert torch.allclose(mine.double(), theirs.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cache", [("static", None, 7), (None, None, 1), (None, None, 5), ("quantized", "fp8", 5)])
+def test_with_each_cache_they_are_those_of_every_vector_too(runs: Runs, ended: str, cache: tuple):
+    keys = zip(("cache", "cache_backend", "prefill_chunk_size"), cache, strict=True)
+    words = [f"generate.{key}={value}" for key, value in keys if value is not None]
+    found = opened(start(runs, f"cache-{cache[0]}-{cache[2]}", *EACH, *GREEDY, WANTED, ended, *words))
+    for layer, kind, head in each(found):
+        x = found.vectors(layer=layer, head=head, kind=kind).vectors
+        assert len(x) == found.manifest.counts["tokens"]
+        assert_same(found.moments(layer=layer, head=head, kind=kind), x)
 
 
 @pytest.mark.long

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sniffer.config.build import config_error
 from sniffer.config.schema import Keys
 from sniffer.errors import ConfigError, RunError, first_line, reason
+from sniffer.forward.generation.request import CACHING
 from sniffer.forward.selection import listed
 from sniffer.storage.durable import durable_file
 from sniffer.storage.layout import RunFolder
@@ -118,9 +119,12 @@ def plain_values(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"the configuration has a number that is too large: {first_line(error)}") from error
     assert isinstance(plain, dict)
     plain["capture"]["kinds"] = listed(plain["capture"]["kinds"])
+    # As early releases saved it.
     if not plain["generate"]:
-        # As early releases saved it.
         del plain["generate"]
+    elif isinstance(plain["generate"], dict):
+        asked = plain["generate"].items()
+        plain["generate"] = {key: value for key, value in asked if value is not None or key not in CACHING}
     return _with_absolute_paths(_with_text_keys(plain))
 
 

@@ -37,6 +37,8 @@ ASKED = {"capture": CaptureConfig(), "model": MODEL, "generate": None}
     [
         ("capture.attention", {"capture": CaptureConfig(attention="lse")}),
         ("generate.live=both", {"generate": GenerateConfig(live="both")}),
+        ("generate.cache=static", {"generate": GenerateConfig(cache="static")}),
+        ("generate.prefill_chunk_size=7", {"generate": GenerateConfig(prefill_chunk_size=7)}),
         ("model.weights=random", {"model": replace(MODEL, weights="random", model_type="llama")}),
         ("model.compile=True", {"model": replace(MODEL, compile=True)}),
         ("model.config_overrides", {"model": replace(MODEL, config_overrides={"rope_theta": 1.0})}),

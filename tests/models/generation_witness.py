@@ -5,6 +5,7 @@
 The functions that attend are wrapped, one prompt at a time is gone on with, without padding, and what each layer was
 given at each step is written down. CACHE is one of CACHES; where numbers depend on what shares a batch, prompts are
 side by side. The vectors of a token's own key and value are those of the last column that its query sees, by the mask.
+Of some families with a CACHE the weights are computed too, by what attention was given.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CACHES: dict[str, dict[str, Any]] = {
 """What transformers is asked for."""
 TOGETHER = ("fp8", "fp8-sevens")
 """A scale is of a whole batch."""
+WEIGHED = ("llama", "mistral", "qwen3", "deepseek_v3")
+"""Whose weights are a softmax of scaled products."""
 
 
 def model_of(family: str) -> Any:
@@ -54,10 +57,35 @@ def own_columns(mask: torch.Tensor | None, new: int, columns: int) -> torch.Tens
     return columns - 1 - seen.flip(-1).int().argmax(-1)
 
 
+def weights_of(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """(batch, heads, new, columns)."""
+    scores = query @ key.repeat_interleave(query.shape[1] // key.shape[1], 1).mT * scaling
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool)
+        mask = mask.tril() if len(mask) > 1 else mask
+    mask = mask[..., : key.shape[2]]
+    return (scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask).softmax(-1)
+
+
+def side_by_side(calls: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Weights of all calls (batch, heads, tokens, tokens), given those of each and the columns of its own keys."""
+    batch, heads = calls[0][0].shape[:2]
+    total = sum(weights.shape[2] for weights, _ in calls)
+    found, query = np.zeros((batch, heads, total, total), np.float32), 0
+    for weights, own in calls:
+        for place in range(weights.shape[2]):
+            for row in range(batch):
+                first = own[row, place] - query  # the column of the first token
+                columns = np.arange(max(0, first), own[row, place] + 1)
+                found[row, :, query, columns - first] = weights[row, :, place, columns]
+            query += 1
+    return found
+
+
 def main(out: str, wanted: list[str]) -> None:
     from transformers.modeling_utils import AttentionInterface
 
-    honest, calls = AttentionInterface.get_interface, []
+    honest, calls, weighed = AttentionInterface.get_interface, [], False
 
     def get_interface(self: Any, *args: Any, **kwargs: Any) -> Any:
         function = honest(self, *args, **kwargs)
@@ -68,7 +96,10 @@ def main(out: str, wanted: list[str]) -> None:
             ours = [
                 one.gather(2, own[:, None, :, None].expand(-1, one.shape[1], -1, one.shape[3])) for one in (key, value)
             ]
-            calls.append((id(module), *(one.numpy().copy() for one in (query, *ours))))
+            noted = [one.numpy().copy() for one in (query, *ours)]
+            if weighed:
+                noted += [weights_of(query, key, mask, named["scaling"]).numpy(), own.numpy()]
+            calls.append((id(module), *noted))
             return function(module, query, key, value, *more, **named)
 
         return noting
@@ -77,7 +108,7 @@ def main(out: str, wanted: list[str]) -> None:
     found: dict[str, np.ndarray] = {}
     for name in wanted:
         cache, _, family = name.rpartition(":")
-        model = model_of(family)
+        model, weighed = model_of(family), cache != "" and family in WEIGHED
         every = range(len(PROMPTS))
         for rows in [every] if cache in TOGETHER else [[row] for row in every]:
             calls.clear()
@@ -94,6 +125,10 @@ def main(out: str, wanted: list[str]) -> None:
                     states = np.concatenate([call[at] for call in calls if call[0] == module], axis=2)
                     for row, one, pad in zip(rows, states, pads, strict=True):
                         found[f"{name}/{row}/{place}/{kind}"] = one[:, pad:]
+                if weighed:
+                    weights = side_by_side([call[4:] for call in calls if call[0] == module])
+                    for row, one, pad in zip(rows, weights, pads, strict=True):
+                        found[f"{name}/{row}/{place}/weights"] = one[:, pad:, pad:]
             for row, ids, pad in zip(rows, written, pads, strict=True):
                 found[f"{name}/{row}/ids"] = ids[pad:].numpy()
     np.savez(out, **found)  # type: ignore[arg-type]

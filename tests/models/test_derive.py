@@ -192,6 +192,22 @@ def test_the_cache_is_updated_once():
     assert cache.updates == 1 and result.seen[0].k_pre == 2
 
 
+def test_a_key_made_of_parts_from_a_cache_is_before_rope_of_the_parts_of_this_forward():
+    class Cache:
+        def update(self, latent: int, rotated: int) -> tuple[int, int]:
+            return latent + 5000, rotated + 5000  # with those of earlier tokens
+
+    body = """
+        k = apply_rotary_one(k)
+        if cache is not None:
+            v, k = cache.update(v, k)
+        k, v = v * 10 + k, v
+    """
+    for cache, k in ((Cache(), 5003 * 10 + 5102), (None, 3 * 10 + 102)):
+        result = run(attention(body), 1, 2, 3, cache)
+        assert (result.seen[0].k, result.seen[0].k_pre) == (k, 3 * 10 + 2)
+
+
 def test_layers_that_share_keys_share_their_pre_keys():
     body = """
         if self.reads:

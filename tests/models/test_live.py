@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from sniffer.types import (
     TokenBatch,
 )
 from tests.helpers_attention import TOP, differences, from_weights
-from tests.models.generation_witness import CACHES, NEW, PROMPTS, TOGETHER, WINDOW, model_of
+from tests.models.generation_witness import CACHES, NEW, PROMPTS, TOGETHER, WEIGHED, WINDOW, model_of
 from tests.tiny_families import tiny_model
 
 finder.install()
@@ -144,6 +144,8 @@ def test_with_each_cache_too(cache: str, tmp_path: Path):
     witness = seen_by_witness(tmp_path, [f"{cache}:{family}" for family in families])
     for family in families:
         test_live_vectors_are_those_that_transformers_attends_with(f"{cache}:{family}", witness)
+        if family in WEIGHED:
+            test_live_statistics_are_those_of_what_transformers_attends_with(f"{cache}:{family}", witness)
 
 
 def asked(cache: str) -> dict[str, Any]:
@@ -215,6 +217,32 @@ ATTENDING = ("llama", "mistral", "gemma2", "gemma3n_text", "gpt_oss", "deepseek_
 @pytest.mark.parametrize("family", ATTENDING)
 def test_live_statistics_are_those_of_the_weights_of_the_whole_text(family: str):
     """Of prompts side by side, with windows that caches have forgotten the keys before."""
+    plain = find_backbone(tiny_model(model_of(family).config, attn_implementation="eager"))
+
+    def weights_of(document: Document) -> list[np.ndarray]:
+        ids = torch.from_numpy(document.token_ids.astype(np.int64))[None]
+        with torch.inference_mode():
+            weights = plain(input_ids=ids, use_cache=False, output_attentions=True).attentions
+        return [one[0].numpy() for one in weights if one is not None]
+
+    assert_statistics(family, weights_of)
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name.rpartition(":")[2] in WEIGHED])
+def test_live_statistics_are_those_of_what_transformers_attends_with(name: str, witness: dict[str, np.ndarray]):
+    cache, _, family = name.rpartition(":")
+
+    def weights_of(document: Document) -> list[np.ndarray]:
+        begin = f"{name}/{document.example_id}"
+        assert document.token_ids.tolist() == witness[f"{begin}/ids"].tolist()
+        places = (place for place in range(99) if f"{begin}/{place}/weights" in witness)
+        return [witness[f"{begin}/{place}/weights"] for place in places]
+
+    assert_statistics(family, weights_of, **asked(cache))
+
+
+def assert_statistics(family: str, weights_of: Callable[[Document], list[np.ndarray]], **how: Any) -> None:
+    """Given the weights (heads, tokens, tokens) of each layer; of queries that these lack nothing is asked."""
     model = model_of(family)
     backbone = LoadedBackbone(find_backbone(model))
     longest = max(map(len, PROMPTS)) + NEW
@@ -225,33 +253,29 @@ def test_live_statistics_are_those_of_the_weights_of_the_whole_text(family: str)
     plan = AttentionPlan(layout, prove(backbone, selection.layers), buckets)
     rows = Accumulator(selection)
     passes = Passes(backbone, selection, rows, Clock(), plan)
-    continuing = Continuing(GenerateConfig(max_new_tokens=NEW), (), Answer())
-    language = LoadedLanguageModel(model, backbone)
+    continuing = Continuing(GenerateConfig(max_new_tokens=NEW, **how), (), Answer())
+    language = LoadedLanguageModel(model, backbone, continuing.how.caching)
     generation = Generation(language, continuing, passes, picker, selection, backbone.lengths, lambda ids: "")
     documents = [Document(n, f"doc-{n}", np.array(ids, np.int32), False) for n, ids in enumerate(PROMPTS)]
     generation.run(TokenBatch(tuple(documents), 0), {})
     (batch,) = passes.settle()
-    plain = find_backbone(tiny_model(model.config, attn_implementation="eager"))
     for number, document in enumerate(batch.documents):
-        ids = torch.from_numpy(document.token_ids.astype(np.int64))[None]
-        with torch.inference_mode():
-            weights = plain(input_ids=ids, use_cache=False, output_attentions=True).attentions
-        seen = [one[0].numpy() for one in weights if one is not None]
-        for geometry, wanted in zip(backbone.geometry, seen, strict=True):
+        for geometry, wanted in zip(backbone.geometry, weights_of(document), strict=True):
             attended = layout.of_layer(geometry)
             width = attended.dims[ATTENTION]
             columns = rows.columns(geometry.layer, ATTENTION, width)
             mine = np.flatnonzero(columns.rows.example_id == number)
             mine = mine[np.argsort(columns.rows.position[mine])]
             assert columns.rows.position[mine].tolist() == list(range(document.n_tokens))
-            values = torch.cat(list(columns.vectors)).view(len(columns), -1, width).numpy()[mine]
+            n = wanted.shape[-1]
+            assert n >= document.n_tokens - 1
+            values = torch.cat(list(columns.vectors)).view(len(columns), -1, width).numpy()[mine][:n]
             first, found = 0, {}
             for column in layout.columns(geometry.dims["v"]):
                 part = values[:, :, first : first + column.values]
                 found[column.name] = part[:, :, 0] if column.width is None else part
                 first += column.values
             expected = from_weights(wanted)
-            n = document.n_tokens
             assert (found["mass"][..., n:] == 0).all() and (found["distance"][..., n.bit_length() :] == 0).all()
             found["mass"] = found["mass"][..., :n]
             found["distance"] = found["distance"][..., : n.bit_length()]

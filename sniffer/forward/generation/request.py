@@ -13,6 +13,8 @@ METHODS = ("greedy", "sample")
 EOS = ("auto", "none")
 BOTH = "both"
 DEFAULT_BACKEND = "quanto"
+CACHING = ("cache", "cache_backend", "prefill_chunk_size")
+"""Keys of a cache; null leaves it to transformers."""
 LARGEST = (1 << 31) - 1
 
 if TYPE_CHECKING:
