@@ -130,6 +130,22 @@ def test_families(family: str):
     check(captured, model, written(out))
 
 
+@pytest.mark.parametrize("how", ["one step after the other", "prompt in chunks of 5", "static"])
+def test_latent_keys_before_rope_are_those_of_the_whole_text(how: str):
+    """They are made of what a cache holds, which is another matter for k_pre than for k."""
+    model = tiny_model(tiny_config("deepseek_v3"), attn_implementation="sdpa")
+    kinds = ["q_pre", "k_pre"]
+    with sniffer.sniff(model, sampler="all", kinds=kinds) as captured:
+        out = model.generate(IDS[:1], max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None, **HOW[how])
+    with sniffer.sniff(model, sampler="all", kinds=kinds) as whole, torch.no_grad():
+        model(input_ids=out[:, :-1])
+    for layer in whole.geometry:
+        for kind in kinds:
+            ours, theirs = (one.vectors(layer=layer, head=1, kind=kind) for one in (captured, whole))
+            assert ours.positions.tolist() == theirs.positions.tolist() == list(range(out.shape[1] - 1))
+            assert np.allclose(ours.vectors, theirs.vectors, atol=2e-5)
+
+
 def test_a_prompt_in_pieces_by_hand(model: Any):
     """The cache comes back from the first call, or is brought along."""
     for cache in (None, DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=30)):
