@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sniffer.errors import RunError, first_cause, first_line
-from sniffer.types.places import FOLDERS, missing_package, scheme_of
+from sniffer.types.places import FOLDERS, is_url, missing_package, scheme_of
 
 
 def require_url(url: str, key: str) -> str:
@@ -23,7 +23,8 @@ def require_url(url: str, key: str) -> str:
     """
     if scheme_of(url) not in FOLDERS or "::" in url:
         known = ", ".join(f"{scheme}://" for scheme in FOLDERS)
-        raise RunError(f"{key}{url} is no URL of a folder: wanted {known}, or a path")
+        path = ", or a path" if is_url(url) and not key else ""  # which may be read, and is no place for a copy
+        raise RunError(f"{key}{url} is no URL of a folder: wanted {known}{path}")
     parts = urlsplit(url)
     if parts.password is not None:
         raise RunError(f"{key}{scheme_of(url)}://... has a password in its URL: give it another way")
