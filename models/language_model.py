@@ -235,6 +235,9 @@ def _by_steps(
 
     with tap(notes, pre=not backbone.pre_missing), caches.seen_in(model.whole, model.caching) as why:
         model.generate(ids, mask, choose, NEW + 1)
+    if model.caching.chunk is not None and notes.most > model.caching.chunk:
+        kept = f"prompts go through {type(model.whole).__name__} {notes.most} tokens at a time all the same"
+        why.append(f"generate.prefill_chunk_size: {kept}")
     if why:
         raise UnsupportedModelError(why[0])
     return logits, notes.joined()
@@ -250,10 +253,11 @@ def _at_once(model: LoadedLanguageModel, backbone: LoadedBackbone, text: list[in
 
 
 class _Notes:
-    """What layers show of new tokens, forward by forward."""
+    """What layers show of new tokens, forward by forward; `most` is the most of them in one."""
 
     def __init__(self, backbone: LoadedBackbone, caching: Caching) -> None:
         self._backbone, self._caching = backbone, caching
+        self.most = 0
         self._columns: dict[int, int] = {}
         self._shown: dict[int, dict[str, list[Tensor]]] = {}
 
@@ -261,6 +265,7 @@ class _Notes:
         layer, new = self._backbone.layer_of.get(seen.module), seen.q.shape[2]
         if layer is None:
             return
+        self.most = max(self.most, new)
         before = self._columns.get(layer, 0)
         self._columns[layer] = before + new
         kinds = self._shown.setdefault(layer, {})

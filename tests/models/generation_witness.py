@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import cache_utils
 
 from tests.tiny_families import tiny_config, tiny_model
 
@@ -25,6 +26,7 @@ EAGER = ("gemma2", "gpt_oss", "phi3", "bloom", "gpt_neo")
 SLIDING = ("mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gpt_oss", "cohere2", "olmo3", "exaone4")
 CHANGES: dict[str, dict[str, Any]] = dict.fromkeys(SLIDING, {"sliding_window": WINDOW})
 CHANGES["llama4_text"] = {"attention_chunk_size": 8}
+CHANGES["gemma"] = {"head_dim": 64}  # the numbers that quanto and hqq round together
 
 CACHES: dict[str, dict[str, Any]] = {
     "static": {"cache_implementation": "static"},
@@ -34,11 +36,17 @@ CACHES: dict[str, dict[str, Any]] = {
     "static-sevens": {"cache_implementation": "static", "prefill_chunk_size": 7},
     "fp8": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}},
     "fp8-sevens": {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}, "prefill_chunk_size": 7},
+    "quanto": {"cache_implementation": "quantized", "cache_config": {"backend": "quanto"}},
+    "hqq-sevens": {"cache_implementation": "quantized", "cache_config": {"backend": "hqq"}, "prefill_chunk_size": 7},
 }
 """What transformers is asked for."""
-TOGETHER = ("fp8", "fp8-sevens")
-"""A scale is of a whole batch."""
-WEIGHED = ("llama", "mistral", "qwen3", "deepseek_v3")
+FP8 = hasattr(cache_utils, "Fp8QuantizedLayer")
+"""Whether this transformers has such a cache."""
+PACKAGED = ("quanto", "hqq-sevens")
+"""Those that take a package of their own (tests/quantized_caches.py)."""
+TOGETHER = ("fp8", "fp8-sevens", *PACKAGED)
+"""Numbers of a whole batch may be rounded together."""
+WEIGHED = ("llama", "mistral", "qwen3", "deepseek_v3", "gemma")
 """Whose weights are a softmax of scaled products."""
 
 

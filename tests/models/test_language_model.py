@@ -13,9 +13,11 @@ from sniffer.models.layers import find_backbone
 from sniffer.models.limits import check_writes
 from sniffer.models.loaded import LoadedBackbone
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, cache_utils
 
 from sniffer.errors import UnsupportedModelError
+from sniffer.types import Caching
+from tests.models.generation_witness import FP8
 from tests.tiny_families import tiny_config, tiny_model
 
 finder.install()
@@ -29,8 +31,8 @@ def model_of(family: str, **changes: Any) -> PreTrainedModel:
     return tiny_model(tiny_config(family, **changes), attn_implementation=how)
 
 
-def loaded(model: PreTrainedModel) -> LoadedLanguageModel:
-    return LoadedLanguageModel(model, LoadedBackbone(find_backbone(model)))
+def loaded(model: PreTrainedModel, *caching: Caching) -> LoadedLanguageModel:
+    return LoadedLanguageModel(model, LoadedBackbone(find_backbone(model)), *caching)
 
 
 def written(model: LoadedLanguageModel, prompts: list[list[int]], new: int) -> list[list[int]]:
@@ -112,6 +114,35 @@ def test_where_padding_has_a_say_prompts_of_one_length_share_a_batch(monkeypatch
 
     monkeypatch.setattr(model, "prepare_inputs_for_generation", deaf)
     assert not loaded(model).pads
+
+
+def test_another_cache_or_chunk_than_the_one_that_is_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch):
+    model = model_of("llama")
+    monkeypatch.setattr(model, "_prepare_static_cache", lambda **_: DynamicCache())
+    told = "generate.cache=static: LlamaForCausalLM is given DynamicCache all the same"
+    with pytest.raises(UnsupportedModelError, match=told):
+        loaded(model, Caching("static"))
+    honest = type(model)._prefill
+
+    def at_once(self: Any, ids: Any, how: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        how.prefill_chunk_size = None
+        return honest(self, ids, how, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "_prefill", at_once)
+    told = "generate.prefill_chunk_size: prompts go through LlamaForCausalLM 11 tokens at a time all the same"
+    with pytest.raises(UnsupportedModelError, match=told):
+        loaded(model, Caching(chunk=2))
+
+
+@pytest.mark.parametrize("caching", [Caching("static"), Caching(chunk=5), Caching("quantized", "fp8")])
+def test_a_proof_leaves_the_cache_as_it_is_asked_for(caching: Caching):
+    if caching.backend is not None and not FP8:
+        pytest.skip("this transformers has no fp8 cache")
+    ours = loaded(model_of("deepseek_v3"), caching)
+    assert ours.pads and ours.caching == caching
+    if FP8:
+        layer = cache_utils.Fp8QuantizedLayer()
+        assert layer._quantize(torch.tensor([1.03]))[0].dtype == torch.float8_e4m3fn
 
 
 def test_models_that_do_not_write_are_refused():

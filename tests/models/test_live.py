@@ -44,7 +44,7 @@ from sniffer.types import (
     TokenBatch,
 )
 from tests.helpers_attention import TOP, differences, from_weights
-from tests.models.generation_witness import CACHES, NEW, PROMPTS, TOGETHER, WEIGHED, WINDOW, model_of
+from tests.models.generation_witness import CACHES, FP8, NEW, PACKAGED, PROMPTS, TOGETHER, WEIGHED, WINDOW, model_of
 from tests.tiny_families import tiny_model
 
 finder.install()
@@ -68,7 +68,7 @@ def seen_by_witness(place: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]
     return dict(np.load(out))
 
 
-QUICK = ("static-sevens:mistral", "static:deepseek_v3", "ones:lfm2", "fp8:llama")
+QUICK = ("static-sevens:mistral", "static:deepseek_v3", "ones:lfm2", *(["fp8:llama"] if FP8 else []))
 """Caches of which every run of the tests sees a little."""
 
 
@@ -137,7 +137,9 @@ def test_live_vectors_are_those_that_transformers_attends_with(family: str, witn
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    "cache", [cache for cache in CACHES if cache not in PACKAGED and (FP8 or cache not in TOGETHER)]
+)
 def test_with_each_cache_too(cache: str, tmp_path: Path):
     """Of families with layers that a cache is not for, the others."""
     families = FULL if cache in TOGETHER else FAMILIES
