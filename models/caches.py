@@ -55,7 +55,7 @@ def seen_in(model: PreTrainedModel, caching: Caching) -> Iterator[list[str]]:
     wanted = CLASSES.get(caching.cache or "")
 
     def look(_: Any, __: Any, said: dict[str, Any]) -> None:
-        given = next((type(said[name]).__name__ for name in NAMES if said.get(name) is not None), "none")
+        given = next((type(said[name]).__name__ for name in NAMES if said.get(name) is not None), "another cache")
         if wanted is not None and given != wanted and not why:
             why.append(f"generate.cache={caching.cache}: {type(model).__name__} is given {given} all the same")
 
