@@ -287,6 +287,13 @@ def assert_statistics(family: str, weights_of: Callable[[Document], list[np.ndar
             assert np.allclose(tops, expected["mass"].max(-1), atol=2e-5)
 
 
+def test_a_layer_that_attends_twice_in_a_step_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    honest = Live.called
+    monkeypatch.setattr(Live, "called", lambda self, shown: [honest(self, shown), honest(self, shown)])
+    with pytest.raises(CaptureError, match="layer 0 attends twice in one step"):
+        test_live_statistics_are_those_of_the_weights_of_the_whole_text("llama")
+
+
 def test_a_step_whose_keys_are_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """What is computed of a step is compared with what attention returned."""
     honest = steps.text_of

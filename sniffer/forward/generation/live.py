@@ -83,6 +83,7 @@ class Live:
         self._plan, self._pre = plan, pre
         self._step = 0
         self._at: dict[int, Columns] = {}
+        self._attended: dict[int, Columns] = {}
         self._places = _by_step(prompts, possible)
         self._padding = prompts.seq_len - np.array([one.n_tokens for one in prompts.documents], np.int64)
         attention, moments = plan.attention, plan.moments
@@ -107,7 +108,7 @@ class Live:
         if self._moments is not None:
             self._moments.written = list(written)
         self._step += 1
-        for remembered in (self._at, self._picked, self._flat):
+        for remembered in (self._at, self._attended, self._picked, self._flat):
             remembered.clear()
         TAP.exchange(self._tap())
 
@@ -135,6 +136,9 @@ class Live:
         layer = self._plan.layer_of.get(shown.module)
         if layer in self._at and self._attention is not None and self._attention.wants(layer):
             at = self._at[layer]
+            if self._attended.get(layer) == at:
+                raise CaptureError(f"layer {layer} attends twice in one step: set generate.live=false")
+            self._attended[layer] = at
             places = self._places_at(draw_of((layer, ATTENTION)), at)
             if len(places):
                 columns = self._attention.of_step(layer, shown, at, *np.divmod(places, ROW))
