@@ -89,7 +89,7 @@ SEEING |= {
     "patch_size": 16,
     "model_args": {"embed_dim": 64},
     "vocab_size": 8,
-    "vocab_offset": 99,
+    "vocab_offset": 144,
     "rms_norm_eps": 1e-6,
 }
 NEED_TIMM = ("fast_vlm", "gemma3n", "perception_lm")
@@ -113,6 +113,10 @@ QUIRKS: dict[str, dict[str, Any]] = {
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"] * 2}},
     "gemma4_assistant": {
         "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 4}
+    },
+    "gemma3n": {
+        "text_config": {"vocab_size_per_layer_input": 144},
+        "audio_config": {"vocab_size": 8, "vocab_offset": 152},
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "ernie4_5_vl_moe": {

@@ -118,7 +118,8 @@ def plan_asked(value: Any) -> PlanConfig:
 def _require_countable_layers(model: Any, name: str = "model") -> None:
     """Refuses more layers than a part's column can count, before a list of them is made."""
     for key, value in model.items() if isinstance(model, dict) else ():
-        if isinstance(value, int) and "layer" in str(key) and value > LAYERS:
+        counts = "layer" in str(key) and "per_layer" not in str(key)  # vocab_size_per_layer_input counts tokens
+        if isinstance(value, int) and counts and value > LAYERS:
             raise ConfigError(f"{name}.{key}={value} is more than the {LAYERS:,} layers that a run can have")
         _require_countable_layers(value, f"{name}.{key}")
 

@@ -87,6 +87,8 @@ def refused(*overrides: str) -> str:
 def test_every_choice_composes(group: str, choice: str) -> None:
     cfg = composed(f"{group}={choice}")
     assert set(cfg) == {f.name for f in fields(Keys)}
+    if group == "model" and choice != "checkpoint":
+        assert resolve(cfg).model.checkpoint
 
 
 @pytest.mark.long

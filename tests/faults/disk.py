@@ -36,6 +36,8 @@ from tests.helpers_config import save_config
 from tests.helpers_disk import READING, WRITING, Disk, failing
 from tests.helpers_runs import LAW, save_place
 from tests.helpers_store import OUTPUTS, Outputs, Session, killed, must_survive, n_calls, prepared, repeat, whole_digest
+from tests.test_generation import examples
+from tests.test_moments import assert_equal_moments, opened
 from tests.tiny_run import overrides
 
 Survived = Callable[[str], None]
@@ -52,8 +54,8 @@ def sweep(
     folder: Path, session: Session, whole: str, share: int, begun: Path | None = None, every: int = 1, **options: Any
 ) -> Iterator[Disk]:
     """Fails each of a share of a session's calls; yields the disk of each that was survived."""
-    only = options.pop("only", ANY)
-    for at in range(1 + share * every, 1 + n_calls(folder, session, only, begun), SHARES * every):
+    only, shares = options.pop("only", ANY), options.pop("shares", SHARES)
+    for at in range(1 + share * every, 1 + n_calls(folder, session, only, begun), shares * every):
         error = errno.ENOSPC if at % 3 == 0 else errno.EIO
         disk = Disk(folder, at, error=error, only=only, **options)
         must_survive(folder, session, disk, whole, begun)
@@ -171,6 +173,50 @@ def test_a_call_that_fails_once_in_a_whole_run(tmp_path: Path, place: Path, fini
     session, digest = whole_session(place, "output.checkpoint_every=6"), Manifest.load(finished).digest
     for _ in sweep(tmp_path / "run", session, digest, share, every=STEP):
         survived("a system call that fails once in a whole run")
+
+
+SMALL = ("dataset.max_examples=5", "dataset.max_tokens=64", "batch.max_tokens=130")
+CHECKPOINTS, SPILLS = "output.checkpoint_every=2", "output.memory_limit=4kB"
+GREEDY = ("generate=greedy", "generate.max_new_tokens=4")
+MOMENTS = "capture.moments.kinds=[q,k]"
+MORE = {
+    "generation": (*GREEDY, CHECKPOINTS),
+    "generation that spills": (*GREEDY, SPILLS),
+    "moments": (MOMENTS, CHECKPOINTS),
+    "moments that spill": (MOMENTS, SPILLS),
+    "statistics of attention": ("capture.attention=all", CHECKPOINTS),
+    "all of it": (*GREEDY, "generate.live=both", MOMENTS, "capture.attention=all", CHECKPOINTS),
+}
+"""What runs may have beside vectors, in commits of two documents or, spilled, of more."""
+STRIDE = 1 if os.environ.get("EVERY_CALL") else 13
+
+
+@pytest.fixture(scope="module", params=MORE)
+def more(request: pytest.FixtureRequest, place: Path) -> tuple[Session, Path]:
+    """A kind of run, and a folder of one that nothing happened to."""
+    session = whole_session(place, *SMALL, *MORE[request.param])
+    session(folder := prepared(place / request.param, None))
+    assert len({part.commit for part in Manifest.load(folder).parts}) > 1
+    return session, folder
+
+
+def must_be_alike(folder: Path, whole: Path) -> None:
+    """Also in what no digest tells: the text that was generated, and what all positions sum up to."""
+    one, other = opened(whole), opened(folder)
+    if one.manifest.generation is not None:
+        assert examples(folder) == examples(whole)
+    if one.manifest.moments is not None:
+        assert_equal_moments(one, other)
+
+
+@pytest.mark.parametrize("share", range(2))
+def test_a_call_that_fails_once_in_a_run_with_more(tmp_path: Path, more, share: int, survived: Survived):
+    """Reading is what it is in a whole run without."""
+    session, whole = more
+    digest = Manifest.load(whole).digest
+    for _ in sweep(tmp_path / "run", session, digest, share, every=STRIDE, shares=2, only=WRITING):
+        must_be_alike(tmp_path / "run", whole)
+        survived("a system call that fails once in a run with generation, moments or attention")
 
 
 @pytest.mark.parametrize("share", range(SHARES))

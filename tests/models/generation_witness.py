@@ -23,7 +23,10 @@ PROMPTS = ([30, 41, 52, 63, 74, 85, 96, 107, 118, 129, 31, 42], [33, 44, 55], [2
 NEW = 14
 WINDOW = 6
 EAGER = ("gemma2", "gpt_oss", "phi3", "bloom", "gpt_neo")
-SLIDING = ("mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gpt_oss", "cohere2", "olmo3", "exaone4")
+SLIDING = (
+    *("mistral", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4_text", "gpt_oss", "cohere2", "olmo3"),
+    "exaone4",
+)
 CHANGES: dict[str, dict[str, Any]] = dict.fromkeys(SLIDING, {"sliding_window": WINDOW})
 CHANGES["llama4_text"] = {"attention_chunk_size": 8}
 CHANGES["gemma"] = {"head_dim": 64}  # the numbers that quanto and hqq round together

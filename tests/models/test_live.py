@@ -52,8 +52,11 @@ finder.install()
 FAMILIES = (
     *("llama", "mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "qwen3", "gpt_oss", "deepseek_v3"),
     *("lfm2", "granitemoehybrid", "phi3", "cohere2", "llama4_text", "olmo3", "exaone4", "smollm3", "qwen3_next"),
+    "gemma3n",
 )
-"""With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces."""
+"""With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces; and
+one (gemma3n) as its checkpoints have it, within a model that sees and hears.
+"""
 
 FULL = ("llama", "qwen3", "deepseek_v3", "phi3", "smollm3")
 """Those whose layers all have full attention, which caches that quantise are for."""
