@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sniffer.config.trust import Trust
+from sniffer.engine import worker
 from sniffer.errors import ConfigError, RunError
 from sniffer.forward.moments.counting import Counting, MomentsPlan, Totals
 from sniffer.forward.moments.request import MomentsConfig
@@ -27,6 +28,7 @@ from sniffer.sampler import LogUniform, Picker, Uniform
 from sniffer.storage.manifest import Manifest
 from sniffer.types import Document, Moments, MomentsLayout, Rope, Sections, TokenBatch
 from tests.helpers_runs import Runs
+from tests.helpers_store import Killed
 from tests.tiny_run import save_checkpoint, save_texts
 
 KINDS = ("q", "k", "v", "q_pre", "k_pre")
@@ -278,6 +280,29 @@ def test_a_stopped_run_that_goes_on_has_them_all(runs: Runs, whole: Run, more: t
     named = {record.path for record in found.manifest.moment_files}
     assert {f"moments/{path.name}" for path in (folder / "moments").iterdir()} == named
     assert len(named) == 2
+
+
+def test_what_a_killed_run_has_is_not_written_over(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    """Of moments alone no part has a number that says which are taken."""
+    words = ("sampler.base_rate=0", WANTED, "output.checkpoint_every=2", "batch.max_tokens=200")
+    whole = opened(start(runs, "undisturbed", *words))
+    honest, left = worker.draw, [4]
+
+    def draw(*arguments):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+        return honest(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(worker, "draw", draw)
+        start(runs, "killed", *words)
+    folder = whole.folder.with_name("killed")
+    killed = Manifest.load(folder)
+    assert killed.status == "running" and len(killed.moment_files) == 1 and killed.counts["examples"] > 2
+    resume(folder, Trust())
+    assert verify(folder)[1] == []
+    assert_equal_moments(opened(folder), whole)
 
 
 def test_a_damaged_file_is_counted_again(runs: Runs, whole: Run):

@@ -123,12 +123,12 @@ class Store:
             log.warning("%s: of %s vectors %s; they are kept as they are, and counted", which, rows, found.not_finite)
 
     def next_number(self) -> int:
-        """A number for parts to come.
+        """A number for parts to come, and for moments.
 
-        No part has it, named or not: one that could not be written for sure may still come to lie in the folder.
+        No file has it, named or not: one that could not be written for sure may still come to lie in the folder.
         """
-        parts = (*self.manifest.parts, *self.manifest.pending)
-        self._given = 1 + max([self._given, *(part.number for part in parts)])
+        paths = [part.path for part in (*self.manifest.parts, *self.manifest.pending)]
+        self._given = 1 + max([self._given, *map(RunFolder.part_number, (*paths, *self._moments))])
         return self._given
 
     def adopt(
