@@ -188,12 +188,12 @@ MORE = {
     "all of it": (*GREEDY, "generate.live=both", MOMENTS, "capture.attention=all", CHECKPOINTS),
 }
 """What runs may have beside vectors, in commits of two documents or, spilled, of more."""
-STRIDE = 1 if os.environ.get("EVERY_CALL") else 13
+STRIDE = 1 if os.environ.get("EVERY_CALL") else 23
 
 
 @pytest.fixture(scope="module", params=MORE)
 def more(request: pytest.FixtureRequest, place: Path) -> tuple[Session, Path]:
-    """A kind of run, and a folder of one that nothing happened to."""
+    """A kind of run, and the folder of one that nothing happened to."""
     session = whole_session(place, *SMALL, *MORE[request.param])
     session(folder := prepared(place / request.param, None))
     assert len({part.commit for part in Manifest.load(folder).parts}) > 1
@@ -209,12 +209,23 @@ def must_be_alike(folder: Path, whole: Path) -> None:
         assert_equal_moments(one, other)
 
 
+def lost_its_disk(folder: Path, session: Session) -> Path:
+    """A run that had committed something when its disk took no more."""
+    at = n_calls(folder, session, WRITING) * 2 // 3
+    with failing(Disk(prepared(folder, None), at, only=WRITING, lasting=True)), pytest.raises(SnifferError):
+        session(folder)
+    assert Manifest.load(folder).parts
+    return folder
+
+
 @pytest.mark.parametrize("share", range(2))
-def test_a_call_that_fails_once_in_a_run_with_more(tmp_path: Path, more, share: int, survived: Survived):
+@pytest.mark.parametrize("state", ["new", "resumed"])
+def test_a_call_that_fails_once_in_a_run_with_more(tmp_path: Path, more, state: str, share: int, survived: Survived):
     """Reading is what it is in a whole run without."""
     session, whole = more
-    digest = Manifest.load(whole).digest
-    for _ in sweep(tmp_path / "run", session, digest, share, every=STRIDE, shares=2, only=WRITING):
+    begun = None if state == "new" else lost_its_disk(tmp_path / "begun", session)
+    where = tmp_path / "run", session, Manifest.load(whole).digest, share, begun
+    for _ in sweep(*where, every=STRIDE, shares=2, only=WRITING):
         must_be_alike(tmp_path / "run", whole)
         survived("a system call that fails once in a run with generation, moments or attention")
 
