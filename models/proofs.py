@@ -73,12 +73,19 @@ def why_not_packed(show: Show, ids: Ids) -> str:
 
 def why_not_left(show: Show, ids: Ids) -> str:
     """What a row is padded with on the left has no say, where position_ids count from its first token."""
-    last, n = ids[1:2], ids.shape[1]
-    mask = torch.ones(1, SHIFT + n, dtype=torch.long, device=ids.device)
-    mask[:, :SHIFT] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    mask, positions = _padded(ids)
+    return _why_not_left(show, ids, attention_mask=mask, position_ids=positions)
+
+
+def why_not_counted(show: Show, ids: Ids) -> str:
+    """The same where none are given: the model counts from the first token itself, or has no positions to count."""
+    return _why_not_left(show, ids, attention_mask=_padded(ids)[0])
+
+
+def _why_not_left(show: Show, ids: Ids, **said: Tensor) -> str:
+    last = ids[1:2]
     pads = (ids[:1, :SHIFT], ids[:1, SHIFT : 2 * SHIFT])
-    padded, changed = (show(torch.cat([pad, last], 1), attention_mask=mask, position_ids=positions) for pad in pads)
+    padded, changed = (show(torch.cat([pad, last], 1), split=0, **said) for pad in pads)
     alone = show(last)
     same = alike([cut(one, SHIFT) for one in padded], [cut(one, SHIFT) for one in changed])
     return "" if same and alike([cut(one, SHIFT) for one in padded], alone) else "its vectors depend on the padding"
@@ -87,8 +94,7 @@ def why_not_left(show: Show, ids: Ids) -> str:
 def why_not_shifted(show: Show, ids: Ids) -> str:
     """Without position_ids, a row that is padded on the left has the positions of its columns."""
     last, n = ids[1:2], ids.shape[1]
-    mask = torch.ones(1, SHIFT + n, dtype=torch.long, device=ids.device)
-    mask[:, :SHIFT] = 0
+    mask, _ = _padded(ids)
     padded = show(torch.cat([ids[:1, :SHIFT], last], 1), attention_mask=mask)
     alone = show(last, position_ids=torch.arange(SHIFT, SHIFT + n, device=ids.device)[None])
     same = alike([cut(one, SHIFT) for one in padded], alone)
@@ -107,10 +113,20 @@ def why_not_cached_stated(show: Show, ids: Ids) -> str:
 
 def why_not_cached_left(show: Show, ids: Ids) -> str:
     """The same, of a row that is padded on the left."""
+    mask, positions = _padded(ids)
+    return _why_not_cached(show, ids[1:2], ids[:1, :SHIFT], attention_mask=mask, position_ids=positions)
+
+
+def why_not_cached_counted(show: Show, ids: Ids) -> str:
+    """The same, of one that has no position_ids, and is counted from its first token."""
+    return _why_not_cached(show, ids[1:2], ids[:1, :SHIFT], attention_mask=_padded(ids)[0])
+
+
+def _padded(ids: Ids) -> tuple[Tensor, Tensor]:
+    """The mask of a row with SHIFT tokens of padding on the left, and positions that count behind them."""
     mask = torch.ones(1, SHIFT + ids.shape[1], dtype=torch.long, device=ids.device)
     mask[:, :SHIFT] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return _why_not_cached(show, ids[1:2], ids[:1, :SHIFT], attention_mask=mask, position_ids=positions)
+    return mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def _why_not_cached(show: Show, last: Tensor, pad: Tensor | None = None, **said: Tensor) -> str:
@@ -129,10 +145,12 @@ CLAIMS: dict[str, Callable[[Show, Ids], str]] = {
     "positions": why_not_positions,
     "packed": why_not_packed,
     "left": why_not_left,
+    "counted": why_not_counted,
     "shifted": why_not_shifted,
     "cached": why_not_cached,
     "cached_stated": why_not_cached_stated,
     "cached_left": why_not_cached_left,
+    "cached_counted": why_not_cached_counted,
 }
 
 

@@ -32,6 +32,8 @@ class Call:
         mask, position_ids, cache, use_cache: as they were given; None where they were not.
         stated: whether the positions are those of the user, and not of a model around the backbone.
         whole: whether it was the outermost model that was given these tokens.
+        counts: says whether the model, told no positions, gives rows that are padded on the left what they have alone;
+            asked where it matters.
     """
 
     tokens: Tensor
@@ -41,6 +43,7 @@ class Call:
     use_cache: Any = None
     stated: bool = False
     whole: bool = False
+    counts: Callable[[], bool] = lambda: False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,15 +92,28 @@ def read(inner: Arguments, outer: Arguments | None = None) -> Call:
     for name in PACKED_OTHERWISE:
         if inner.get(name) is not None:
             raise CaptureError(f"this call packs documents by {name}: give position_ids alone, or a document a row")
+    cache = next((inner[name] for name in CACHES if inner.get(name) is not None), None)
     return Call(
         tokens=tokens.detach(),
-        mask=said.get("attention_mask"),
+        mask=_without_room(said.get("attention_mask"), cache, tokens.shape[1]),
         position_ids=next((found for found in positions if found is not None), None),
-        cache=next((inner[name] for name in CACHES if inner.get(name) is not None), None),
+        cache=cache,
         use_cache=inner.get("use_cache"),
         stated=said.get("position_ids") is not None,
         whole=whole,
     )
+
+
+def _without_room(mask: Any, cache: Any, seq: int) -> Any:
+    """A mask (batch, columns) that goes on, with zeros, over all that a static cache has room for, up to this call.
+
+    So bloom's `generate` makes them, since its positions follow from the mask.
+    """
+    length = getattr(cache, "get_max_length", getattr(cache, "get_max_cache_shape", None))
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or length is None or mask.shape[1] != length():
+        return mask
+    columns = earlier_tokens(cache) + seq
+    return mask if mask[:, columns:].any() else mask[:, :columns]
 
 
 def earlier_tokens(cache: Any) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,9 @@ class Listener:
             return
         check_ids(frame.said.get("input_ids"), self._backbone.vocabulary)
         module = outermost.module if call.whole else frame.module
-        prove = partial(self._prove, module=module, use_cache=call.use_cache)
+        why_not = partial(self._backbone.why_not, module=module, use_cache=call.use_cache, pre=self._pre)
+        call = replace(call, counts=lambda: not why_not("counted"))
+        prove = partial(_prove, why_not=why_not)
         self.history.settle()
         frame.heard = hear(call, self.history, self._ids, self.missed, prove)
         if frame.heard is None:
@@ -182,11 +185,6 @@ class Listener:
                 where = frame.batch, frame.heard.held, frame.observer, self._transfer
                 attended = CallAttention(self._attention, self._backbone.layer_of, *where)
             frame.before = open_tap(observe, pre=self._pre, attended=attended)
-
-    def _prove(self, claims: Mapping[str, tuple[str, str]], module: nn.Module, use_cache: Any) -> None:
-        for claim, (what, advice) in claims.items():
-            if reason := self._backbone.why_not(claim, module, use_cache, pre=self._pre):
-                raise CaptureError(f"this call {what}, and in this model {reason}: {advice}")
 
     def _observe(self, observer: Observer, call: Call, held: int) -> Callable[[Seen], None]:
         """Shows the observer what belongs to the tokens of this call, each layer once."""
@@ -272,3 +270,9 @@ class Listener:
             if frame.observer is not None:
                 close_tap(frame.before)
             self._drop(frame)
+
+
+def _prove(claims: Mapping[str, tuple[str, str]], why_not: Callable[[str], str]) -> None:
+    for claim, (what, advice) in claims.items():
+        if reason := why_not(claim):
+            raise CaptureError(f"this call {what}, and in this model {reason}: {advice}")

@@ -61,13 +61,16 @@ class Begun:
 def pieces_of(call: Call) -> tuple[Piece, ...]:
     """The pieces of a call's rows, in order; a row of padding alone is one empty piece.
 
-    Where a row is padded on the left and has no positions, it is taken for one whose padding counts: `claims` says so.
+    Where a row is padded on the left and has no positions, it is taken for one whose padding counts, unless the model
+    `counts` from the first token: `claims` says so.
 
     Raises:
         CaptureError: padding lies inside a row, positions jump, or the mask is no plain one.
     """
     real = real_tokens(call.mask, call.shape)
     positions = positions_of(call.position_ids, real)
+    if positions is None and not real[:, 0].all() and call.counts():
+        positions = real.cumsum(1) - 1
     return tuple(
         piece
         for row, tokens in enumerate(real)
@@ -85,7 +88,9 @@ def pieces_after(call: Call, rows: Sequence[Begun], held: int) -> tuple[Piece, .
     earlier = np.array([(columns >= row.first) & (columns < row.end) for row in rows]).reshape(len(rows), held)
     real = real_tokens(call.mask, call.shape, earlier)
     positions = positions_of(call.position_ids, real)
-    if positions is None:
+    if positions is None and any(row.first or not row.end for row in rows) and call.counts():
+        positions = np.array([row.position for row in rows])[:, None] + real.cumsum(1) - 1
+    elif positions is None:
         positions = np.broadcast_to(held + np.arange(call.shape[1]), real.shape)
     return tuple(_next_piece(n, row, held, np.flatnonzero(real[n]), positions[n]) for n, row in enumerate(rows))
 
@@ -146,7 +151,8 @@ def claims(call: Call, pieces: Sequence[Piece]) -> dict[str, tuple[str, str]]:
         found["packed"] = ("has several documents in a row", "pass use_cache=False, or a document a row")
     if any(piece.first_column for piece in starts.values()):
         advice = "give position_ids that count from the first token, or set tokenizer.padding_side = 'right'"
-        found["left" if call.position_ids is not None else "shifted"] = ("is padded on the left", advice)
+        which = "left" if call.position_ids is not None else "counted" if call.counts() else "shifted"
+        found[which] = ("is padded on the left", advice)
     if call.position_ids is not None and any(piece.first_position for piece in starts.values()):
         found["positions"] = ("has positions that do not begin at 0", "leave position_ids out")
     if call.stated and not found:
@@ -158,7 +164,8 @@ def claims_after(call: Call, rows: Sequence[Begun]) -> dict[str, tuple[str, str]
     """What the model has to prove before a call goes on with rows of its cache; as `claims`."""
     advice = "give whole texts, without a cache"
     if any(row.first for row in rows):
-        return {"cached_left": ("goes on with rows that are padded on the left, from a cache", advice)}
+        which = "cached_counted" if call.position_ids is None and call.counts() else "cached_left"
+        return {which: ("goes on with rows that are padded on the left, from a cache", advice)}
     return {"cached_stated" if call.stated else "cached": ("goes on with what a cache holds", advice)}
 
 

@@ -6,6 +6,8 @@ The functions that attend are wrapped, one prompt at a time is gone on with, wit
 given at each step is written down. CACHE is one of CACHES; where numbers depend on what shares a batch, prompts are
 side by side. The vectors of a token's own key and value are those of the last column that its query sees, by the mask.
 Of some families with a CACHE the weights are computed too, by what attention was given.
+Of families that attend in a layer's own code (INLINE), products of tensors are looked at: of queries with keys, and of the
+weights that follow with values.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import cache_utils
 
 from tests.tiny_families import tiny_config, tiny_model
@@ -22,7 +25,8 @@ from tests.tiny_families import tiny_config, tiny_model
 PROMPTS = ([30, 41, 52, 63, 74, 85, 96, 107, 118, 129, 31, 42], [33, 44, 55], [21, 22, 23, 24, 25, 26, 27])
 NEW = 14
 WINDOW = 6
-EAGER = ("gemma2", "gpt_oss", "phi3", "bloom", "gpt_neo")
+INLINE = ("bloom", "mpt", "gpt_neo", "xglm", "gpt_neox_japanese", "rembert", "megatron-bert", "big_bird")
+EAGER = ("gemma2", "gpt_oss", "phi3", *INLINE)
 SLIDING = (
     *("mistral", "gemma2", "gemma3_text", "gemma3n", "gemma3n_text", "gemma4_text", "gpt_oss", "cohere2", "olmo3"),
     "exaone4",
@@ -93,6 +97,44 @@ def side_by_side(calls: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     return found
 
 
+class Products(TorchFunctionMode):
+    """Notes the queries, new keys and new values (1, heads, new, dim) of each attention, in the order of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[np.ndarray, ...]] = []
+        self._first: tuple[Any, Any] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.__name__ in ("matmul", "bmm", "baddbmm", "__matmul__"):
+            told = [*args, *(kwargs or {}).values()]
+            one, other = [each for each in told if isinstance(each, torch.Tensor)][-2:]
+            if one.dim() >= 3 and other.dim() >= 3:
+                self._note(one, other)
+        return result
+
+    def _note(self, one: torch.Tensor, other: torch.Tensor) -> None:
+        if self._first is not None and one.shape[-2:] == (self._first[0].shape[-2], self._first[1].shape[-1]):
+            (q, k), new = self._first, one.shape[-2]
+            three = q, k.transpose(-1, -2), other
+            self.found.append(
+                tuple(each.reshape(-1, *each.shape[-2:])[None, :, -new:].numpy().copy() for each in three)
+            )
+            self._first = None
+        else:
+            self._first = one, other
+
+
+def by_products(model: Any, ids: torch.Tensor, **how: Any) -> tuple[torch.Tensor, list[tuple[Any, ...]]]:
+    """What a model writes, and what each of its layers attends with at each step: its number, q, k, v."""
+    with Products() as products:
+        written = model.generate(ids, **how)
+    layers = model.config.num_hidden_layers
+    assert len(products.found) == layers * NEW
+    return written, [(number % layers, *three) for number, three in enumerate(products.found)]
+
+
 def main(out: str, wanted: list[str]) -> None:
     from transformers.modeling_utils import AttentionInterface
 
@@ -125,12 +167,17 @@ def main(out: str, wanted: list[str]) -> None:
             calls.clear()
             seq = max(len(PROMPTS[row]) for row in rows)
             pads = [seq - len(PROMPTS[row]) for row in rows]
-            written = model.generate(
-                torch.tensor([[0] * pad + PROMPTS[row] for row, pad in zip(rows, pads, strict=True)]),
-                attention_mask=torch.tensor([[0] * pad + [1] * (seq - pad) for pad in pads]),
+            ids = torch.tensor([[0] * pad + PROMPTS[row] for row, pad in zip(rows, pads, strict=True)])
+            how = {
+                "attention_mask": torch.tensor([[0] * pad + [1] * (seq - pad) for pad in pads]),
                 **{"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0},
+                "use_cache": True,  # which mpt's config says it does not
                 **CACHES.get(cache, {}),
-            )
+            }
+            if family in INLINE:
+                written, calls[:] = by_products(model, ids, **how)
+            else:
+                written = model.generate(ids, **how)
             for place, module in enumerate(dict.fromkeys(call[0] for call in calls)):
                 for kind, at in (("q", 1), ("k", 2), ("v", 3)):
                     states = np.concatenate([call[at] for call in calls if call[0] == module], axis=2)

@@ -44,18 +44,28 @@ from sniffer.types import (
     TokenBatch,
 )
 from tests.helpers_attention import TOP, differences, from_weights
-from tests.models.generation_witness import CACHES, FP8, NEW, PACKAGED, PROMPTS, TOGETHER, WEIGHED, WINDOW, model_of
+from tests.models.generation_witness import (
+    CACHES,
+    FP8,
+    INLINE,
+    NEW,
+    PACKAGED,
+    PROMPTS,
+    TOGETHER,
+    WEIGHED,
+    WINDOW,
+    model_of,
+)
 from tests.tiny_families import tiny_model
 
 finder.install()
 
 FAMILIES = (
-    *("llama", "mistral", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "qwen3", "gpt_oss", "deepseek_v3"),
+    *("llama", "mistral", "gemma2", "gemma3_text", "gemma3n", "gemma4_text", "qwen3", "gpt_oss", "deepseek_v3"),
     *("lfm2", "granitemoehybrid", "phi3", "cohere2", "llama4_text", "olmo3", "exaone4", "smollm3", "qwen3_next"),
-    "gemma3n",
 )
-"""With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces; and
-one (gemma3n) as its checkpoints have it, within a model that sees and hears.
+"""With sliding windows and hybrid caches, chunks, latent attention, shared keys, sinks, convolutions, state spaces; one
+(gemma3n) is within a model that sees and hears, as its checkpoints have it.
 """
 
 FULL = ("llama", "qwen3", "deepseek_v3", "phi3", "smollm3")
@@ -78,6 +88,12 @@ QUICK = ("static-sevens:mistral", "static:deepseek_v3", "ones:lfm2", *(["fp8:lla
 @pytest.fixture(scope="module")
 def witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return seen_by_witness(tmp_path_factory.mktemp("witness"), [*FAMILIES, *QUICK])
+
+
+@pytest.fixture(scope="module")
+def inline_witness(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Of families that attend in a layer's own code."""
+    return seen_by_witness(tmp_path_factory.mktemp("inline"), INLINE)
 
 
 Captured = dict[tuple[int, str], tuple[Rows, np.ndarray]]
@@ -151,6 +167,12 @@ def test_with_each_cache_too(cache: str, tmp_path: Path):
         test_live_vectors_are_those_that_transformers_attends_with(f"{cache}:{family}", witness)
         if family in WEIGHED:
             test_live_statistics_are_those_of_what_transformers_attends_with(f"{cache}:{family}", witness)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", INLINE)
+def test_so_are_those_of_attention_in_a_layers_own_code(family: str, inline_witness: dict[str, np.ndarray]):
+    test_live_vectors_are_those_that_transformers_attends_with(family, inline_witness)
 
 
 def asked(cache: str) -> dict[str, Any]:
@@ -319,7 +341,7 @@ def test_around_generate_a_notebook_has_the_same(family: str, cache: str | None,
     pads = [longest - len(prompt) for prompt in PROMPTS]
     ids = torch.tensor([[0] * pad + prompt for pad, prompt in zip(pads, PROMPTS, strict=True)])
     mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
-    how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "use_cache": True}
     model = model_of(family)
     with sniffer.sniff(model, sampler=All(), kinds=KINDS[:3]) as captured:
         model.generate(ids, attention_mask=mask, cache_implementation=cache, **how)
@@ -338,3 +360,12 @@ def test_around_generate_a_notebook_has_the_same(family: str, cache: str | None,
             seen = witness[f"{family}/{document}/{layers.index(layer)}/{kind}"]
             assert ours.shape == seen.shape
             assert np.linalg.norm(ours - seen) <= 1e-4 * np.linalg.norm(seen - seen.mean(1, keepdims=True)) + 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cache", [None, "static"])
+@pytest.mark.parametrize("family", INLINE)
+def test_so_it_has_of_attention_in_a_layers_own_code(
+    family: str, cache: str | None, inline_witness: dict[str, np.ndarray]
+):
+    test_around_generate_a_notebook_has_the_same(family, cache, inline_witness)

@@ -75,6 +75,7 @@ PLAIN: dict[str, tuple[dict[str, Any], tuple[Piece, ...]]] = {
     ),
     "left": ({"mask": LEFT}, rows((0, 0, 0, 10), (1, 4, 4, 6))),
     "pairs, left": ({"mask": by_pair(LEFT)}, rows((0, 0, 0, 10), (1, 4, 4, 6))),
+    "left, counted by the model": ({"mask": LEFT, "counts": lambda: True}, rows((0, 0, 0, 10), (1, 4, 0, 6))),
     "columns": ({"position_ids": COLUMNS}, WHOLE),
     "columns, one axis": ({"position_ids": COLUMNS[0]}, WHOLE),
     "columns, three axes": ({"position_ids": COLUMNS.expand(3, 2, 10)}, WHOLE),
@@ -171,7 +172,7 @@ def test_the_model_has_to_prove_what_it_is_told():
     assert of(position_ids=COLUMNS + 1, stated=True) == {"positions"}
     assert of(position_ids=PACKED) == {"packed"}
     assert of(position_ids=COLUMNS + 1) == {"positions"}
-    assert of(mask=LEFT) == {"shifted"}
+    assert of(mask=LEFT) == {"shifted"} and of(mask=LEFT, counts=lambda: True) == {"counted"}
     assert of(mask=LEFT, position_ids=COUNTED_FROM_TOKENS) == {"left"}
     assert of(mask=LEFT, position_ids=COUNTED_FROM_TOKENS + 3) == {"left", "positions"}
     for said in ({"mask": ONES}, {"cache": object()}):
@@ -339,6 +340,20 @@ def test_a_row_of_padding_begins_later():
     mask = torch.tensor([[0, 0, 0, 0, 1, 1]])
     (piece,) = pieces_after(Call(IDS[:1, :3], mask=mask, position_ids=torch.tensor([[0, 0, 1]])), [empty], 3)
     assert piece == Piece(0, 1, 0, 2) and empty.after(piece, 3, 3) == Begun(3, 2, 4, 6)
+
+
+def test_a_model_that_counts_itself_needs_no_positions():
+    call = Call(IDS[:, :3], mask=BOTH, counts=lambda: True)
+    assert pieces_after(call, BEGUN, 6) == GONE_ON and set(claims_after(call, BEGUN)) == {"cached_counted"}
+    begins = Call(IDS[:1, :3], mask=torch.tensor([[0, 0, 0, 0, 1, 1]]), counts=lambda: True)
+    assert pieces_after(begins, [Begun(3, 0, 0, 0)], 3) == (Piece(0, 1, 0, 2),)
+
+
+def test_a_mask_of_all_that_a_static_cache_has_room_for_is_cut():
+    cache = SimpleNamespace(get_seq_length=lambda: 0, get_max_length=lambda: 12)
+    for name, mask in {"room": torch.nn.functional.pad(LEFT, (0, 2)), "told": torch.ones(2, 12)}.items():
+        found = read({"input_ids": IDS, "attention_mask": mask, "cache": cache}).mask
+        assert found.equal(LEFT if name == "room" else mask)
 
 
 def test_what_is_new_of_rows_that_are_repeated():

@@ -13,6 +13,7 @@ import sniffer
 from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.reader.run import Run
 from sniffer.sampler import All, LogUniform
+from tests.tiny_families import tiny_config, tiny_model
 from tests.tiny_run import TEXTS
 
 KINDS = ["q", "k", "v", "q_pre", "k_pre"]
@@ -53,6 +54,21 @@ def test_the_vectors_are_those_of_a_run(run: Any, checkpoint: Path, model: Any, 
             model(**encoded(checkpoint, text))
     same(captured, captured_run)
     assert captured.rows == captured_run.manifest.rows_by_kind
+
+
+@pytest.mark.parametrize(("family", "first"), [("bloom", 0), ("opt", 0), ("gpt2", 3)])
+def test_padding_on_the_left_counts_where_the_model_counts_it(family: str, first: int):
+    """No position_ids are given: ALiBi, positions by the mask, and by the column."""
+    model = tiny_model(tiny_config(family), attn_implementation="eager")
+    ids = torch.tensor([[0, 0, 0, 33, 44, 55], [30, 41, 52, 63, 74, 85]])
+    with sniffer.sniff(model, sampler=All()) as captured:
+        model(ids, attention_mask=(ids != 0).long())
+        model(ids[:1, 3:])
+    found = captured.vectors(layer=1, head=0, kind="k")
+    padded, alone = (found.example_ids == number for number in (0, 2))
+    assert found.positions[padded].tolist() == [first, first + 1, first + 2]
+    assert found.positions[alone].tolist() == [0, 1, 2]
+    assert np.allclose(found.vectors[padded], found.vectors[alone], atol=1e-5) == (first == 0)
 
 
 def test_padding_is_no_document(checkpoint: Path, model: Any):
