@@ -157,7 +157,10 @@ def prove(model: LoadedLanguageModel, backbone: LoadedBackbone) -> bool:
         UnsupportedModelError: not even a prompt alone is gone on with soundly, and why.
     """
     seq = selfcheck.PROBE_SEQ + NEW + 1
-    first, second = selfcheck.probe_ids(backbone.vocabulary, backbone.device, seq).tolist()
+    # A head may know fewer tokens than are embedded, where some stand for images.
+    head: Any = model.whole.get_output_embeddings()
+    vocabulary = min(backbone.vocabulary, getattr(head, "out_features", backbone.vocabulary))
+    first, second = selfcheck.probe_ids(vocabulary, backbone.device, seq).tolist()
     texts = [first, second[SHORTER:]]
     with caches.in_a_proof(model, seq - NEW - 1):
         if not _why_not(model, backbone, texts):

@@ -6,8 +6,8 @@ The functions that attend are wrapped, one prompt at a time is gone on with, wit
 given at each step is written down. CACHE is one of CACHES; where numbers depend on what shares a batch, prompts are
 side by side. The vectors of a token's own key and value are those of the last column that its query sees, by the mask.
 Of some families with a CACHE the weights are computed too, by what attention was given.
-Of families that attend in a layer's own code (INLINE), products of tensors are looked at: of queries with keys, and of the
-weights that follow with values.
+Of families that attend in a layer's own code (INLINE), products of tensors are looked at: of queries with keys, and of
+the weights that follow with values.
 """
 
 from __future__ import annotations
