@@ -202,7 +202,8 @@ def _unloadable(error: Exception, attention: str, title: str) -> SnifferError:
             " set model.attn_implementation=auto"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = lines[0] if lines else type(error).__name__
+    # A line that ends so says what to do in the next one: "... You can install it with pip:" and how.
+    reason = " ".join(lines[: 1 + lines[0].endswith(":")]) if lines else type(error).__name__
     # Messages of these are sentences; those of others, such as a KeyError's, are often a word.
     plain = isinstance(error, (ValueError, OSError, EOFError, ImportError, RuntimeError))
     return CheckpointError(f"{title} cannot be loaded: {reason if plain else f'{type(error).__name__}: {reason}'}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sniffer.models import finder
+from sniffer.models import finder, weights
 from sniffer.models.backbone import Checkpoint
 from sniffer.models.loaded import LoadedBackbone
 
@@ -170,3 +170,9 @@ def test_a_gguf_file_that_lacks_a_tensor_is_refused(tmp_path: Path):
 def test_a_gguf_file_that_is_missing_is_named(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no there\.gguf"):
         Checkpoint(str(tmp_path / "there.gguf")).check()
+
+
+def test_a_package_that_is_missing_is_told_with_how_to_get_it():
+    said = "\nIt requires the timm library. You can install it with pip:\n`pip install timm`. Then restart.\n"
+    told = str(weights._unloadable(ImportError(said), "sdpa", "a checkpoint"))
+    assert told.endswith("You can install it with pip: `pip install timm`. Then restart.") and "\n" not in told
