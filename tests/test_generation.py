@@ -22,7 +22,7 @@ from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, Sn
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.prove import Way
 from sniffer.forward.generation.attention import require_steps
-from sniffer.forward.generation.request import CACHING
+from sniffer.forward.generation.request import CACHING, GenerateConfig
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.extend import extend
@@ -329,13 +329,6 @@ def test_a_chat_without_a_question_is_refused(
         (("dataset.pack_to=64",), "dataset.pack_to makes documents that are no prompts"),
         (("output.tokens=false",), "set output.tokens=true, or generate=none"),
         (("model.compile=true",), "generate is not possible with model.compile=true"),
-        (("generate.cache=own",), "generate.cache=own is not one of dynamic, static, quantized, or null"),
-        (
-            ("generate.cache=quantized", "generate.cache_backend=own"),
-            "own is not one of quanto, hqq, fp8",
-        ),
-        (("generate.cache_backend=fp8",), "generate.cache_backend is for generate.cache=quantized"),
-        (("generate.prefill_chunk_size=0",), "generate.prefill_chunk_size=0 must be 1 or more"),
         (("generate.max_new_tokens=4000",), "generate.max_new_tokens=4000 leaves no room for a prompt"),
         (
             ("generate.max_new_tokens=2000", "dataset.max_tokens=100"),
@@ -373,6 +366,7 @@ def test_a_cache_that_is_not_said_leaves_no_trace(whole: Path):
         assert "method" in keys and not {*keys} & {*CACHING}
 
 
+@pytest.mark.long
 def test_with_a_static_cache_and_chunks_the_rows_are_the_same(runs: Runs, whole: Path):
     folder = runs.start("static", *GREEDY, "generate.cache=static", "generate.prefill_chunk_size=7")
     assert examples(folder) == examples(whole) and verify(folder)[1] == []

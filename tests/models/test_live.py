@@ -81,7 +81,7 @@ def seen_by_witness(place: Path, wanted: Iterable[str]) -> dict[str, np.ndarray]
     return dict(np.load(out))
 
 
-QUICK = ("static-sevens:mistral", "static:deepseek_v3", "ones:lfm2", *(["fp8:llama"] if FP8 else []))
+QUICK = ("static-sevens:mistral", *(["fp8:llama"] if FP8 else []))
 """Caches of which every run of the tests sees a little."""
 
 
@@ -255,7 +255,7 @@ def test_live_statistics_are_those_of_the_weights_of_the_whole_text(family: str)
     assert_statistics(family, weights_of)
 
 
-@pytest.mark.parametrize("name", [name for name in QUICK if name.rpartition(":")[2] in WEIGHED])
+@pytest.mark.parametrize("name", QUICK[:1])
 def test_live_statistics_are_those_of_what_transformers_attends_with(name: str, witness: dict[str, np.ndarray]):
     cache, _, family = name.rpartition(":")
 

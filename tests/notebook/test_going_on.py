@@ -130,7 +130,9 @@ def test_families(family: str):
     check(captured, model, written(out))
 
 
-@pytest.mark.parametrize("how", ["one step after the other", "prompt in chunks of 5", "static"])
+@pytest.mark.parametrize(
+    "how", ["static, in chunks", *(pytest.param(how, marks=pytest.mark.long) for how in list(HOW)[:3])]
+)
 def test_latent_keys_before_rope_are_those_of_the_whole_text(how: str):
     """They are made of what a cache holds, which is another matter for k_pre than for k."""
     model = tiny_model(tiny_config("deepseek_v3"), attn_implementation="sdpa")
