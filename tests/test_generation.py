@@ -22,7 +22,7 @@ from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, Sn
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.prove import Way
 from sniffer.forward.generation.attention import require_steps
-from sniffer.forward.generation.request import CACHING, GenerateConfig
+from sniffer.forward.generation.request import CACHING
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.extend import extend
