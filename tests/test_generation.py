@@ -22,7 +22,7 @@ from sniffer.errors import CaptureError, ConfigError, DatasetError, RunError, Sn
 from sniffer.forward.attention.attending import AttentionPlan
 from sniffer.forward.attention.prove import Way
 from sniffer.forward.generation.attention import require_steps
-from sniffer.forward.generation.request import CACHING
+from sniffer.forward.generation.request import CACHING, GenerateConfig
 from sniffer.reader.run import Run
 from sniffer.reader.sweep import open_run
 from sniffer.runs.extend import extend
@@ -346,16 +346,28 @@ def test_what_cannot_be_is_refused_before_the_model_loads(
         runs.start(f"refused-{abs(hash(words))}", *GREEDY, *words)
 
 
-@pytest.mark.parametrize(("backend", "package"), [("null", "optimum-quanto"), ("hqq", "hqq")])
-def test_what_quantises_a_cache_is_named_where_it_is_missing(
-    runs: Runs, backend: str, package: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(generating, "installed", lambda name: name != package)
-    words = ("generate.cache=quantized", f"generate.cache_backend={backend}")
-    with pytest.raises(
-        ConfigError, match=rf"^generate.cache=quantized with \w+ needs {package}: pip install {package},"
-    ):
-        runs.start(f"missing-{package}", *GREEDY, *words)
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"cache": "own"}, "generate.cache=own is not one of dynamic, static, quantized, or null"),
+        ({"cache": "quantized", "cache_backend": "own"}, "cache_backend=own is not one of quanto, hqq, fp8, or null"),
+        ({"cache_backend": "fp8"}, "generate.cache_backend is for generate.cache=quantized"),
+        ({"cache": "static", "cache_backend": "fp8"}, "generate.cache_backend is for generate.cache=quantized"),
+        ({"prefill_chunk_size": 0}, "generate.prefill_chunk_size=0 must be 1 or more"),
+    ],
+)
+def test_a_cache_that_there_is_none_of_is_refused(asked: dict, said: str):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        GenerateConfig(**asked)
+
+
+def test_what_quantises_a_cache_is_named_where_it_is_missing(runs: Runs, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(generating, "installed", lambda name: False)
+    with pytest.raises(ConfigError, match="^generate.cache=quantized with quanto needs optimum-quanto: pip install "):
+        runs.start("missing", *GREEDY, "generate.cache=quantized")
+    with pytest.raises(ConfigError, match="^generate.cache=quantized with hqq needs hqq: pip install "):
+        generating.check_cache(GenerateConfig(cache="quantized", cache_backend="hqq").caching)
+    generating.check_cache(GenerateConfig(cache="quantized", cache_backend="fp8").caching)
 
 
 def test_a_cache_that_is_not_said_leaves_no_trace(whole: Path):
