@@ -61,6 +61,11 @@ class CallBatch(TokenBatch):
         """How many rows are the same as another one."""
         return len(self.grid) - len(np.unique(self.grid, axis=0))
 
+    @property
+    def apart(self) -> bool:
+        """Whether the model has other positions for some tokens than their places (positions.py)."""
+        return any(piece.apart for piece in self.pieces)
+
     def cells(self, picks: Picks) -> Int32[np.ndarray, " picks"]:
         """Where picks lie in the call: row * seq + column. A piece begins at some cell, which is no position."""
         begins = [piece.row * self.seq_len + piece.first_column - piece.first_position for piece in self.pieces]
@@ -101,7 +106,7 @@ def check_ids(ids: Any, vocabulary: int) -> None:
 
 def image_tokens(model: Any, said: Mapping[str, Any]) -> frozenset[int]:
     """The token ids that stand for images or videos in a call that brings some; else none."""
-    if not any("pixel" in name or name.startswith("image") for name in said):
+    if not any("pixel" in name or name.startswith(("image", ENCODED)) for name in said):
         return frozenset()
     config = getattr(model, "config", None)
     found = [getattr(config, name, None) for name in IMAGE_TOKENS]
@@ -110,6 +115,9 @@ def image_tokens(model: Any, said: Mapping[str, Any]) -> frozenset[int]:
 
 IMAGE = "image"
 """The section of tokens that an image, or a video, stands for."""
+
+ENCODED = "mm_encoder_outputs"
+"""What `generate` of later transformers makes of images, and hands on in their place."""
 
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 """Where configs of models for images and text name them."""

@@ -32,6 +32,7 @@ class Call:
         mask, position_ids, cache, use_cache: as they were given; None where they were not.
         stated: whether the positions are those of the user, and not of a model around the backbone.
         whole: whether it was the outermost model that was given these tokens.
+        images: the token ids that stand for images in it; `vectors`: what the backbone is given in place of ids, if so.
         counts: says whether the model, told no positions, gives rows that are padded on the left what they have alone;
             asked where it matters.
     """
@@ -43,6 +44,8 @@ class Call:
     use_cache: Any = None
     stated: bool = False
     whole: bool = False
+    images: frozenset[int] = frozenset()
+    vectors: Tensor | None = None
     counts: Callable[[], bool] = lambda: False
 
     @property
@@ -101,6 +104,7 @@ def read(inner: Arguments, outer: Arguments | None = None) -> Call:
         use_cache=inner.get("use_cache"),
         stated=said.get("position_ids") is not None,
         whole=whole,
+        vectors=vectors if isinstance(vectors, Tensor) else None,
     )
 
 

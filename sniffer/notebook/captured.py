@@ -224,7 +224,7 @@ class Captured:
         if not documents:
             raise RunError("nothing was captured: call the model within the `with` before saving")
         begins = {number: text.first_position for number, text in texts.items() if text.first_position}
-        what = self._accumulator, documents, begins, self._summed
+        what = self._accumulator, documents, begins, self._summed, self._texts.apart
         return save_run(Path(folder), self._model, self.selection, self._picker, *what)
 
     def clear(self) -> None:
@@ -243,6 +243,7 @@ class Captured:
         if call.counting is not None and self._summed is not None:
             self._summed.take(call.counting)
         self.branches |= branches
+        self._texts.apart |= call.batch.apart
         for number, branch in branches.items():
             self._texts.part(number, self._named(number), branch.parent, branch.position)
         for document in call.batch.documents:

@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import torch
+
 from sniffer.errors import CaptureError
 from sniffer.notebook.call import Call
 from sniffer.notebook.example_ids import ExampleIds
@@ -101,7 +104,21 @@ def _beginning(call: Call, pieces: tuple[Piece, ...], ids: ExampleIds, missed: M
 
 
 def _first_equal(call: Call, pieces: Sequence[Piece]) -> list[int]:
-    """For each row, the first one that has the same tokens, padding and positions."""
+    """For each row, the first one that has the same tokens, padding and positions, and the same images."""
     tokens = as_array(call.tokens)
-    known: dict[tuple[bytes, Piece], int] = {}
-    return [known.setdefault((tokens[n].tobytes(), replace(piece, row=0)), n) for n, piece in enumerate(pieces)]
+    known: dict[tuple[bytes, Piece], list[int]] = {}
+    found = []
+    for n, piece in enumerate(pieces):
+        alike = known.setdefault((tokens[n].tobytes(), replace(piece, row=0)), [])
+        first = next((one for one in alike if _same_images(call, tokens[n], one, n)), n)
+        if first == n:
+            alike.append(n)
+        found.append(first)
+    return found
+
+
+def _same_images(call: Call, tokens: np.ndarray, one: int, other: int) -> bool:
+    """Of rows with the same tokens; which images are whose is seen in the vectors that stand for them alone."""
+    if not np.isin(tokens, list(call.images)).any():
+        return True
+    return call.vectors is not None and torch.equal(call.vectors[one], call.vectors[other])

@@ -162,14 +162,14 @@ class Listener:
         check_ids(frame.said.get("input_ids"), self._backbone.vocabulary)
         module = outermost.module if call.whole else frame.module
         why_not = partial(self._backbone.why_not, module=module, use_cache=call.use_cache, pre=self._pre)
-        call = replace(call, counts=lambda: not why_not("counted"))
+        images = image_tokens(outermost.module, outermost.said)
+        call = replace(call, images=images, counts=lambda: not why_not("counted"))
         prove = partial(_prove, why_not=why_not)
         self.history.settle()
         frame.heard = hear(call, self.history, self._ids, self.missed, prove)
         if frame.heard is None:
             return
         frame.call = call
-        images = image_tokens(outermost.module, outermost.said)
         frame.batch = CallBatch.of(as_array(call.tokens), frame.heard.pieces, frame.heard.documents, images)
         if self._attention is not None:
             require_room(self._attention, frame.batch)

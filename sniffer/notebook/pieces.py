@@ -12,42 +12,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Int64
-from torch import Tensor
+from jaxtyping import Int64
 
 from sniffer.errors import CaptureError
 from sniffer.notebook.call import Call
 from sniffer.notebook.masks import real_tokens
-
-FARTHEST = 1 << 24
-"""No text is as long as this: positions from here on are a mistake."""
+from sniffer.notebook.positions import Stated, stated_by
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one document that lie side by side in a row of a call, at consecutive positions."""
+    """Tokens of one document that lie side by side in a row of a call, at consecutive positions.
+
+    `apart`: how far from its place in the text the model states what comes next, behind images (positions.py).
+    """
 
     row: int
     first_column: int
     first_position: int
     n_tokens: int
+    apart: int = 0
 
 
 @dataclass(frozen=True)
 class Begun:
     """A row of an earlier call, which a later one goes on with.
 
-    Its document has tokens in the columns [first, end) of the cache, if any, and the next one is at `position`.
+    Its document has tokens in the columns [first, end) of the cache, if any, and the next one is at `position`, which
+    is stated `apart` from there.
     """
 
     document: int
     position: int
     first: int
     end: int
+    apart: int = 0
 
     def after(self, piece: Piece, held: int, document: int) -> Begun:
         """The row once it has a piece more, of a call that began behind `held` columns."""
@@ -55,7 +56,7 @@ class Begun:
             return replace(self, document=document)
         first = self.first if self.end > self.first else held + piece.first_column
         end = held + piece.first_column + piece.n_tokens
-        return Begun(document, piece.first_position + piece.n_tokens, first, end)
+        return Begun(document, piece.first_position + piece.n_tokens, first, end, piece.apart)
 
 
 def pieces_of(call: Call) -> tuple[Piece, ...]:
@@ -68,13 +69,13 @@ def pieces_of(call: Call) -> tuple[Piece, ...]:
         CaptureError: padding lies inside a row, positions jump, or the mask is no plain one.
     """
     real = real_tokens(call.mask, call.shape)
-    positions = positions_of(call.position_ids, real)
-    if positions is None and not real[:, 0].all() and call.counts():
-        positions = real.cumsum(1) - 1
+    stated = stated_by(call, real)
+    if stated is None and not real[:, 0].all() and call.counts():
+        stated = Stated(real.cumsum(1) - 1, (0,) * len(real))
     return tuple(
-        piece
+        piece if stated is None else replace(piece, apart=stated.apart[row])
         for row, tokens in enumerate(real)
-        for piece in _pieces(row, np.flatnonzero(tokens), None if positions is None else positions[row])
+        for piece in _pieces(row, np.flatnonzero(tokens), None if stated is None else stated.places[row])
     )
 
 
@@ -87,12 +88,14 @@ def pieces_after(call: Call, rows: Sequence[Begun], held: int) -> tuple[Piece, .
     columns = np.arange(held)
     earlier = np.array([(columns >= row.first) & (columns < row.end) for row in rows]).reshape(len(rows), held)
     real = real_tokens(call.mask, call.shape, earlier)
-    positions = positions_of(call.position_ids, real)
-    if positions is None and any(row.first or not row.end for row in rows) and call.counts():
-        positions = np.array([row.position for row in rows])[:, None] + real.cumsum(1) - 1
-    elif positions is None:
-        positions = np.broadcast_to(held + np.arange(call.shape[1]), real.shape)
-    return tuple(_next_piece(n, row, held, np.flatnonzero(real[n]), positions[n]) for n, row in enumerate(rows))
+    apart = tuple(row.apart for row in rows)
+    stated = stated_by(call, real, apart)
+    if stated is None and any(row.first or not row.end for row in rows) and call.counts():
+        stated = Stated(np.array([row.position for row in rows])[:, None] + real.cumsum(1) - 1, apart)
+    elif stated is None:
+        stated = Stated(np.broadcast_to(held + np.arange(call.shape[1]), real.shape), apart)
+    pieces = (_next_piece(n, row, held, np.flatnonzero(real[n]), stated.places[n]) for n, row in enumerate(rows))
+    return tuple(replace(piece, apart=stated.apart[piece.row]) for piece in pieces)
 
 
 def last_of(pieces: Sequence[Piece], rows: Sequence[Begun]) -> tuple[Piece, ...]:
@@ -113,7 +116,7 @@ def _beyond(piece: Piece, row: Begun) -> Piece:
             f"row {piece.row} of this call repeats one of the call before, at other positions or with other padding: "
             "pass the same position_ids and attention_mask, and one more of each"
         )
-    return Piece(piece.row, piece.first_column + n, row.position, piece.n_tokens - n)
+    return Piece(piece.row, piece.first_column + n, row.position, piece.n_tokens - n, piece.apart)
 
 
 def _next_piece(n: int, row: Begun, held: int, columns: np.ndarray, stated: np.ndarray) -> Piece:
@@ -167,33 +170,6 @@ def claims_after(call: Call, rows: Sequence[Begun]) -> dict[str, tuple[str, str]
         which = "cached_counted" if call.position_ids is None and call.counts() else "cached_left"
         return {which: ("goes on with rows that are padded on the left, from a cache", advice)}
     return {"cached_stated" if call.stated else "cached": ("goes on with what a cache holds", advice)}
-
-
-def positions_of(position_ids: Any, real: Bool[np.ndarray, "batch seq"]) -> Int64[np.ndarray, "batch seq"] | None:
-    """The positions that a call states; None where it states none.
-
-    Some models have several positions a token, (axes, batch, seq), which are the same for text.
-
-    Raises:
-        CaptureError: they are no whole numbers from 0 on, have another shape, or differ from axis to axis.
-    """
-    if position_ids is None:
-        return None
-    kind = position_ids.dtype if isinstance(position_ids, Tensor) else torch.bool
-    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
-        raise CaptureError("this call's position_ids are no tensor of whole numbers: give that, or leave them out")
-    stated = position_ids.detach().cpu().numpy().astype(np.int64)
-    try:
-        axes = np.broadcast_to(stated, (*stated.shape[:-2], *real.shape)).reshape(-1, *real.shape)
-    except ValueError:
-        raise CaptureError(
-            f"this call's position_ids have the shape {stated.shape}, for input_ids of shape {real.shape}"
-        ) from None
-    if ((axes != axes[0]) & real).any():
-        raise CaptureError("this call gives tokens several positions, as for images: only text has one a token")
-    if real.any() and (axes[0][real].min() < 0 or axes[0][real].max() >= FARTHEST):
-        raise CaptureError(f"this call's position_ids reach outside [0, {FARTHEST:,}): count positions from 0")
-    return axes[0]
 
 
 def _pieces(row: int, columns: Int64[np.ndarray, " _"], positions: np.ndarray | None) -> Iterator[Piece]:

@@ -46,11 +46,13 @@ def save_run(
     documents: Sequence[Document],
     begins: Mapping[int, int],
     summed: Summed | None = None,
+    apart: bool = False,
 ) -> Path:
     """Writes the run, and returns its folder; as `Captured.save`.
 
     Args:
         begins: by example id, from which position on rows are of a document, where that is not 0.
+        apart: whether some were turned by other positions, of which a run knows nothing: then it tells of no RoPE.
     """
     dataset: dict[str, Any] = {"notebook": "calls of a model"}
     if any(document.sections is not None for document in documents):
@@ -69,7 +71,7 @@ def save_run(
         backbone=told.backbone,
         moments=None if summed is None else {**summed.plan.layout.as_json(), "heads": selection.counted_by_layer()},
         attention=None if told.attention is None else told.attention.as_json(),
-        rope=by_rope(told.rope),
+        rope=by_rope({} if apart else told.rope),
     )
     moments = None if summed is None else summed.rows()
     save_whole(folder, manifest, picker, told.dtype, accumulator, documents, told.model_config, moments, begins)

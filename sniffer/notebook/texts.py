@@ -54,7 +54,9 @@ class Text:
 
 
 class Texts(dict[int, Text]):
-    """By example id, in the order in which they began."""
+    """By example id, in the order in which they began. `apart`: some have places that are not what RoPE turns by."""
+
+    apart = False
 
     def add(self, document: Document, source_id: str) -> None:
         """What a call adds to a document, or begins it with."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from sniffer.errors import CaptureError
 from sniffer.notebook.batch import CallBatch
 from sniffer.notebook.call import Call, arguments, earlier_tokens, read
-from sniffer.notebook.pieces import FARTHEST, Begun, Piece, claims, claims_after, last_of, pieces_after, pieces_of
+from sniffer.notebook.pieces import Begun, Piece, claims, claims_after, last_of, pieces_after, pieces_of
+from sniffer.notebook.positions import FARTHEST
 from sniffer.types import Picks
 
 IDS = torch.arange(20).view(2, 10)
