@@ -150,6 +150,9 @@ class Keeper(Protocol):
     def keep_partial(self, call: CallRows) -> None:
         """Takes what layers had shown of a call that raised an error."""
 
+    def sections_until(self, number: int, position: int) -> Sections | None:
+        """Those of a document's tokens before a position; None where they have none."""
+
     def cut(self, ends: Mapping[int, int]) -> None:
         """Lets go of what documents have from a position on."""
 

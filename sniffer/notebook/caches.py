@@ -134,3 +134,7 @@ def _quantized(layer: Any) -> Any:
 def _version(tensor: Tensor) -> int | None:
     """How often it was written to; tensors of inference mode do not say."""
     return None if tensor.is_inference() else tensor._version
+
+
+def nothing() -> None:
+    """Once nobody listens, caches have no say any more."""

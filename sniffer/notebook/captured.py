@@ -16,6 +16,7 @@ from sniffer.forward.columns import Columns
 from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.selection import Selection
 from sniffer.notebook.batch import CallRows
+from sniffer.notebook.caches import nothing
 from sniffer.notebook.history import Branch
 from sniffer.notebook.missed import Missed
 from sniffer.notebook.saving import Told, save_run
@@ -24,7 +25,7 @@ from sniffer.notebook.tables import rows_frame, statistics_frame
 from sniffer.notebook.texts import Texts
 from sniffer.reader.vectors import Pairs, Vectors, probabilities
 from sniffer.sampler import Picker
-from sniffer.types import ATTENTION, KIND, Column, Document, Moments, Rows, by_number, columns_of
+from sniffer.types import ATTENTION, KIND, Column, Document, Moments, Rows, Sections, by_number, columns_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -47,11 +48,7 @@ class Captured:
         names: Mapping[int, str],
         moments: MomentsPlan | None = None,
     ) -> None:
-        """
-        Args:
-            names: texts that ids stand for.
-            moments: what is summed over all positions, if anything.
-        """
+        """`names`: texts that ids stand for; `moments`: what is summed over all positions, if anything."""
         self.geometry = by_number(model.geometry)
         self.selection = selection
         self.branches: dict[int, Branch] = {}
@@ -227,6 +224,10 @@ class Captured:
         what = self._accumulator, documents, begins, self._summed, self._texts.apart
         return save_run(Path(folder), self._model, self.selection, self._picker, *what)
 
+    def sections_until(self, number: int, position: int) -> Sections | None:
+        """Those of a document's tokens before a position; None where they have none."""
+        return self._texts.sections_until(number, position)
+
     def clear(self) -> None:
         """Lets go of all that was captured; texts that are gone on with keep their ids, positions and branches."""
         self.settle()
@@ -294,7 +295,3 @@ class Captured:
     def _probability(self, kind: str, rows: Rows) -> np.ndarray:
         law = self._picker.side(KIND[kind].draw).probability_by_bucket(int(rows.position.max(initial=0)) + 1)
         return probabilities(law, rows.bucket)
-
-
-def nothing() -> None:
-    """Once nobody listens, caches have no say any more."""

@@ -35,14 +35,14 @@ from sniffer.notebook.batch import CallBatch, CallRows, Keeper, check_ids, image
 from sniffer.notebook.caches import cache_in
 from sniffer.notebook.call import CACHES, Call, arguments, read
 from sniffer.notebook.example_ids import ExampleIds
-from sniffer.notebook.hearing import hear
+from sniffer.notebook.hearing import Heard, hear
 from sniffer.notebook.history import CallHistory, as_array
 from sniffer.notebook.hooks import Hook, is_running
 from sniffer.notebook.missed import Missed
 from sniffer.notebook.summed import counting_of
 from sniffer.notebook.under_way import Frame, Whole
 from sniffer.sampler import Picker
-from sniffer.types import by_number
+from sniffer.types import Sections, by_number
 
 if TYPE_CHECKING:
     from sniffer.tap import Seen
@@ -183,8 +183,22 @@ class Listener:
             observe, attended = self._observe(frame.observer, call, frame.heard.held), None
             if self._attention is not None:
                 where = frame.batch, frame.heard.held, frame.observer, self._transfer
-                attended = CallAttention(self._attention, self._backbone.layer_of, *where)
+                sections = self._sections(frame.batch, frame.heard)
+                attended = CallAttention(self._attention, self._backbone.layer_of, *where, sections)
             frame.before = open_tap(observe, pre=self._pre, attended=attended)
+
+    def _sections(self, batch: CallBatch, heard: Heard) -> tuple[Sections | None, ...]:
+        """Of each document's tokens so far, and of those of the call; none where nobody weighs sections."""
+        if self._attention is None or not self._attention.layout.sections:
+            return ()
+        found = []
+        for one in batch.documents:
+            number, position, before = one.example_id, one.first_position, None
+            if number not in heard.taken:
+                branch = heard.branches.get(number)
+                before = self._keeper.sections_until(number if branch is None else branch.parent, position)
+            found.append(Sections.joined_if_any([(before, position), (one.sections, one.n_tokens)]))
+        return tuple(found)
 
     def _observe(self, observer: Observer, call: Call, held: int) -> Callable[[Seen], None]:
         """Shows the observer what belongs to the tokens of this call, each layer once."""

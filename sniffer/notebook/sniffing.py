@@ -25,7 +25,8 @@ from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.moments.request import MomentsConfig
 from sniffer.forward.selection import CaptureConfig, HeadSampling, listed, select
 from sniffer.notebook.attending import plan_for
-from sniffer.notebook.captured import Captured, nothing
+from sniffer.notebook.caches import nothing
+from sniffer.notebook.captured import Captured
 from sniffer.notebook.example_ids import ExampleIds
 from sniffer.notebook.listener import Listener
 from sniffer.notebook.saving import Told
@@ -46,6 +47,7 @@ def sniff(
     full_attention_only: bool = False,
     attention: Sequence[str] | str | None = None,
     attention_top: int = 8,
+    attention_sections: Sequence[str] | str | None = None,
     max_tokens: int | None = None,
     moments: Sequence[str] | str | None = None,
     moments_second: str = "full",
@@ -63,7 +65,8 @@ def sniff(
         model: a transformers model, however it was loaded, or one thing that holds it.
         sampler: which positions to keep, or the name of one with its defaults: log_uniform, uniform, all, per_side.
         kinds, layers, heads, head_sampling, full_attention_only: as the keys `capture.*` of a run.
-        attention, attention_top: statistics of attention, as these keys of a run: names of some, or all.
+        attention, attention_top, attention_sections: statistics of attention, as these keys of a run: names of some, or
+            all. Documents of calls have the section image.
         max_tokens: of the longest text, for which their rows have columns; what the model takes by default.
         moments, moments_second, moments_sections: sums over all positions, as the keys `capture.moments.*` of a run:
             of which kinds, `kinds` or not.
@@ -83,7 +86,7 @@ def sniff(
         raise ConfigError(f"keep_sections={list(sampler.keep_sections)}: documents of calls have no sections")
     heads_of = layers, heads, head_sampling or HeadSampling(), full_attention_only
     summed = MomentsConfig(moments, moments_second, moments_sections)
-    request = CaptureConfig(listed(kinds), *heads_of, attention, attention_top, moments=summed)
+    request = CaptureConfig(listed(kinds), *heads_of, attention, attention_top, attention_sections, moments=summed)
     ids, picker = ExampleIds(example_ids), picker_of(sampler, seed)
     module, _, name = attach.rpartition(".")
     with getattr(importlib.import_module(module), name)(model) as backbone:

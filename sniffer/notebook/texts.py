@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int32
 
+from sniffer.errors import CaptureError
 from sniffer.types import Document, Sections
 
 
@@ -67,6 +68,24 @@ class Texts(dict[int, Text]):
             text.first_position = document.first_position
         text.tokens.append(document.token_ids.copy())
         text.sections.append(document.sections)
+
+    def sections_until(self, number: int, position: int) -> Sections | None:
+        """Those of a document's tokens before a position; None where they have none.
+
+        Raises:
+            CaptureError: not all of these tokens are known.
+        """
+        text = self.get(number, Text(""))
+        text = text.whole or text
+        known = text.first_position + len(text.token_ids)
+        if known < position:
+            raise CaptureError(
+                f"document {number} goes on at position {position}, and of which section its tokens before are is not "
+                "known any more: do not clear() while texts are gone on with, or leave attention_sections out"
+            )
+        pieces = [(None, text.first_position), (text.names, known - text.first_position)]
+        found = Sections.joined_if_any(pieces)
+        return None if found is None else found.cut(0, position)
 
     def part(self, number: int, source_id: str, parent: int, position: int) -> None:
         """A document parts from another one, whose tokens before a position are its own beginning."""

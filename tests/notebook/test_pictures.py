@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from sniffer.models import finder
 
 import sniffer
 from sniffer import open_run
-from sniffer.errors import CaptureError, RunError
+from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.notebook.captured import Captured
+from sniffer.notebook.texts import Texts
 from sniffer.runs.verify import verify
 from tests.notebook.test_listener import received
 from tests.tiny_families import tiny_config, tiny_model
@@ -128,6 +130,47 @@ def test_images_that_differ_make_texts_of_their_own():
         with sniffer.sniff(model, sampler="all") as captured:
             generate(model, said)
         assert captured.documents == (1 if same else 2)
+
+
+def test_weight_on_images(tmp_path: Path):
+    """By numpy, from queries and keys as attention is given them; and of beams, which part behind the image."""
+    model = tiny_model(tiny_config("qwen2_vl"))
+    said = call_of(model, [WIDE], "wide")
+    how: dict[str, Any] = {"sampler": "all", "attention": ["section"], "attention_sections": ["image"]}
+    with received() as seen:
+        generate(model, said)
+    with sniffer.sniff(model, **how) as captured:
+        generate(model, said)
+    n_layers = len(captured.geometry)
+    steps = seen[-n_layers * NEW :][1::n_layers]  # of the second layer
+    q = torch.cat([one[0] for one in steps], 2)[0].double().numpy()
+    k = np.repeat(steps[-1][1][0].double().numpy(), q.shape[0] // steps[-1][1].shape[1], axis=0)
+    logits = q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1])
+    logits[:, ~np.tri(q.shape[1], dtype=bool)] = -np.inf
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    expected = weights[:, :, [place for place, token in enumerate(WIDE) if token == IMAGE]].sum(-1)
+    for head in range(len(q)):
+        found = captured.attention(layer=1, q_head=head).sort("position")
+        assert np.allclose(np.array(found["section_mass"].to_list()).reshape(-1), expected[head], atol=1e-5)
+    assert 0.2 < expected[:, 9:].mean() < 0.8
+    run = open_run(captured.save(tmp_path / "run"))
+    assert run.attention(layer=1, q_head=0)["section_mass"].to_list() == found_of(captured, 0)
+    with sniffer.sniff(model, **how) as branched:
+        generate(model, said, num_beams=2)
+    assert branched.branches
+    for number in branched.branches:
+        rows = branched.attention(layer=1, q_head=0).filter(pl.col("example_id") == number)
+        assert all(share > 0.05 for (share,) in rows["section_mass"].to_list())
+    with (
+        pytest.raises(ConfigError, match="have the section image alone"),
+        sniffer.sniff(model, attention=["section"], attention_sections=["question"]),
+    ):
+        pass
+
+
+def found_of(captured: Captured, head: int) -> list[Any]:
+    return captured.attention(layer=1, q_head=head)["section_mass"].to_list()
 
 
 def test_a_generation_has_images_too():

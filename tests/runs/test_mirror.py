@@ -248,7 +248,7 @@ def test_a_mirror_that_cannot_be_reached_costs_the_run_nothing(
     with pytest.raises(RunError, match="output.mirror=https://host/run is no URL of a folder"):
         runs.start("third", "output.mirror=https://host/run")
     with pytest.raises(RunError, match=r"^output.mirror=/nfs/run is no URL of a folder: wanted .*memory://$"):
-        runs.start("third", "output.mirror=/nfs/run")
+        runs.start("fourth", "output.mirror=/nfs/run")
 
 
 def test_a_saved_mirror_is_asked_for_again(memory: str, tmp_path: Path):
