@@ -18,7 +18,6 @@ import sniffer
 from sniffer import open_run
 from sniffer.errors import CaptureError, ConfigError, RunError
 from sniffer.notebook.captured import Captured
-from sniffer.notebook.texts import Texts
 from sniffer.runs.verify import verify
 from tests.notebook.test_listener import received
 from tests.tiny_families import tiny_config, tiny_model
