@@ -1,8 +1,8 @@
 """A disk that fails at one system call, or at all from one on: no row is lost, and none is there twice.
 
-The calls of each kind of run are failed in turn: each of one kind's, every fourth or eighth of others' (STEP). Most
-of it goes through the real store and loop without a model, some through whole runs in this process, by one model or
-a crew of workers, and some through the command line.
+The calls of each kind of run are failed in turn: each of one kind's, every fourth or eighth of others' (STEP). Most of
+it goes through the real store and loop without a model, some through whole runs in this process, by one model or a crew
+of workers, and some through the command line.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Survived = Callable[[str], None]
 
 ANY = WRITING + READING
 STEP = 1 if os.environ.get("EVERY_CALL") else 4
-"""Of the calls of most kinds of runs every fourth is failed, so that it takes minutes; EVERY_CALL=1 fails each. It is no
-multiple of three, for every third call has another error."""
+"""Of the calls of most kinds of runs every fourth is failed, so that it takes minutes; EVERY_CALL=1 fails each. It is
+no multiple of three, for every third call has another error."""
 SHARES = 4
 """Of the calls of one kind of run, each a test, so that two processes have about the same to do."""
 MODEL = LastModel()
