@@ -1,6 +1,6 @@
 """A disk that fails at one system call, or at all from one on: no row is lost, and none is there twice.
 
-The calls of each kind of run are failed in turn: each of one kind's, every fourth or eighth of others' (STEP). Most of
+The calls of each kind of run are failed in turn: each of one kind's, every fifth or tenth of others' (STEP). Most of
 it goes through the real store and loop without a model, some through whole runs in this process, by one model or a crew
 of workers, and some through the command line.
 """
@@ -43,8 +43,8 @@ from tests.tiny_run import overrides
 Survived = Callable[[str], None]
 
 ANY = WRITING + READING
-STEP = 1 if os.environ.get("EVERY_CALL") else 4
-"""Of the calls of most kinds of runs every fourth is failed, so that it takes minutes; EVERY_CALL=1 fails each. It is
+STEP = 1 if os.environ.get("EVERY_CALL") else 5
+"""Of the calls of most kinds of runs every fifth is failed, so that it takes minutes; EVERY_CALL=1 fails each. It is
 no multiple of three, for every third call has another error."""
 SHARES = 4
 """Of the calls of one kind of run, each a test, so that two processes have about the same to do."""
@@ -83,7 +83,7 @@ def test_a_call_that_fails_once(tmp_path: Path, digest: str, outputs: str, share
 @pytest.mark.parametrize("share", range(SHARES))
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_a_disk_that_takes_no_more(tmp_path: Path, digest: str, outputs: str, share: int, survived: Survived):
-    session, every = partial(helpers_store.resume, outputs=OUTPUTS[outputs]), 8 if OUTPUTS[outputs].gpu else 4
+    session, every = partial(helpers_store.resume, outputs=OUTPUTS[outputs]), 8 if OUTPUTS[outputs].gpu else 5
     for _ in sweep(tmp_path / "run", session, digest, share, every=every, only=WRITING, lasting=True):
         survived("a disk that takes no more from a moment on")
 
