@@ -14,6 +14,7 @@ from sniffer.errors import UnsupportedModelError, of_a_device
 from sniffer.tap import Seen, tap
 
 from . import proofs, selfcheck
+from .caches import NAMES
 from .layers import find_backbone
 from .limits import limits_of
 from .loaded import LoadedBackbone
@@ -95,12 +96,8 @@ class Attachment(LoadedBackbone):
         return show
 
 
-CACHES = ("cache", "past_key_values", "cache_params")
-"""What a model calls the cache that it returns."""
-
-
 def _cache_of(returned: Any) -> dict[str, Any]:
-    for name in CACHES:
+    for name in NAMES:
         if (cache := getattr(returned, name, None)) is not None:
             return {name: cache}
     raise UnsupportedModelError("it returns no cache")

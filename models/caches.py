@@ -26,7 +26,7 @@ OWN = ("_cache", "_previous_max_cache_length")
 """What a model keeps of static caches, so that lengths of a later one depend on earlier ones."""
 
 NAMES = ("cache", "past_key_values", "cache_params")
-"""What a forward calls its cache, in one release or another."""
+"""What a forward calls its cache, the one that it takes and the one that it returns, in one release or another."""
 
 
 def options_of(caching: Caching) -> dict[str, Any]:

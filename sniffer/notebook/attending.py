@@ -7,9 +7,9 @@ what attention returned: of every text of a prompt, and of one text of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from sniffer.forward.attention.layout import layout_of
 from sniffer.forward.attention.masks import mask_rows
 from sniffer.forward.attention.prove import prove, require_proven
 from sniffer.forward.attention.scores import FromCall, Queries
-from sniffer.forward.attention.statistics import BucketRuns
+from sniffer.forward.attention.statistics import NamedSections
 from sniffer.forward.attention.steps import text_of
 from sniffer.forward.observer import Observer
 from sniffer.forward.selection import CaptureConfig, Selection
@@ -34,7 +34,7 @@ from sniffer.notebook.attached import Attached
 from sniffer.notebook.batch import IMAGE, CallBatch, first_of_call
 from sniffer.notebook.masks import SHUT
 from sniffer.sampler import Picker
-from sniffer.types import ATTENTION, Picks, Sections, draw_of
+from sniffer.types import ATTENTION, Picks, draw_of
 
 if TYPE_CHECKING:
     from sniffer.tap import Attended
@@ -96,7 +96,7 @@ class CallAttention:
         held: the columns of the call's cache before it.
         observer: has the picks, and takes the statistics.
         transfer: the way to the device.
-        sections: of each document's tokens until the end of the call, where the layout has some.
+        sections: those that are weighed, of each document's tokens until the end of the call.
     """
 
     plan: AttentionPlan
@@ -105,8 +105,7 @@ class CallAttention:
     held: int
     observer: Observer
     transfer: Transfer
-    sections: Sequence[Sections | None] = ()
-    _runs: dict[tuple[int, torch.device], BucketRuns] = field(default_factory=dict)
+    sections: NamedSections
 
     def __call__(self, shown: Attended) -> None:
         """
@@ -149,17 +148,10 @@ class CallAttention:
                 _require_no_later_keys(layer, text, texts)
             if queries > 1 or not found:
                 require_proven(layer, scores, texts.some(PROVEN_QUERIES), ADVICE)
-            found.append(of_text(scores, texts, self.plan, self._runs_of(number, device)))
+            found.append(of_text(scores, texts, self.plan, self.sections.of(number, device)))
         if not found:
             return torch.empty(0, call.q.shape[1], self.plan.layout.width(call.v.shape[-1]), device=device)
         return torch.cat(found)
-
-    def _runs_of(self, number: int, device: torch.device) -> BucketRuns | None:
-        """Where the sections that are weighed lie in a document; the same for all layers."""
-        if self.sections and (number, device) not in self._runs:
-            names = self.plan.layout.sections
-            self._runs[number, device] = BucketRuns.of_sections(self.sections[number], names, device)
-        return self._runs.get((number, device))
 
 
 def _by_piece(picks: Picks, pieces: int) -> Iterator[tuple[int, slice]]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from sniffer.errors import CaptureError
 from sniffer.forward.attention.attending import AttentionPlan
+from sniffer.forward.attention.statistics import NamedSections
 from sniffer.forward.moments.counting import MomentsPlan
 from sniffer.forward.observer import Observer, Wanted, close_tap, open_tap
 from sniffer.forward.selection import Selection
@@ -183,7 +184,7 @@ class Listener:
             observe, attended = self._observe(frame.observer, call, frame.heard.held), None
             if self._attention is not None:
                 where = frame.batch, frame.heard.held, frame.observer, self._transfer
-                sections = self._sections(frame.batch, frame.heard)
+                sections = NamedSections(self._attention.layout.sections, self._sections(frame.batch, frame.heard))
                 attended = CallAttention(self._attention, self._backbone.layer_of, *where, sections)
             frame.before = open_tap(observe, pre=self._pre, attended=attended)
 

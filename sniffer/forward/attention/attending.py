@@ -80,7 +80,7 @@ class Attending:
         self.seconds = 0.0
         self.mode = Watch()
         self._keeper = keeper
-        self._sections = NamedSections(plan.layout.sections, batch.documents)
+        self._sections = NamedSections(plan.layout.sections, [one.sections for one in batch.documents])
         self._proves = batch.seq_len > plan.proven
         self._longest = max(range(batch.n_rows), key=lambda row: batch.documents[row].n_tokens)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from sniffer.forward.attention.scores import Slice
-from sniffer.types import AttentionLayout, Document, Sections
+from sniffer.types import AttentionLayout, Sections
 
 
 class Weights:
@@ -112,14 +112,14 @@ class BucketRuns:
 class NamedSections:
     """Where the sections of some names lie in each of some texts; found once for each text and device."""
 
-    def __init__(self, names: Sequence[str], documents: Sequence[Document]) -> None:
-        self._names, self._documents = names, documents
+    def __init__(self, names: Sequence[str], texts: Sequence[Sections | None]) -> None:
+        self._names, self._texts = names, texts
         self._found: dict[tuple[int, torch.device], BucketRuns] = {}
 
     def of(self, row: int, device: torch.device) -> BucketRuns | None:
         """None where there are no names."""
         if self._names and (row, device) not in self._found:
-            self._found[row, device] = BucketRuns.of_sections(self._documents[row].sections, self._names, device)
+            self._found[row, device] = BucketRuns.of_sections(self._texts[row], self._names, device)
         return self._found.get((row, device))
 
 

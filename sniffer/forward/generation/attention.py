@@ -64,7 +64,7 @@ class StepAttention:
     ) -> None:
         self._plan, self._padding, self._transfer, self._caching = plan, padding, transfer, caching
         self._proven: set[tuple[int, bool, bool]] = set()
-        self._sections = NamedSections(plan.layout.sections, documents)
+        self._sections = NamedSections(plan.layout.sections, [one.sections for one in documents])
 
     def wants(self, layer: int) -> bool:
         return layer in self._plan.ways
